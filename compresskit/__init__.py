@@ -1,0 +1,50 @@
+"""compresskit: make BERT-style checkpoints 5, 10, 20 times smaller, and know what it costs.
+
+``import compresskit`` is light (no torch) and lets transformers load compressed folders:
+
+    import compresskit
+    from transformers import AutoModel
+    model = AutoModel.from_pretrained("all-MiniLM-L6-v2-kronecker-19x")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from wrapt import when_imported
+
+if TYPE_CHECKING:
+    from compresskit.api import compress, load, plan, to_dense
+    from compresskit.errors import CompresskitError, InputError, WorkError
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "compress": "compresskit.api",
+    "load": "compresskit.api",
+    "plan": "compresskit.api",
+    "to_dense": "compresskit.api",
+    "CompresskitError": "compresskit.errors",
+    "InputError": "compresskit.errors",
+    "WorkError": "compresskit.errors",
+}
+
+__all__ = ["CompresskitError", "InputError", "WorkError", "__version__", "compress", "load", "plan", "to_dense"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'compresskit' has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+@when_imported("transformers.quantizers.auto")
+def _register_with_transformers(_module: Any) -> None:
+    import_module("compresskit.model.quantizer")

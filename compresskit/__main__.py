@@ -1,0 +1,5 @@
+"""``python -m compresskit``."""
+
+from compresskit.cli import main
+
+main()

@@ -1,0 +1,156 @@
+"""The Python interface: plan, compress, load, to_dense. Re-exported by ``compresskit``."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from compresskit.errors import InputError
+from compresskit.model import checkpoint
+from compresskit.model.sources import ModelSource, check_finite
+from compresskit.model.swap import densify
+from compresskit.model.targets import check_supported, find_targets
+from compresskit.planning.apply import apply_plan
+from compresskit.planning.planner import Plan, make_plan
+from compresskit.planning.recipe import Allocation, Recipe, check_ratio, for_method, load_recipe
+
+ModelLike = PreTrainedModel | str | Path | None
+
+
+def choose_recipe(
+    *,
+    method: str | None = None,
+    ratio: float | None = None,
+    recipe: Recipe | str | Path | None = None,
+    allocation: Allocation | None = None,
+    allow_slow: bool = False,
+) -> Recipe:
+    """The recipe that these choices mean; see :func:`compress` for them.
+
+    Raises:
+        InputError: neither or both of method and recipe, no ratio for a method, a ratio for explicit shapes.
+    """
+    if (method is None) == (recipe is None):
+        raise InputError("give either a method (with a ratio) or a recipe" + ("" if method is None else ", not both"))
+    if method is not None:
+        if ratio is None:
+            raise InputError(f"method {method} needs a ratio or a size")
+        return for_method(method, ratio, allocation or "uniform", allow_slow)
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or "")
+    update: dict[str, Any] = {}
+    if chosen.explicit:
+        for given, what in ((ratio, "ratio or size"), (allocation, "allocation")):
+            if given is not None:
+                raise InputError(f"recipe {chosen.name} gives explicit shapes, so a {what} cannot be chosen")
+    if ratio is not None:
+        update["ratio"] = check_ratio(ratio)
+    if allocation is not None:
+        update["allocation"] = allocation
+    if allow_slow:
+        update["allow_slow"] = True
+    return chosen.model_copy(update=update)
+
+
+def plan(
+    model: ModelLike = None,
+    *,
+    method: str | None = None,
+    ratio: float | None = None,
+    recipe: Recipe | str | Path | None = None,
+    allocation: Allocation | None = None,
+    allow_slow: bool = False,
+) -> Plan:
+    """What :func:`compress` would do with the same arguments, with predicted errors; nothing is changed."""
+    asked = choose_recipe(method=method, ratio=ratio, recipe=recipe, allocation=allocation, allow_slow=allow_slow)
+    dense = _dense(model)
+    return make_plan(dense, asked, ModelSource(dense), predict_errors=True)
+
+
+def compress(
+    model: ModelLike = None,
+    *,
+    method: str | None = None,
+    ratio: float | None = None,
+    recipe: Recipe | str | Path | None = None,
+    allocation: Allocation | None = None,
+    allow_slow: bool = False,
+    inplace: bool = False,
+) -> PreTrainedModel:
+    """A compressed model of the same class.
+
+    Args:
+        model: a model, a folder or a hub id. Default: the embedded demo checkpoint.
+        method: a registered method, used for every role; needs ``ratio``.
+        ratio: dense parameters / compressed parameters of the whole model, tied tensors once; above 1. The result
+            has the smallest reachable ratio of at least this, normally within 1 %.
+        recipe: instead of ``method``: a :class:`Recipe`, the short name of a shipped one, or a YAML file.
+        allocation: ``uniform`` (default: all roles at about the same ratio) or ``error`` (least total error).
+        allow_slow: also offer shapes that take more than 1.1 x the dense FLOPs.
+        inplace: change the given model instead of a copy.
+
+    Returns:
+        A model whose ``save_pretrained`` folder reloads with ``from_pretrained`` once compresskit is imported.
+
+    Raises:
+        InputError: unknown method or recipe, a ratio out of reach, a model that cannot be compressed.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> import compresskit
+        >>> config = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
+        ...                     vocab_size=1000, max_position_embeddings=64)
+        >>> small = compresskit.compress(BertModel(config), method="low-rank", ratio=3)
+        >>> small.embeddings.word_embeddings
+        LowRankEmbedding(num_embeddings=1000, embedding_dim=64, rank=14)
+    """
+    asked = choose_recipe(method=method, ratio=ratio, recipe=recipe, allocation=allocation, allow_slow=allow_slow)
+    dense = _dense(model)
+    chosen = make_plan(dense, asked, ModelSource(dense))
+    student = dense if inplace or not isinstance(model, PreTrainedModel) else _copy_without_targets(dense)
+    apply_plan(student, chosen)
+    return student
+
+
+def _dense(model: ModelLike) -> PreTrainedModel:
+    if not isinstance(model, PreTrainedModel):
+        return checkpoint.read(model).model
+    check_supported(model)
+    check_finite(model)
+    return model
+
+
+def _copy_without_targets(model: PreTrainedModel) -> PreTrainedModel:
+    """A deep copy that shares the targets' weights with the original: they are only read, then replaced."""
+    weights = [model.get_submodule(target.name).weight for target in find_targets(model) if target.role is not None]
+    memo: dict[int, Any] = {id(weight): weight for weight in weights if isinstance(weight, nn.Parameter)}
+    return copy.deepcopy(model, memo)
+
+
+def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Load a compressed folder strictly, as the class it was saved from.
+
+    Unlike ``from_pretrained`` this refuses a folder that is not compressed, and missing or unexpected weights.
+
+    Args:
+        folder: what ``compresskit compress`` or ``save_pretrained`` wrote.
+        kwargs: passed on to ``from_pretrained``.
+
+    Raises:
+        InputError: says what is wrong with the folder.
+    """
+    return checkpoint.load_compressed(Path(folder), **kwargs)
+
+
+def to_dense(model: PreTrainedModel) -> PreTrainedModel:
+    """An ordinary model of the same class with every factorised weight multiplied out: the same outputs up to rounding.
+
+    The given model is not changed (``model.dequantize()`` works in place).
+    """
+    dense = copy.deepcopy(model)
+    densify(dense)
+    dense.hf_quantizer.remove_quantization_config(dense)
+    return dense

@@ -1,0 +1,306 @@
+"""The command line: parses, calls, prints. Heavy imports happen inside the commands, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+
+from compresskit import __version__
+from compresskit.errors import CompresskitError, InputError
+
+if TYPE_CHECKING:
+    from compresskit.model.checkpoint import Checkpoint
+    from compresskit.planning.planner import Plan, Progress
+    from compresskit.planning.recipe import Recipe
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+AS_CHOICES = (
+    "base",
+    "masked-lm",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+)
+INTERRUPTED = 130
+
+#: Width of tables that go to a file or a pipe.
+PIPE_WIDTH = 120
+
+out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+err = Console(stderr=True)
+
+
+def common(command: F) -> F:
+    """The flags that mean the same in every command that reads a model."""
+    options = (
+        click.option("--model", metavar="FOLDER|HUB_ID", help="Dense checkpoint. Default: the embedded MiniLM."),
+        click.option("--as", "as_class", type=click.Choice(AS_CHOICES), help="Model class. Default: the checkpoint's."),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of new heads."),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all."),
+        click.option("--device", default="cpu", show_default=True, help="Where to compute, e.g. cpu or cuda."),
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="compresskit")
+def cli() -> None:
+    """Make a BERT-style checkpoint 5, 10, 20 times smaller, as a folder that transformers loads.
+
+    \b
+    compresskit compress --method kronecker --ratio 19       # the embedded checkpoint, no network
+    compresskit compress --model google-bert/bert-base-uncased --recipe kroneckerbert-21 --output small/
+    """
+
+
+@cli.command()
+@common
+@click.option("--method", metavar="NAME", help="One method for every role; see `compresskit methods`.")
+@click.option("--recipe", metavar="NAME|FILE", help="A shipped recipe or a YAML file, instead of --method.")
+@click.option("--ratio", type=float, help="Dense parameters / compressed parameters, whole model, above 1.")
+@click.option("--size", metavar="SIZE", help="Instead of --ratio: the weight file's size, e.g. 5MB (10^6 bytes).")
+@click.option("--allocation", type=click.Choice(["uniform", "error"]), help="Same ratio for all, or least error.")
+@click.option("--allow-slow", is_flag=True, help="Also offer shapes above 1.1 x the dense FLOPs.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder to write. Default: <model>-<method>-<ratio>x.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that compresskit wrote.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and its totals, write nothing.")
+def compress(
+    model: str | None,
+    as_class: str | None,
+    seed: int,
+    threads: int | None,
+    device: str,
+    method: str | None,
+    recipe: str | None,
+    ratio: float | None,
+    size: str | None,
+    allocation: Any,
+    allow_slow: bool,
+    output: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+    **_: Any,
+) -> None:
+    """Compress a checkpoint into a folder that transformers loads."""
+    if ratio is not None and size is not None:
+        raise InputError("give --ratio or --size, not both")
+    size_bytes = None if size is None else parse_size(size)
+    prepare(seed, threads, device)
+    from compresskit.api import choose_recipe
+    from compresskit.model import checkpoint as checkpoints
+    from compresskit.model.sources import ModelSource
+    from compresskit.planning.apply import apply_plan
+    from compresskit.planning.planner import make_plan
+
+    def chosen(at_ratio: float | None) -> Recipe:
+        return choose_recipe(
+            method=method, recipe=recipe, ratio=at_ratio, allocation=allocation, allow_slow=allow_slow
+        )
+
+    # What needs no model is refused before one is read; a size becomes a ratio once the model is known.
+    asked = chosen(2.0 if size is not None else ratio)
+    if output is not None and not dry_run:
+        checkpoints.check_output(output, overwrite)
+    with reading(model):
+        dense = checkpoints.read(model, as_class)
+    if size_bytes is not None:
+        asked = chosen(_ratio_of_size(dense, size_bytes))
+    dense.model.to(device)
+    source = ModelSource(dense.model)
+    if dry_run:
+        with progress_bar() as progress:
+            plan = make_plan(dense.model, asked, source, predict_errors=True, progress=progress)
+        show(dense, plan)
+        out.print("Dry run: nothing written.")
+        return
+    suffix = size.strip() if size else f"{asked.ratio:.4g}x" if asked.ratio else ""
+    folder = output or Path("-".join(part for part in (dense.name, asked.name, suffix) if part))
+    with checkpoints.output_folder(folder, overwrite) as temporary:
+        with progress_bar() as progress:
+            plan = make_plan(dense.model, asked, source, progress=progress)
+            plan = apply_plan(dense.model, plan, progress)
+        dense.model.to("cpu")
+        megabytes = _write(dense, plan, temporary, folder.name)
+    show(dense, plan, megabytes)
+    out.print(f"[bold]Written to {folder}/[/] (weights, tokenizer, recipe.yaml, compression.json, model card)")
+    out.print(
+        f"Next: a one-shot {plan.ratio:.3g}x student needs distilling (or fine-tuning) before it is useful. Load it:\n"
+        f"  python -c \"import compresskit; model = compresskit.load('{folder}')\"",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _write(dense: Checkpoint, plan: Plan, temporary: Path, title: str) -> tuple[float, float]:
+    """Fill the folder; returns MB before and after."""
+    from compresskit.model import checkpoint as checkpoints
+    from compresskit.reporting.card import model_card
+    from compresskit.reporting.record import compression_record, resolved_recipe
+
+    checkpoints.save(dense, temporary)
+    recipe = resolved_recipe(plan)
+    bytes_before = sum(file.stat().st_size for file in checkpoints.weight_files(dense.folder))
+    bytes_after = sum(file.stat().st_size for file in checkpoints.weight_files(temporary))
+    record = compression_record(dense, plan, bytes_before=bytes_before, bytes_after=bytes_after)
+    megabytes = (bytes_before / 1e6, bytes_after / 1e6)
+    (temporary / checkpoints.MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    model_card(dense, plan, recipe, title, megabytes).save(temporary / "README.md")
+    return megabytes
+
+
+@cli.command()
+@common
+def inspect(model: str | None, as_class: str | None, seed: int, threads: int | None, device: str, **_: Any) -> None:
+    """Show every matrix: role, shape, share of the model, and how compressible it is."""
+    prepare(seed, threads, device)
+    from compresskit.model import checkpoint as checkpoints
+    from compresskit.reporting.inspection import inspection_tables
+
+    with reading(model):
+        dense = checkpoints.read(model, as_class)
+    dense.model.to(device)
+    with progress_bar() as progress:
+        tables = inspection_tables(dense.model, progress)
+    _notes(dense.notes)
+    for table in tables:
+        out.print(table)
+
+
+@cli.command()
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def methods(**_: Any) -> None:
+    """List the registered methods and the shipped recipes."""
+    from compresskit.decomposers.registry import decomposers
+    from compresskit.planning.recipe import load_recipe, shipped_recipes
+    from compresskit.reporting.tables import grid
+
+    rows = [(name, method.summary, method.reference) for name, method in decomposers().items()]
+    out.print(grid(("method", "what it does", "where it comes from"), rows, left=(0, 1, 2)))
+    recipes = [(name, load_recipe(name).description) for name in sorted(shipped_recipes())]
+    out.print(grid(("recipe", "what it is"), recipes, left=(0, 1)))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``5MB``, ``500kB`` or ``0.2GB`` (powers of ten). Raises InputError."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(kB|MB|GB)\s*", text, flags=re.IGNORECASE)
+    if match is None:
+        raise InputError(f"size {text!r}: give a number with kB, MB or GB, such as 5MB")
+    return int(float(match[1]) * {"kb": 1e3, "mb": 1e6, "gb": 1e9}[match[2].lower()])
+
+
+def _ratio_of_size(dense: Checkpoint, size: int) -> float:
+    """The ratio that makes the weight file at most ``size`` bytes; its header and kept tensors are allowed for."""
+    from compresskit.model.targets import count_parameters
+
+    tensors = [*dense.model.state_dict().items(), *dense.kept.items()]
+    # A factorised matrix has two tensors in the file; one entry of the header takes about 80 bytes and the name.
+    header = 256 + sum(2 * (len(name) + 80) for name, _ in tensors)
+    kept = sum(tensor.nbytes for tensor in dense.kept.values())
+    total = sum(parameter.nbytes for parameter in dense.model.parameters())
+    parameters = count_parameters(dense.model)
+    room = (size - header - kept) / (total / parameters)
+    if room <= 0 or parameters / room <= 1:
+        what = "too small for its header alone" if room <= 0 else f"not below the dense model's {total / 1e6:.1f} MB"
+        raise InputError(f"size {size / 1e6:g} MB: {what}")
+    return parameters / room
+
+
+def prepare(seed: int, threads: int | None, device: str) -> None:
+    """Seed, threads, device and quiet libraries, before any work."""
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.manual_seed(seed)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r}: cannot be used: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def reading(model: str | None) -> Iterator[None]:
+    """A spinner while a model is read."""
+    with err.status(f"reading {model or 'the embedded checkpoint'}"):
+        yield
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress callback drawn as a bar with the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield update
+
+
+def show(dense: Checkpoint, plan: Plan, megabytes: tuple[float, float] | None = None) -> None:
+    """The plan's two tables and its notes."""
+    from compresskit.reporting.tables import plan_table, totals_table
+
+    out.print(plan_table(plan))
+    out.print(totals_table(plan, megabytes))
+    _notes((*dense.notes, *plan.notes))
+
+
+def _notes(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        out.print(f"Note: {note}", style="yellow", markup=False)
+
+
+def main() -> None:
+    """Entry point: turns errors into one line and an exit code (0, 1, 2, 130)."""
+    debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        if debug:
+            raise
+        err.print("compresskit: interrupted, nothing half-written", style="bold red")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away (`| head`): no message about it either
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        expected = isinstance(error, CompresskitError)
+        text = str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
+        err.print(f"compresskit: error: {text}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code if isinstance(error, CompresskitError) else 1)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,1 @@
+"""The embedded checkpoint; tasks and texts."""

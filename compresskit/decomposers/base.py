@@ -1,0 +1,327 @@
+"""What a decomposer owes, and the words it shares with the rest of compresskit.
+
+One file per method answers the interface :class:`Decomposer`; planning, saving, reloading and reporting then work
+for it without a change elsewhere. Nothing here knows transformers.
+
+Letters in shapes: m = out_features (or vocabulary size v of an embedding), n = in_features (or embedding size d),
+W is (m, n) as ``nn.Linear.weight`` and ``nn.Embedding.weight`` store it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from compresskit.errors import InputError
+
+Kind = Literal["linear", "embedding"]
+Role = Literal["embedding", "attention", "ffn", "head"]
+ROLES: tuple[Role, ...] = ("embedding", "attention", "ffn", "head")
+
+#: Tokens that costs are compared at: one sequence of 128, as in the definition of FLOPs.
+COST_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight matrix that may be factorised.
+
+    Attributes:
+        name: module path in the model, as ``model.get_submodule`` takes it.
+        kind: ``linear`` or ``embedding``.
+        role: what the matrix does; None for a matrix that stays dense unless a recipe's pattern names it.
+        shape: (m, n) of the weight.
+        bias: whether the linear has a bias (it is kept, and counted with the dense rest).
+        padding_idx: of an embedding.
+        reason: why ``role`` is None.
+    """
+
+    name: str
+    kind: Kind
+    role: Role | None
+    shape: tuple[int, int]
+    bias: bool = False
+    padding_idx: int | None = None
+    reason: str = ""
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, without the bias."""
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Targets that are factorised together, all of one role, kind and shape. A single target's group bears its name."""
+
+    name: str
+    targets: tuple[Target, ...]
+
+    @property
+    def role(self) -> Role | None:
+        return self.targets[0].role
+
+    @property
+    def kind(self) -> Kind:
+        return self.targets[0].kind
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.targets[0].shape
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights of all targets, without biases."""
+        return sum(target.parameters for target in self.targets)
+
+    @property
+    def target(self) -> Target:
+        """The only target of a group of one."""
+        (target,) = self.targets
+        return target
+
+
+class Spec(BaseModel):
+    """How a group is factorised: plain, validated data that goes into ``config.json``. Subclassed once per method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    method: str
+
+    def describe(self) -> str:
+        """The spec in a few characters, for tables, e.g. ``384x48 (x) 2x16``."""
+        raise NotImplementedError
+
+
+class Options(BaseModel):
+    """What a recipe rule may say about a method's shapes; every field of the method's spec among it, so that a plan
+    can be written down as a recipe. Subclassed once per method; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Cost(NamedTuple):
+    """What a spec costs: parameters of the factors (biases left out) and FLOPs (2 x multiply-adds) of the cheapest path."""
+
+    parameters: int
+    flops: int
+
+
+class Source(Protocol):
+    """Hands out weights, from a live model or from files."""
+
+    def read(self, target: Target) -> Tensor:
+        """The whole weight, (m, n), in its stored dtype."""
+        ...
+
+    def rows(self, target: Target, start: int, stop: int) -> Tensor:
+        """Rows ``start:stop`` of the weight, (stop - start, n): for matrices too large to hold twice."""
+        ...
+
+
+class Statistics(Protocol):
+    """What calibration knows about the inputs of the targets. Always optional."""
+
+    def second_moment(self, target: Target) -> Tensor:
+        """X^T X of a linear's input, (n, n)."""
+        ...
+
+    def token_counts(self, target: Target) -> Tensor:
+        """How often each row of an embedding was looked up, (m,)."""
+        ...
+
+
+def row_blocks(source: Source, target: Target, rows: int = 8192) -> Iterator[Tensor]:
+    """The weight of ``target`` in blocks of at most ``rows`` rows."""
+    m = target.shape[0]
+    if m <= rows:
+        yield source.read(target)
+        return
+    for start in range(0, m, rows):
+        yield source.rows(target, start, min(start + rows, m))
+
+
+class FactorisedLinear(nn.Module, ABC):
+    """A linear layer computed from factors: y = x W'^T + bias, W' never stored.
+
+    Args:
+        in_features: n.
+        out_features: m.
+        bias: whether a bias parameter (m,) is held.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:  # x: (..., n) -> (..., m)
+        ...
+
+    @abstractmethod
+    def dense_weight(self) -> Tensor:
+        """W', (m, n)."""
+
+    def to_dense(self) -> nn.Linear:
+        """An ordinary ``nn.Linear`` with the weight multiplied out, same dtype, device and bias."""
+        weight = self.dense_weight().detach()
+        with torch.device("meta"):
+            dense = nn.Linear(self.in_features, self.out_features, bias=False)
+        dense.weight = nn.Parameter(weight.contiguous())
+        dense.bias = self.bias
+        return dense.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class FactorisedEmbedding(nn.Module, ABC):
+    """A word embedding computed from factors; also serves a tied output head through :meth:`project`.
+
+    Args:
+        num_embeddings: v.
+        embedding_dim: d.
+        padding_idx: row that gets no gradient through the look-up, as in ``nn.Embedding``.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None) -> None:
+        super().__init__()
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.padding_idx = padding_idx
+
+    @abstractmethod
+    def forward(self, ids: Tensor) -> Tensor:  # ids: (...) -> (..., d)
+        ...
+
+    @abstractmethod
+    def project(self, hidden: Tensor) -> Tensor:  # hidden: (..., d) -> (..., v)
+        """``hidden`` times the transposed table, without forming the table."""
+
+    @abstractmethod
+    def dense_weight(self) -> Tensor:
+        """The table, (v, d)."""
+
+    def to_dense(self) -> nn.Embedding:
+        """An ordinary ``nn.Embedding`` with the table multiplied out."""
+        weight = self.dense_weight().detach().contiguous()
+        with torch.device("meta"):
+            dense = nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx)
+        dense.weight = nn.Parameter(weight)
+        return dense.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"num_embeddings={self.num_embeddings}, embedding_dim={self.embedding_dim}"
+
+
+class TiedHead(nn.Module):
+    """The output head of a masked-LM whose weight is tied to a factorised embedding: same factors, own bias.
+
+    The embedding is referenced through ``__dict__``, not registered, so its factors are stored and counted once.
+    """
+
+    def __init__(self, embedding: FactorisedEmbedding, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.__dict__["embedding"] = embedding
+        self.in_features = embedding.embedding_dim
+        self.out_features = embedding.num_embeddings
+        self.bias = bias
+
+    def forward(self, hidden: Tensor) -> Tensor:  # hidden: (..., d) -> (..., v)
+        logits = self.__dict__["embedding"].project(hidden)
+        return logits if self.bias is None else logits + self.bias
+
+
+class Decomposer(ABC):
+    """A way to factorise. One subclass, one file; registered under ``name``.
+
+    Attributes:
+        name: what ``--method`` takes.
+        summary: one line for ``compresskit methods``.
+        reference: where the method comes from.
+        spec_type: its :class:`Spec`.
+        options_type: its :class:`Options`, the keys a recipe rule may give.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    reference: ClassVar[str]
+    spec_type: ClassVar[type[Spec]]
+    options_type: ClassVar[type[Options]]
+
+    def groups(self, targets: Sequence[Target]) -> list[Group]:
+        """Which targets belong together. Default: each on its own."""
+        return [Group(target.name, (target,)) for target in targets]
+
+    @abstractmethod
+    def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[Spec]:
+        """About a dozen specs whose parameters lie around ``parameters``, none of which is plainly worse than another.
+
+        ``parameters`` at or below the smallest possible gives the smallest ones. Never a spec that saves nothing, nor
+        one above :data:`MAX_FLOPS_RATIO` x dense FLOPs unless ``allow_slow``. May be empty.
+        """
+
+    @abstractmethod
+    def resolve(self, group: Group, options: Options) -> Spec:
+        """The spec that explicit recipe options mean for this group's shape.
+
+        Raises:
+            InputError: the options do not fit the shape, or name too few factors.
+        """
+
+    @abstractmethod
+    def check(self, group: Group, spec: Spec) -> None:
+        """Raises InputError if ``spec`` does not fit the group's shape or saves no parameters."""
+
+    @abstractmethod
+    def cost(self, group: Group, spec: Spec, tokens: int = COST_TOKENS) -> Cost:
+        """Parameters, and FLOPs for ``tokens`` tokens through every target of the group."""
+
+    @abstractmethod
+    def errors(
+        self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
+    ) -> list[float]:
+        """The relative Frobenius error each spec will have, from spectra, without factorising."""
+
+    @abstractmethod
+    def factorise(
+        self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
+    ) -> dict[str, Tensor]:
+        """The factors, named as the state dict will name them (``<target name>.<factor>``), in the weight's dtype.
+
+        Computed in float64; a decomposer that cannot use ``statistics`` ignores them.
+        """
+
+    @abstractmethod
+    def layers(self, group: Group, spec: Spec) -> dict[str, nn.Module]:
+        """The modules to put in place, by module path; parameters uninitialised, so the meta device works.
+
+        A path that is no target is an owner of shared factors and is mounted on the base model.
+        """
+
+    def parse_spec(self, data: dict[str, Any]) -> Spec:
+        """A spec from plain data (``config.json``). Raises InputError on unknown keys or wrong types."""
+        return _validated(self.spec_type, data, f"{self.name} spec")
+
+
+#: A candidate may cost at most this many times the dense FLOPs, unless slow ones are allowed.
+MAX_FLOPS_RATIO = 1.1
+
+
+def _validated(model: type[Any], data: dict[str, Any], what: str) -> Any:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "value"
+        raise InputError(f"{what}: {where}: {first['msg']} (given: {first['input']!r})") from None

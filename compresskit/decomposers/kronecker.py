@@ -1,0 +1,334 @@
+"""Kronecker factorisation: W (m, n) = sum over terms of A_t (m1, n1) (x) B_t (m/m1, n/n1).
+
+As in KroneckerBERT (Tahaei et al. 2021, arXiv 2109.06243). Rearranged so that every block of W becomes a row,
+R = W.view(m1, m2, n1, n2).permute(0, 2, 1, 3).reshape(m1*n1, m2*n2), the best rank-T approximation of R is the
+nearest sum of T Kronecker products (Van Loan & Pitsianis 1993). The matrix itself is not stored.
+
+Embeddings are factorised on the hidden side only, as in the paper: A (v, d/n) stays a look-up table, B is a row (1, n).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compresskit.decomposers import linalg
+from compresskit.decomposers.base import (
+    COST_TOKENS,
+    MAX_FLOPS_RATIO,
+    Cost,
+    Decomposer,
+    FactorisedEmbedding,
+    FactorisedLinear,
+    Group,
+    Options,
+    Source,
+    Spec,
+    Statistics,
+    Target,
+    row_blocks,
+)
+from compresskit.decomposers.registry import register
+from compresskit.errors import InputError
+
+Size = Annotated[int, Field(ge=1)]
+Pair = tuple[Size, Size]
+
+#: Candidates per group and parameter count asked for.
+_CANDIDATES = 12
+
+
+class KroneckerSpec(Spec):
+    """W (m, n) = sum over ``terms`` of A (a[0], a[1]) (x) B (b[0], b[1]), with a[0]*b[0] = m and a[1]*b[1] = n."""
+
+    method: Literal["kronecker"] = "kronecker"
+    a: Pair
+    b: Pair
+    terms: Size = 1
+
+    def describe(self) -> str:
+        text = f"{self.a[0]}x{self.a[1]} (x) {self.b[0]}x{self.b[1]}"
+        return text if self.terms == 1 else f"{self.terms} of {text}"
+
+
+class KroneckerOptions(Options):
+    """Recipe options: one factor's shape (``a`` or ``b``, or ``n`` for a row B); the other follows by division.
+
+    ``swap_for_output`` transposes the given shape for matrices with fewer rows than columns (the second FFN linear),
+    as the paper does.
+    """
+
+    a: Pair | None = None
+    b: Pair | None = None
+    n: Size | None = None
+    terms: Size = 1
+    swap_for_output: bool = False
+
+    @model_validator(mode="after")
+    def _some_factor(self) -> KroneckerOptions:
+        if self.n is not None and (self.a or self.b):
+            raise ValueError("n means b: [1, n]; give n, or a and b")
+        if self.n is None and not (self.a or self.b):
+            raise ValueError("give a, b or n; the other factor follows by division")
+        return self
+
+
+class Contraction(NamedTuple):
+    """One way to multiply by a sum of Kronecker products, with its FLOPs."""
+
+    path: Literal["b-first", "a-first", "form"]
+    flops: int
+
+
+@cache
+def cheapest_contraction(m1: int, n1: int, m2: int, n2: int, terms: int, tokens: int) -> Contraction:
+    """The way with the fewest FLOPs (2 x multiply-adds) for ``tokens`` inputs; forming the matrix is one of them."""
+    m, n = m1 * m2, n1 * n2
+    return min(
+        Contraction("b-first", 2 * tokens * terms * (n1 * n2 * m2 + m1 * n1 * m2)),
+        Contraction("a-first", 2 * tokens * terms * (m1 * n1 * n2 + m1 * n2 * m2)),
+        Contraction("form", 2 * terms * m * n + 2 * tokens * m * n),
+        key=lambda contraction: contraction.flops,
+    )
+
+
+class KroneckerLinear(FactorisedLinear):
+    """y = x W'^T + bias with a: (terms, m1, n1), b: (terms, m2, n2).
+
+    With X = x.view(n1, n2) one term is A X B^T. All terms and tokens go through one matrix product per factor.
+    """
+
+    def __init__(self, a: Pair, b: Pair, terms: int, bias: bool) -> None:
+        super().__init__(a[1] * b[1], a[0] * b[0], bias)
+        self.a = nn.Parameter(torch.empty(terms, *a))
+        self.b = nn.Parameter(torch.empty(terms, *b))
+
+    def forward(self, x: Tensor) -> Tensor:  # x: (..., n) -> (..., m)
+        terms, m1, n1 = self.a.shape
+        _, m2, n2 = self.b.shape
+        tokens = x.shape[:-1].numel()
+        path = cheapest_contraction(m1, n1, m2, n2, terms, tokens).path
+        if path == "form":
+            return F.linear(x, self.dense_weight(), self.bias)
+        if path == "b-first":
+            y = F.linear(x.reshape(tokens, n1, n2), self.b.reshape(terms * m2, n2))
+            y = y.view(tokens, n1, terms, m2).permute(0, 3, 1, 2).reshape(tokens, m2, n1 * terms)
+            y = F.linear(y, self.a.permute(1, 2, 0).reshape(m1, n1 * terms)).transpose(1, 2)
+        else:
+            y = F.linear(x.reshape(tokens, n1, n2).transpose(1, 2), self.a.reshape(terms * m1, n1))
+            y = y.view(tokens, n2, terms, m1).permute(0, 3, 1, 2).reshape(tokens, m1, n2 * terms)
+            y = F.linear(y, self.b.permute(1, 2, 0).reshape(m2, n2 * terms))
+        y = y.reshape(*x.shape[:-1], m1 * m2)
+        return y if self.bias is None else y + self.bias
+
+    def dense_weight(self) -> Tensor:
+        terms, m1, n1 = self.a.shape
+        _, m2, n2 = self.b.shape
+        blocks = self.a.reshape(terms, m1 * n1).T @ self.b.reshape(terms, m2 * n2)
+        return blocks.view(m1, n1, m2, n2).permute(0, 2, 1, 3).reshape(m1 * m2, n1 * n2)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, a={tuple(self.a.shape)}, b={tuple(self.b.shape)}"
+
+
+class KroneckerEmbedding(FactorisedEmbedding):
+    """Row i = sum over terms of a_i (x) b, with a: (v, n1, terms), kept as the look-up table, and b: (terms, n2)."""
+
+    def __init__(self, v: int, n1: int, n2: int, terms: int, padding_idx: int | None) -> None:
+        super().__init__(v, n1 * n2, padding_idx)
+        self.a = nn.Parameter(torch.empty(v, n1, terms))
+        self.b = nn.Parameter(torch.empty(terms, n2))
+
+    def forward(self, ids: Tensor) -> Tensor:  # ids: (...) -> (..., d)
+        v, n1, terms = self.a.shape
+        rows = F.embedding(ids, self.a.view(v, n1 * terms), self.padding_idx)
+        return F.linear(rows.view(*ids.shape, n1, terms), self.b.T).flatten(-2)
+
+    def project(self, hidden: Tensor) -> Tensor:  # hidden: (..., d) -> (..., v)
+        v, n1, terms = self.a.shape
+        y = F.linear(hidden.unflatten(-1, (n1, self.b.shape[1])), self.b).flatten(-2)
+        return F.linear(y, self.a.view(v, n1 * terms))
+
+    def dense_weight(self) -> Tensor:
+        return (self.a @ self.b).flatten(1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, a={tuple(self.a.shape)}, b={tuple(self.b.shape)}"
+
+
+class _Shape(NamedTuple):
+    """A way to split (m, n): A is (m1, n1), B is (m2, n2)."""
+
+    m1: int
+    n1: int
+    m2: int
+    n2: int
+
+    @property
+    def per_term(self) -> int:
+        return self.m1 * self.n1 + self.m2 * self.n2
+
+    @property
+    def max_terms(self) -> int:
+        """The rank of the rearranged matrix: more terms add nothing."""
+        return min(self.m1 * self.n1, self.m2 * self.n2)
+
+
+def _divisors(number: int) -> list[int]:
+    small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
+    return sorted({*small, *(number // i for i in small)})
+
+
+@cache
+def _shapes(m: int, n: int, kind: str) -> list[_Shape]:
+    """Every split worth offering. Outer products and one-column embeddings are low rank under another name."""
+    if kind == "embedding":
+        return [_Shape(m, n1, 1, n // n1) for n1 in _divisors(n) if 1 < n1 < n]
+    shapes = [_Shape(m1, n1, m // m1, n // n1) for m1 in _divisors(m) for n1 in _divisors(n)]
+    return [s for s in shapes if not (s.m1 == s.n2 == 1 or s.n1 == s.m2 == 1) and s.max_terms > 1]
+
+
+@register
+class Kronecker(Decomposer):
+    """Sums of Kronecker products."""
+
+    name = "kronecker"
+    summary = "sum of Kronecker products from the nearest-Kronecker-product SVD"
+    reference = "Van Loan & Pitsianis 1993; KroneckerBERT, Tahaei et al. 2021"
+    spec_type = KroneckerSpec
+    options_type = KroneckerOptions
+
+    def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[Spec]:
+        m, n = group.shape
+        dense_flops = 2 * COST_TOKENS * m * n
+        fewest_flops: dict[tuple[int, int], int] = {}
+        found: dict[tuple[int, int], list[Spec]] = defaultdict(list)
+        for shape in _shapes(m, n, group.kind):
+            largest = min(shape.max_terms, (m * n - 1) // shape.per_term)
+            for terms in {min(largest, max(1, parameters // shape.per_term + step)) for step in (0, 1)} - {0}:
+                flops = _flops(group, shape, terms)
+                if flops > MAX_FLOPS_RATIO * dense_flops and not allow_slow:
+                    continue
+                key = (terms * shape.per_term, terms)
+                if flops > fewest_flops.get(key, flops):
+                    continue  # equal parameters, more FLOPs
+                if flops < fewest_flops.get(key, flops + 1):
+                    found[key].clear()
+                fewest_flops[key] = flops
+                found[key].append(KroneckerSpec(a=(shape.m1, shape.n1), b=(shape.m2, shape.n2), terms=terms))
+        wanted = max(parameters, 1)
+        nearest = sorted(found, key=lambda key: nearness(key[0], wanted, key[1]))
+        return [spec for key in nearest[:_CANDIDATES] for spec in found[key]]
+
+    def resolve(self, group: Group, options: Options) -> Spec:
+        assert isinstance(options, KroneckerOptions)
+        m, n = group.shape
+        a, b = options.a, (1, options.n) if options.n is not None else options.b
+        if options.swap_for_output and m < n:
+            a, b = a and (a[1], a[0]), b and (b[1], b[0])
+        for given in (a, b):
+            if given is not None and (m % given[0] or n % given[1]):
+                raise InputError(
+                    f"kronecker for {group.name} ({m}x{n}): a factor {given[0]}x{given[1]} does not divide it"
+                )
+        a = a or (m // b[0], n // b[1])
+        b = b or (m // a[0], n // a[1])
+        spec = KroneckerSpec(a=a, b=b, terms=options.terms)
+        self.check(group, spec)
+        return spec
+
+    def check(self, group: Group, spec: Spec) -> None:
+        shape, terms = _shape(spec), _terms(spec)
+        m, n = group.shape
+        where = f"kronecker for {group.name} ({m}x{n}): {spec.describe()}"
+        if (shape.m1 * shape.m2, shape.n1 * shape.n2) != (m, n):
+            raise InputError(f"{where} multiplies to {shape.m1 * shape.m2}x{shape.n1 * shape.n2}")
+        if group.kind == "embedding" and shape.m2 != 1:
+            raise InputError(f"{where}: an embedding is factorised on the hidden side only, B must be a row (1, n)")
+        if terms * shape.per_term >= m * n:
+            raise InputError(f"{where} has {terms * shape.per_term:,} parameters, no fewer than the dense {m * n:,}")
+        if terms > shape.max_terms:
+            raise InputError(f"{where}: more than {shape.max_terms} terms of this shape add nothing")
+
+    def cost(self, group: Group, spec: Spec, tokens: int = COST_TOKENS) -> Cost:
+        shape, terms = _shape(spec), _terms(spec)
+        return Cost(terms * shape.per_term, _flops(group, shape, terms, tokens))
+
+    def errors(
+        self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
+    ) -> list[float]:
+        spectra = {}
+        for spec in specs:
+            shape = _shape(spec)
+            if shape not in spectra:
+                spectra[shape] = linalg.spectrum(linalg.gram(_tall_blocks(source, group.target, shape)))
+        return [linalg.tail_errors(spectra[_shape(spec)], [_terms(spec)])[0] for spec in specs]
+
+    def factorise(
+        self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
+    ) -> dict[str, Tensor]:
+        target, shape, terms = group.target, _shape(spec), _terms(spec)
+        values, vectors = linalg.leading(linalg.gram(_tall_blocks(source, target, shape)), terms)
+        root = values.sqrt()  # each factor takes the square root of the singular value
+        scaled = vectors * linalg.safe_inverse(root)
+        blocks = _tall_blocks(source, target, shape)
+        long = torch.cat([(block.double() @ scaled).to(block.dtype) for block in blocks])
+        short = (vectors * root).to(long.dtype)
+        if group.kind == "embedding":
+            a, b = long.view(shape.m1, shape.n1, terms), short.T
+        else:
+            a, b = (long, short) if _a_is_long(shape) else (short, long)  # (m1*n1, terms), (m2*n2, terms)
+            a, b = a.T.reshape(terms, shape.m1, shape.n1), b.T.reshape(terms, shape.m2, shape.n2)
+        return {f"{target.name}.a": a.contiguous(), f"{target.name}.b": b.contiguous()}
+
+    def layers(self, group: Group, spec: Spec) -> dict[str, nn.Module]:
+        target, shape, terms = group.target, _shape(spec), _terms(spec)
+        if target.kind == "embedding":
+            layer = KroneckerEmbedding(shape.m1, shape.n1, shape.n2, terms, target.padding_idx)
+            return {target.name: layer}
+        return {target.name: KroneckerLinear((shape.m1, shape.n1), (shape.m2, shape.n2), terms, target.bias)}
+
+
+def nearness(parameters: int, wanted: int, terms: int) -> tuple[int, int, float]:
+    """Sort key: near in steps of 15 %, then fewer terms, then nearest."""
+    distance = abs(math.log(parameters / wanted))
+    return int(distance / 0.15), terms, distance
+
+
+def _shape(spec: Spec) -> _Shape:
+    assert isinstance(spec, KroneckerSpec)
+    return _Shape(*spec.a, *spec.b)
+
+
+def _terms(spec: Spec) -> int:
+    assert isinstance(spec, KroneckerSpec)
+    return spec.terms
+
+
+def _flops(group: Group, shape: _Shape, terms: int, tokens: int = COST_TOKENS) -> int:
+    if group.kind == "embedding":
+        return 2 * tokens * shape.n1 * terms * shape.n2  # the look-up costs nothing, the product with B does
+    return cheapest_contraction(*shape, terms, tokens).flops
+
+
+def _a_is_long(shape: _Shape) -> bool:
+    return shape.m1 * shape.n1 >= shape.m2 * shape.n2
+
+
+def _tall_blocks(source: Source, target: Target, shape: _Shape) -> Iterator[Tensor]:
+    """The rearranged matrix R, (m1*n1, m2*n2) or its transpose, so that columns are the short side."""
+    if target.kind == "embedding":
+        for rows in row_blocks(source, target):
+            yield rows.reshape(-1, shape.n2)
+        return
+    weight = source.read(target).view(shape.m1, shape.m2, shape.n1, shape.n2)
+    rearranged = weight.permute(0, 2, 1, 3).reshape(shape.m1 * shape.n1, shape.m2 * shape.n2)
+    yield rearranged if _a_is_long(shape) else rearranged.T

@@ -1,0 +1,180 @@
+"""Low-rank factorisation through the truncated SVD: W (m, n) = A (m, r) B (r, n).
+
+The rank-r truncation of the SVD is the best rank-r approximation in the Frobenius norm (Eckart & Young 1936). The
+singular values are shared evenly between both factors, so that neither dominates a gradient step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compresskit.decomposers import linalg
+from compresskit.decomposers.base import (
+    COST_TOKENS,
+    Cost,
+    Decomposer,
+    FactorisedEmbedding,
+    FactorisedLinear,
+    Group,
+    Options,
+    Source,
+    Spec,
+    Statistics,
+    Target,
+    row_blocks,
+)
+from compresskit.decomposers.registry import register
+from compresskit.errors import InputError
+
+#: Ranks offered around the asked number of parameters, as factors of the nearest one.
+_STEPS = (0.85, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.15)
+
+
+class LowRankSpec(Spec):
+    """W (m, n) = A (m, rank) B (rank, n)."""
+
+    method: Literal["low-rank"] = "low-rank"
+    rank: int = Field(ge=1)
+
+    def describe(self) -> str:
+        return f"rank {self.rank}"
+
+
+class LowRankOptions(Options):
+    """Recipe options: ``rank``."""
+
+    rank: int | None = Field(default=None, ge=1)
+
+
+class LowRankLinear(FactorisedLinear):
+    """y = (x B^T) A^T + bias, with a: (m, r), b: (r, n)."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.rank = rank
+        self.a = nn.Parameter(torch.empty(out_features, rank))
+        self.b = nn.Parameter(torch.empty(rank, in_features))
+
+    def forward(self, x: Tensor) -> Tensor:  # x: (..., n) -> (..., m)
+        return F.linear(F.linear(x, self.b), self.a, self.bias)
+
+    def dense_weight(self) -> Tensor:
+        return self.a @ self.b
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
+class LowRankEmbedding(FactorisedEmbedding):
+    """Row i = a_i B, with a: (v, r), kept as the look-up table, and b: (r, d)."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, rank: int, padding_idx: int | None) -> None:
+        super().__init__(num_embeddings, embedding_dim, padding_idx)
+        self.rank = rank
+        self.a = nn.Parameter(torch.empty(num_embeddings, rank))
+        self.b = nn.Parameter(torch.empty(rank, embedding_dim))
+
+    def forward(self, ids: Tensor) -> Tensor:  # ids: (...) -> (..., d)
+        return F.linear(F.embedding(ids, self.a, self.padding_idx), self.b.T)
+
+    def project(self, hidden: Tensor) -> Tensor:  # hidden: (..., d) -> (..., v)
+        return F.linear(F.linear(hidden, self.b), self.a)
+
+    def dense_weight(self) -> Tensor:
+        return self.a @ self.b
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
+@register
+class LowRank(Decomposer):
+    """Truncated SVD."""
+
+    name = "low-rank"
+    summary = "product of two thin matrices from the truncated SVD"
+    reference = "Eckart & Young 1936"
+    spec_type = LowRankSpec
+    options_type = LowRankOptions
+
+    def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[Spec]:
+        m, n = group.shape
+        largest = (m * n - 1) // (m + n)  # the largest rank that saves parameters; FLOPs follow the parameters
+        if largest < 1:
+            return []
+        nearest = parameters / (m + n)
+        ranks = {min(largest, max(1, round(nearest * step))) for step in _STEPS}
+        ranks |= {min(largest, max(1, int(nearest) + step)) for step in (0, 1)}
+        return [LowRankSpec(rank=rank) for rank in sorted(ranks)]
+
+    def resolve(self, group: Group, options: Options) -> Spec:
+        assert isinstance(options, LowRankOptions)
+        if options.rank is None:
+            raise InputError(f"low-rank for {group.name}: give rank")
+        spec = LowRankSpec(rank=options.rank)
+        self.check(group, spec)
+        return spec
+
+    def check(self, group: Group, spec: Spec) -> None:
+        assert isinstance(spec, LowRankSpec)
+        m, n = group.shape
+        if spec.rank * (m + n) >= m * n:
+            raise InputError(
+                f"low-rank for {group.name} ({m}x{n}): rank {spec.rank} saves no parameters; "
+                f"the largest that does is {(m * n - 1) // (m + n)}"
+            )
+
+    def cost(self, group: Group, spec: Spec, tokens: int = COST_TOKENS) -> Cost:
+        assert isinstance(spec, LowRankSpec)
+        m, n = group.shape
+        # A look-up of A's rows costs nothing, only the product with B does.
+        per_token = n if group.kind == "embedding" else m + n
+        return Cost(spec.rank * (m + n), 2 * tokens * spec.rank * per_token)
+
+    def errors(
+        self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
+    ) -> list[float]:
+        values = linalg.spectrum(linalg.gram(_tall_blocks(source, group.target)))
+        return linalg.tail_errors(values, [_rank(spec) for spec in specs])
+
+    def factorise(
+        self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
+    ) -> dict[str, Tensor]:
+        target, rank = group.target, _rank(spec)
+        m, n = target.shape
+        values, vectors = linalg.leading(linalg.gram(_tall_blocks(source, target)), rank)
+        # long: U sqrt(S) by multiplying W with the short side's vectors; short: sqrt(S) V^T.
+        root = values.sqrt()
+        scaled = vectors * linalg.safe_inverse(root)
+        short = vectors * root
+        long = torch.cat([(block.double() @ scaled).to(block.dtype) for block in _tall_blocks(source, target)])
+        short = short.to(long.dtype)
+        a, b = (long, short.T) if m >= n else (short, long.T)
+        return {f"{target.name}.a": a.contiguous(), f"{target.name}.b": b.contiguous()}
+
+    def layers(self, group: Group, spec: Spec) -> dict[str, nn.Module]:
+        target, rank = group.target, _rank(spec)
+        m, n = target.shape
+        if target.kind == "embedding":
+            return {target.name: LowRankEmbedding(m, n, rank, target.padding_idx)}
+        return {target.name: LowRankLinear(n, m, rank, target.bias)}
+
+
+def _rank(spec: Spec) -> int:
+    assert isinstance(spec, LowRankSpec)
+    return spec.rank
+
+
+def _tall_blocks(source: Source, target: Target) -> Iterator[Tensor]:
+    """Row blocks of W, or W^T in one block where W is wide, so that columns are the short side."""
+    m, n = target.shape
+    if m >= n:
+        yield from row_blocks(source, target)
+    else:
+        yield source.read(target).T

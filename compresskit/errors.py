@@ -1,0 +1,30 @@
+"""The errors a user can meet. Each carries one clear line; the command line turns the class into an exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CompresskitError(Exception):
+    """Base class of every error raised on purpose."""
+
+    exit_code = 1
+
+
+class InputError(CompresskitError, ValueError):
+    """Refused before any work was done: the request or its input is wrong (exit code 2)."""
+
+    exit_code = 2
+
+
+class WorkError(CompresskitError, RuntimeError):
+    """Failed while working: the request was fine, something on the way was not (exit code 1)."""
+
+
+def unknown(what: str, given: str, allowed: Iterable[str]) -> InputError:
+    """The error for a name that is not among ``allowed``: names the nearest one and lists them all."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"unknown {what} {given!r}: {hint}known: {', '.join(names) or 'none'}")

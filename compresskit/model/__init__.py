@@ -1,0 +1,1 @@
+"""From a transformers checkpoint to targets and weights, and back into a folder that transformers loads."""

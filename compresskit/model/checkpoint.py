@@ -1,0 +1,342 @@
+"""Read dense checkpoints, write and reload compressed ones. A folder is complete or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from compresskit.data import demo
+from compresskit.errors import InputError, WorkError
+from compresskit.model.quantizer import QUANT_METHOD
+from compresskit.model.sources import check_finite
+from compresskit.model.targets import base_prefix, check_supported, find_targets
+
+#: What ``--as`` takes.
+MODEL_CLASSES = {
+    "base": transformers.AutoModel,
+    "masked-lm": transformers.AutoModelForMaskedLM,
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "question-answering": transformers.AutoModelForQuestionAnswering,
+    "multiple-choice": transformers.AutoModelForMultipleChoice,
+}
+
+#: Present in every folder that compresskit wrote.
+MARKER = "compression.json"
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_TOKENIZER_FILES = re.compile(
+    r"tokenizer.*\.json|tokenizer\.model|vocab.*|merges\.txt|special_tokens_map\.json|added_tokens\.json"
+    r"|.*\.spm|sentencepiece.*\.model|spiece\.model|bpe\.codes|dict\.txt"
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+#: Seconds to wait for the hub before saying that it cannot be reached.
+HUB_TIMEOUT = 8.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A dense checkpoint in memory.
+
+    Attributes:
+        name: short, for output names: the folder's name or the last part of the hub id.
+        origin: hub id, or the short name; what a model card may print.
+        folder: where its files lie.
+        model: in its stored dtype, eval mode.
+        kept: tensors of the base model that this class does not use, by their full name; saved along.
+        notes: what the user should know, e.g. a head that the checkpoint lacks.
+    """
+
+    name: str
+    origin: str
+    folder: Path
+    model: PreTrainedModel
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read(model: str | Path | None, as_class: str | None = None) -> Checkpoint:
+    """Read a dense checkpoint that can be compressed.
+
+    Args:
+        model: a folder or a hub id; None for the embedded demo checkpoint.
+        as_class: a key of :data:`MODEL_CLASSES`; default: ``config.architectures[0]``, else the base model.
+
+    Raises:
+        InputError: missing, unreadable or damaged files, another kind of model, a compressed one, no network.
+    """
+    if model is None:
+        folder, origin = demo.folder(), demo.ORIGIN
+        name = demo.NAME
+    else:
+        folder, origin = _locate(str(model))
+        name = origin.rpartition("/")[2]
+    config = _read_config(folder)
+    files = weight_files(folder)
+    stored = _stored_keys(files)
+    loader = _model_class(config, folder, as_class)
+    try:
+        loaded, info = loader.from_pretrained(
+            folder, dtype="auto", output_loading_info=True, local_files_only=True, trust_remote_code=False
+        )
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{folder}: weights are refused: {_line(error)} (only plain tensors are read)") from None
+    except _LOAD_ERRORS as error:
+        raise InputError(f"{folder}: cannot be loaded: {_line(error)}") from None
+    check_supported(loaded)
+    notes = _check_missing(loaded, sorted(info["missing_keys"]), folder)
+    check_finite(loaded)
+    return Checkpoint(name, origin, folder, loaded, _kept(loaded, stored), notes)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _locate(model: str) -> tuple[Path, str]:
+    path = Path(model)
+    if path.exists():
+        if not path.is_dir():
+            raise InputError(f"model {model}: is a file; give the folder that holds config.json and the weights")
+        return path, path.resolve().name
+    if not _HUB_ID.fullmatch(model) or model.count("/") == 1 and Path(model).parent.is_dir():
+        raise InputError(f"model {model}: no such folder (a hub id looks like google-bert/bert-base-uncased)")
+    return _download(model), model
+
+
+def _download(repo: str) -> Path:
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = ["*.json", "*.txt", "*.model", "*.spm"]
+    try:
+        try:
+            names = [file.rfilename for file in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings or []]
+        except (httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
+            if isinstance(error, HfHubHTTPError):
+                raise
+            # No network: what an earlier call left in the cache will do.
+            return Path(snapshot_download(repo, local_files_only=True))
+        suffix = "safetensors" if any(re.fullmatch(r"model.*\.safetensors", name) for name in names) else "bin"
+        stem = "model" if suffix == "safetensors" else "pytorch_model"
+        return Path(snapshot_download(repo, allow_patterns=[*patterns, f"{stem}*.{suffix}"]))
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"model {repo}: the hub cannot be reached and the model is not in the local cache; "
+            "check the network, or give a folder"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+        raise InputError(f"model {repo}: no such folder, and the hub answers: {_line(error)}") from None
+
+
+def _read_config(folder: Path) -> Any:
+    if not any(folder.iterdir()):
+        raise InputError(f"model {folder}: the folder is empty")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"model {folder}: has no config.json")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        model_type = data.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a JSON object: {_line(error)}") from None
+    quantized = (data.get("quantization_config") or {}).get("quant_method")
+    if quantized == QUANT_METHOD:
+        raise InputError(f"model {folder}: is compressed already; start from the dense checkpoint")
+    if quantized is not None:
+        raise InputError(f"model {folder}: is quantised with {quantized}; start from the dense checkpoint")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except _LOAD_ERRORS as error:
+        raise InputError(f"{path}: model type {model_type!r} cannot be read: {_line(error)}") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files that transformers would read, in its order of preference."""
+    name = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if name is None:
+        raise InputError(f"model {folder}: has no weights ({', '.join(_WEIGHTS)})")
+    path = folder / name
+    if not name.endswith(".index.json"):
+        return [path]
+    try:
+        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: not a valid shard index: {_line(error)}") from None
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise InputError(f"{path}: names {shard}, which is missing")
+    return [folder / shard for shard in shards]
+
+
+def _stored_keys(files: list[Path]) -> dict[str, Path]:
+    """Every stored tensor's name with its file."""
+    keys: dict[str, Path] = {}
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as tensors:
+                    keys |= dict.fromkeys(tensors.keys(), file)
+            else:
+                keys |= dict.fromkeys(torch.load(file, map_location="meta", weights_only=True), file)
+        except pickle.UnpicklingError as error:
+            reason = _line(error).split(". ")[0]
+            raise InputError(f"{file}: refused, it holds more than plain tensors: {reason}") from None
+        except _LOAD_ERRORS as error:
+            raise InputError(f"{file}: damaged or incomplete: {_line(error)}") from None
+    return keys
+
+
+def _read_tensor(file: Path, key: str) -> Tensor:
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as tensors:
+            return tensors.get_tensor(key)
+    tensor: Tensor = torch.load(file, map_location="cpu", weights_only=True)[key]
+    return tensor
+
+
+def _model_class(config: Any, folder: Path, as_class: str | None) -> Any:
+    if as_class is not None:
+        return MODEL_CLASSES[as_class]
+    if not config.architectures:
+        return AutoModel
+    name = config.architectures[0]
+    found = getattr(transformers, name, None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise InputError(f"{folder}: architecture {name!r} is not in transformers (a checkpoint's own code is not run)")
+    return found
+
+
+def _check_missing(model: PreTrainedModel, missing: list[str], folder: Path) -> tuple[str, ...]:
+    """Heads and poolers that the checkpoint lacks are new and named in a note; anything else is refused."""
+    core = [target.name for target in find_targets(model) if target.role in ("embedding", "attention", "ffn")]
+    lost = [key for key in missing if key.rpartition(".")[0] in core]
+    if lost:
+        raise InputError(f"model {folder}: lacks weight {lost[0]}" + (f" and {len(lost) - 1} more" * (len(lost) > 1)))
+    if not missing:
+        return ()
+    return (f"not in the checkpoint, so initialised at random: {', '.join(missing)}",)
+
+
+def _kept(model: PreTrainedModel, stored: dict[str, Path]) -> dict[str, Tensor]:
+    """Stored tensors of the base model that this class leaves out, e.g. the pooler of a masked-LM checkpoint."""
+    prefix = base_prefix(model)
+    if not prefix:
+        return {}
+    with torch.device("meta"):
+        base_keys = AutoModel.from_config(model.config).state_dict().keys()
+    used = model.state_dict().keys()
+    kept = {}
+    for key in base_keys:
+        full = prefix + key
+        found = next((name for name in (full, key) if name in stored), None)
+        if full not in used and found is not None:
+            kept[full] = _read_tensor(stored[found], found).to(model.dtype)
+    return kept
+
+
+@contextmanager
+def output_folder(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside ``output`` that takes its name once the block ends well, and vanishes otherwise.
+
+    Raises:
+        InputError: before the block: ``output`` exists (and may not be overwritten) or cannot be written.
+    """
+    check_output(output, overwrite)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.part-", dir=output.parent))
+    except OSError as error:
+        raise InputError(f"output {output}: cannot be written: {error.strerror or error}") from None
+    try:
+        yield temporary
+        _open_permissions(temporary)
+        _move_into_place(temporary, output)
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"output {output}: could not be written: {_line(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse an output that exists, unless it may be overwritten and is empty or one of ours."""
+    if not output.exists() and not output.is_symlink():
+        return
+    if not overwrite:
+        raise InputError(f"output {output}: exists; choose another with --output, or give --overwrite")
+    if not output.is_dir() or output.is_symlink():
+        raise InputError(f"output {output}: is not a folder, so it is not overwritten")
+    if any(output.iterdir()) and not (output / MARKER).is_file():
+        raise InputError(f"output {output}: was not written by compresskit, so it is not overwritten")
+
+
+def _open_permissions(folder: Path) -> None:
+    """The permissions that any new file gets: those of temporary folders and of safetensors are for secrets."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
+
+
+def _move_into_place(temporary: Path, output: Path) -> None:
+    if not output.exists():
+        temporary.rename(output)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent)) / output.name
+    output.rename(retired)
+    temporary.rename(output)
+    shutil.rmtree(retired.parent, ignore_errors=True)
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the compressed model of ``checkpoint`` with its kept tensors and tokenizer files into ``folder``."""
+    model = checkpoint.model
+    state = {**model.state_dict(), **checkpoint.kept}
+    model.save_pretrained(folder, state_dict=state)
+    for file in sorted(checkpoint.folder.iterdir()):
+        if file.is_file() and _TOKENIZER_FILES.fullmatch(file.name):
+            shutil.copyfile(file, folder / file.name)
+
+
+def load_compressed(folder: Path, **kwargs: Any) -> PreTrainedModel:
+    """See :func:`compresskit.load`."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        method = (config.get("quantization_config") or {}).get("quant_method")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder}: config.json cannot be read: {_line(error)}") from None
+    if method != QUANT_METHOD:
+        raise InputError(f"{folder}: was not written by compresskit")
+    loader = _model_class(AutoConfig.from_pretrained(folder, local_files_only=True), folder, None)
+    _stored_keys(weight_files(folder))
+    try:
+        model, info = loader.from_pretrained(folder, output_loading_info=True, local_files_only=True, **kwargs)
+    except InputError:
+        raise
+    except _LOAD_ERRORS as error:
+        raise InputError(f"{folder}: cannot be loaded: {_line(error)}") from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(f"{folder}: lacks weight {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1)))
+    loaded: PreTrainedModel = model
+    return loaded

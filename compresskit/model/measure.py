@@ -1,0 +1,43 @@
+"""FLOPs of a model by torch's own counter."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from compresskit.decomposers.base import COST_TOKENS
+from compresskit.model.targets import skeleton
+
+
+class Flops(NamedTuple):
+    """FLOPs (2 x multiply-adds) of one forward pass: the whole model, and its linear layers and look-ups only."""
+
+    total: int
+    linear: int
+
+
+def count_flops(model: PreTrainedModel, tokens: int = COST_TOKENS) -> Flops:
+    """FLOPs of the whole model for one sequence of ``tokens``, with eager attention (SDPA is not counted on CPU).
+
+    Runs on the meta device, so that nothing is computed; families that look at the values of a mask run on the CPU
+    with empty weights. ``linear`` leaves out the products of attention (batched matmuls).
+    """
+    meta = skeleton(model).eval()
+    meta.set_attn_implementation("eager")
+    try:
+        return _count(meta, tokens)
+    except RuntimeError:  # "Tensor.item() cannot be called on meta tensors"
+        return _count(meta.to_empty(device="cpu"), tokens)
+
+
+def _count(model: PreTrainedModel, tokens: int) -> Flops:
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(input_ids=ids)
+    by_operator = counter.get_flop_counts()["Global"]
+    batched = sum(flops for operator, flops in by_operator.items() if operator.__name__ in ("bmm", "baddbmm"))
+    return Flops(counter.get_total_flops(), counter.get_total_flops() - batched)

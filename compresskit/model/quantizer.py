@@ -1,0 +1,156 @@
+"""How a compressed folder reloads through transformers: our entry in its quantizer registry.
+
+``config.json`` holds ``quantization_config`` with ``quant_method: compresskit`` and the specs; before weights are
+loaded, the factorised layers are put in place on the meta device. Imported by a hook once transformers is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from compresskit.decomposers import registry
+from compresskit.decomposers.base import Group, Spec, Target
+from compresskit.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# transformers is half imported when this module is: what needs its models is imported inside the functions.
+
+QUANT_METHOD = "compresskit"
+FORMAT_VERSION = 1
+
+
+@register_quantization_config(QUANT_METHOD)
+class CompresskitConfig(QuantizationConfigMixin):
+    """The specs of a compressed model, as ``config.json`` stores them.
+
+    Args:
+        format_version: of this format; a newer one is refused.
+        base: group name relative to the base model -> spec (plain data). Always applied.
+        head: full name -> spec, for heads and poolers. Entries that the loading class lacks are skipped.
+    """
+
+    def __init__(
+        self,
+        base: dict[str, dict[str, Any]] | None = None,
+        head: dict[str, dict[str, Any]] | None = None,
+        format_version: int = FORMAT_VERSION,
+        quant_method: str = QUANT_METHOD,
+        **unknown: Any,
+    ) -> None:
+        if format_version != FORMAT_VERSION:
+            raise InputError(
+                f"this checkpoint has compresskit format version {format_version}, "
+                f"this compresskit reads version {FORMAT_VERSION}: update compresskit"
+            )
+        if unknown:
+            raise InputError(f"quantization_config: unknown key {next(iter(unknown))!r}")
+        self.quant_method = quant_method
+        self.format_version = format_version
+        self.base = base or {}
+        self.head = head or {}
+
+    @classmethod
+    def from_groups(cls, model: PreTrainedModel, chosen: list[tuple[Group, Spec]]) -> CompresskitConfig:
+        """The config of ``model`` with these groups factorised."""
+        from compresskit.model.targets import base_prefix
+
+        prefix = base_prefix(model)
+        config = cls()
+        for group, spec in chosen:
+            entry = spec.model_dump(mode="json")
+            names = [target.name for target in group.targets]
+            if group.role == "head" or not group.name.startswith(prefix):
+                table, strip = config.head, ""
+            else:
+                table, strip = config.base, prefix
+            if names != [group.name]:
+                entry["targets"] = [name.removeprefix(strip) for name in names]
+            table[group.name.removeprefix(strip)] = entry
+        return config
+
+
+@register_quantizer(QUANT_METHOD)
+class CompresskitHfQuantizer(HfQuantizer):
+    """Puts factorised layers in place before transformers loads the weights."""
+
+    quantization_config: CompresskitConfig
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+    def is_serializable(self) -> bool:
+        return True
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        mount_config(model, self.quantization_config)
+        return model
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        attach(model, self)
+        return model
+
+    def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> PreTrainedModel:
+        from compresskit.model.swap import densify
+
+        densify(model)
+        return model if dtype is None else model.to(dtype)
+
+
+def attach(model: PreTrainedModel, quantizer: CompresskitHfQuantizer) -> None:
+    """Mark a model as ours, so that ``save_pretrained``, ``dequantize`` and Trainer treat it right."""
+    model.hf_quantizer = quantizer
+    model.config.quantization_config = quantizer.quantization_config
+    # Factors are ordinary floating point parameters: .half(), .float() and training need no special care.
+    model.is_quantized = False
+
+
+def mount_config(model: PreTrainedModel, config: CompresskitConfig) -> None:
+    """Mount every entry of ``config`` on a dense model of any class over the same base.
+
+    Raises:
+        InputError: a base entry names a module that the model lacks, or a spec does not fit its shape.
+    """
+    from compresskit.model.swap import mount
+    from compresskit.model.targets import base_prefix, find_targets
+
+    targets = {target.name: target for target in find_targets(model)}
+    prefix = base_prefix(model)
+    entries = [(prefix + name, entry, True) for name, entry in config.base.items()]
+    entries += [(name, entry, False) for name, entry in config.head.items()]
+    for name, entry, required in entries:
+        entry = dict(entry)
+        names = [prefix * required + path for path in entry.pop("targets", [])] or [name]
+        found = [_resolve(targets, path, prefix, model.base_model_prefix) for path in names]
+        if None in found:
+            if required:
+                raise InputError(f"the checkpoint factorises {name!r}, which {type(model).__name__} does not have")
+            continue
+        members = tuple(target for target in found if target is not None)
+        group = Group(name if len(members) > 1 else members[0].name, members)
+        decomposer = registry.get(str(entry.get("method")))
+        spec = decomposer.parse_spec(entry)
+        decomposer.check(group, spec)
+        mount(model, decomposer, group, spec)
+
+
+def _resolve(targets: dict[str, Target], name: str, prefix: str, base_model_prefix: str) -> Target | None:
+    """A stored name under this class: as it is, with the base model's prefix added, or with it removed."""
+    for candidate in (name, prefix + name, name.removeprefix(f"{base_model_prefix}.")):
+        if candidate in targets:
+            return targets[candidate]
+    return None

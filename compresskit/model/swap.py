@@ -1,0 +1,95 @@
+"""Put factorised layers into a model, and dense ones back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compresskit.decomposers.base import (
+    Decomposer,
+    FactorisedEmbedding,
+    FactorisedLinear,
+    Group,
+    Spec,
+    TiedHead,
+)
+from compresskit.model.targets import replace_module, tied_heads
+
+
+def mount(model: PreTrainedModel, decomposer: Decomposer, group: Group, spec: Spec) -> None:
+    """Replace a group's dense layers by factorised ones, in place; their factors are on the meta device.
+
+    Biases are the old layers' own. Heads tied to a factorised embedding become :class:`TiedHead`.
+    """
+    with torch.device("meta"):
+        layers = decomposer.layers(group, spec)
+    targets = {target.name for target in group.targets}
+    for path, layer in layers.items():
+        if path not in targets:
+            model.base_model.add_module(path, layer)  # an owner of shared factors
+            continue
+        old = model.get_submodule(path)
+        layer.train(old.training)
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.to(old.weight.dtype)
+        if isinstance(layer, FactorisedEmbedding):
+            _mount_embedding(model, path, layer)
+        else:
+            if isinstance(layer, FactorisedLinear):
+                layer.bias = old.bias
+            replace_module(model, path, layer)
+
+
+def _mount_embedding(model: PreTrainedModel, path: str, layer: FactorisedEmbedding) -> None:
+    is_word_embedding = model.get_submodule(path) is model.get_input_embeddings()
+    heads = tied_heads(model) if is_word_embedding else []
+    replace_module(model, path, layer)
+    for head in heads:
+        replace_module(model, head, TiedHead(layer, model.get_submodule(head).bias))
+    if heads:
+        _drop_weight_ties(model, {f"{head}.weight" for head in heads})
+
+
+def _drop_weight_ties(model: PreTrainedModel, keys: set[str]) -> None:
+    """Make transformers forget ties that :class:`TiedHead` now keeps by construction."""
+    for name, module in model.named_modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        prefix = f"{name}." if name else ""
+        ties = {key: source for key, source in module.all_tied_weights_keys.items() if prefix + key not in keys}
+        module.all_tied_weights_keys = ties
+        if module._tied_weights_keys:
+            # On the instance: tie_weights() recomputes its map from this attribute.
+            module._tied_weights_keys = {
+                key: source for key, source in module._tied_weights_keys.items() if prefix + key not in keys
+            }
+
+
+def assign(model: nn.Module, factors: Mapping[str, Tensor]) -> None:
+    """Give mounted layers their factors (state dict names), as trainable parameters."""
+    for name, tensor in factors.items():
+        path, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(path), attribute, nn.Parameter(tensor))
+
+
+def densify(model: PreTrainedModel) -> None:
+    """Replace every factorised layer by an ordinary one with the weight multiplied out, in place; ties are restored."""
+    heads = {name: module for name, module in model.named_modules() if isinstance(module, TiedHead)}
+    for name, module in list(model.named_modules()):
+        if isinstance(module, FactorisedLinear | FactorisedEmbedding):
+            replace_module(model, name, module.to_dense())
+    for name, head in heads.items():
+        table = model.get_input_embeddings().weight
+        with torch.device("meta"):
+            dense = nn.Linear(head.in_features, head.out_features, bias=False)
+        dense.weight, dense.bias = table, head.bias
+        replace_module(model, name, dense.train(head.training))
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.__dict__.pop("_tied_weights_keys", None)
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.all_tied_weights_keys = module.get_expanded_tied_weights_keys(all_submodels=True)

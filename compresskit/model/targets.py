@@ -1,0 +1,161 @@
+"""Find the weight matrices of a model and what each does, from the model's structure.
+
+Works on any ``PreTrainedModel``, on the meta device too. No class names are listed: a role follows from where a
+module sits (in a repeated block of the base model, in its attention or beside it, in front of the blocks, behind them).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
+
+from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear, Target
+from compresskit.errors import InputError
+
+
+def base_prefix(model: PreTrainedModel) -> str:
+    """``bert.`` for a BertForMaskedLM, empty for a BertModel."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def find_targets(model: PreTrainedModel) -> list[Target]:
+    """Every linear and embedding of the model, shared modules and tied heads once, in the model's order.
+
+    Those with a role are compressed; the others carry the reason why they stay dense.
+    """
+    prefix = base_prefix(model)
+    word_embedding = model.get_input_embeddings()
+    tied = {id(model.get_submodule(name)) for name in tied_heads(model)}
+    blocks = _block_prefixes(model)
+    found = []
+    for name, module in model.named_modules():  # a module shared by several parents comes once
+        if id(module) in tied or not isinstance(module, nn.Linear | nn.Embedding):
+            continue
+        if isinstance(module, nn.Embedding):
+            role, reason = ("embedding", "") if module is word_embedding else (None, "not the word embedding")
+        elif name.startswith(blocks):
+            inside = name[len(next(block for block in blocks if name.startswith(block))) :]
+            role, reason = ("attention" if _in_attention(inside) else "ffn"), ""
+        else:
+            role, reason = _outside_role(model, name.startswith(prefix), module)
+        found.append(
+            Target(
+                name=name,
+                kind="embedding" if isinstance(module, nn.Embedding) else "linear",
+                role=role,
+                shape=(module.weight.shape[0], module.weight.shape[1]),
+                bias=getattr(module, "bias", None) is not None,
+                padding_idx=getattr(module, "padding_idx", None),
+                reason=reason,
+            )
+        )
+    return found
+
+
+def _block_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
+    """Module paths of the base model's repeated blocks, e.g. ``bert.encoder.layer.0.``; outermost ones only."""
+    prefix = base_prefix(model)
+    paths: list[str] = []
+    for name, module in model.base_model.named_modules():
+        if isinstance(module, nn.ModuleList):
+            paths += [f"{prefix}{name}.{child}." for child, _ in module.named_children()]
+    return tuple(path for path in paths if not any(path != outer and path.startswith(outer) for outer in paths))
+
+
+def _in_attention(path: str) -> bool:
+    return any("attention" in part or "attn" in part for part in path.split("."))
+
+
+def _outside_role(model: PreTrainedModel, in_base: bool, linear: nn.Linear) -> tuple[str | None, str]:
+    """Role of a linear outside the blocks: a head's hidden x hidden linear, or none."""
+    config = model.config
+    hidden = getattr(config, "hidden_size", None) or getattr(config, "dim", None)
+    sizes = {hidden, getattr(config, "embedding_size", hidden)}
+    m, n = linear.out_features, linear.in_features
+    if linear is model.get_output_embeddings():
+        return "head", ""  # untied: a matrix as large as the word embedding
+    if n == hidden and m in sizes:
+        return "head", ""
+    if m == hidden and n in sizes:
+        return None, "projects embeddings to the hidden size"
+    return None, "neither in a block nor hidden x hidden" if in_base else "last linear of a head"
+
+
+def tied_heads(model: PreTrainedModel) -> list[str]:
+    """Names of the output linears whose weight is tied to the word embedding, dense or factorised.
+
+    While transformers loads a model on the meta device its weights are not tied yet, so its own map is read; of a
+    live model only true ties count (a checkpoint may hold two different matrices).
+    """
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        return []
+    embedding_name = next(name for name, module in model.named_modules() if module is embedding)
+    names = []
+    for target, source in (model.all_tied_weights_keys or {}).items():
+        head, _, attribute = target.rpartition(".")
+        if attribute != "weight" or source != f"{embedding_name}.weight":
+            continue
+        weight = model.get_submodule(head).weight
+        if weight is embedding.weight or weight.device.type == "meta":
+            names.append(head)
+    return names
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Refuse what is no BERT-style encoder, is compressed already, or has nothing to compress.
+
+    Raises:
+        InputError: says which of these, and what the model is.
+    """
+    kind = type(model).__name__
+    if any(isinstance(module, FactorisedLinear | FactorisedEmbedding) for module in model.modules()):
+        raise InputError(f"{kind}: is compressed already; start from the dense checkpoint")
+    config_class = type(model.config)
+    causal_only = config_class in MODEL_FOR_CAUSAL_LM_MAPPING and config_class not in MODEL_FOR_MASKED_LM_MAPPING
+    if causal_only or getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(f"{kind} is a decoder; compresskit takes BERT-style encoders")
+    if not isinstance(_word_embedding(model), nn.Embedding):
+        raise InputError(f"{kind} has no word embedding; compresskit takes BERT-style text encoders")
+    if not any(target.role in ("attention", "ffn") for target in find_targets(model)):
+        raise InputError(f"{kind} has nothing to compress: no linear layer in a repeated block")
+
+
+def _word_embedding(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of the model, tied and shared tensors once, buffers not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model on the meta device: same modules and ties, no memory for weights."""
+    memo: dict[int, object] = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
+    return copy.deepcopy(model, memo)
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put ``new`` at module path ``name`` in every parent that holds the old module (shared layers stay shared)."""
+    old = model.get_submodule(name)
+    for parent, attribute in _holders(model, old):
+        setattr(parent, attribute, new)
+
+
+def _holders(model: nn.Module, child: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    for parent in list(model.modules()):
+        for attribute, module in list(parent._modules.items()):
+            if module is child:
+                yield parent, attribute

@@ -1,0 +1,327 @@
+"""From a recipe to a plan: which spec every group gets, and the totals this leads to.
+
+Needs only the shapes of the model (the meta device will do). Weights, where given, decide between equally large
+shapes and feed the ``error`` allocation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel
+
+from compresskit.decomposers import registry
+from compresskit.decomposers.base import Decomposer, Group, Source, Spec
+from compresskit.errors import InputError
+from compresskit.model.measure import Flops, count_flops
+from compresskit.model.swap import mount
+from compresskit.model.targets import count_parameters, find_targets, skeleton
+from compresskit.planning.allocation import Choice, allocate
+from compresskit.planning.recipe import DENSE, Recipe, Rule, apply_rules
+
+#: The achieved ratio lies within this share above the asked one, unless the plan says otherwise.
+SLACK = 0.01
+
+#: Ratios of two roles that differ by less than this count as equally near: then fewer terms win.
+NEAR = 0.15
+
+#: Budgets, as factors of a group's fair share, that the ``error`` allocation asks candidates for, and how many each.
+_ERROR_BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 4.0, 8.0)
+_ERROR_CANDIDATES = 2
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One group with its method and spec.
+
+    Attributes:
+        parameters: of the factors, biases left out.
+        error: relative Frobenius error, predicted by the plan or measured after factorising; None if not known.
+    """
+
+    group: Group
+    method: str
+    spec: Spec
+    parameters: int
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec for each group, with the totals.
+
+    Attributes:
+        recipe: what was asked.
+        assignments: every group that is factorised, in the model's order.
+        ratio_asked: None where explicit shapes were given.
+        parameters_before: of the dense model as loaded, tied and shared tensors once.
+        parameters_after: of the compressed one.
+        flops_before: at batch 1, length 128.
+        flops_after: likewise.
+        notes: what the user should know, e.g. a ratio that is not near the asked one.
+    """
+
+    recipe: Recipe
+    assignments: tuple[Assignment, ...]
+    ratio_asked: float | None
+    parameters_before: int
+    parameters_after: int
+    flops_before: Flops
+    flops_after: Flops
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """Achieved: dense parameters / compressed parameters."""
+        return self.parameters_before / self.parameters_after
+
+    def with_errors(self, errors: dict[str, float]) -> Plan:
+        """The same plan with these errors by group name."""
+        return replace(
+            self, assignments=tuple(replace(a, error=errors.get(a.group.name, a.error)) for a in self.assignments)
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One plain dictionary per group, as ``compression.json`` holds them."""
+        return [
+            {
+                "name": a.group.name,
+                "role": a.group.role,
+                "shape": list(a.group.shape),
+                "method": a.method,
+                "spec": a.spec.model_dump(mode="json"),
+                "parameters_before": a.group.parameters,
+                "parameters_after": a.parameters,
+                "error": a.error,
+            }
+            for a in self.assignments
+        ]
+
+
+class _Task(NamedTuple):
+    """A group with the method that a rule gives it."""
+
+    group: Group
+    method: str
+    decomposer: Decomposer
+    rule: Rule
+
+
+def make_plan(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    source: Source | None = None,
+    *,
+    predict_errors: bool = False,
+    progress: Progress = _silent,
+) -> Plan:
+    """Choose a spec for every group that the recipe's rules take.
+
+    Args:
+        model: the dense model; only shapes are used.
+        recipe: with a ratio, or with explicit shapes.
+        source: weights. Required by ``allocation: error`` and by ``predict_errors``.
+        predict_errors: fill in every assignment's error from spectra.
+        progress: called with (what, done, total) during long work.
+
+    Raises:
+        InputError: a rule that matches nothing, a ratio out of reach, a shape that does not fit or saves nothing.
+    """
+    tasks = _tasks(model, recipe)
+    if not tasks:
+        raise InputError(f"recipe {recipe.name} factorises nothing in this model")
+    before = count_parameters(model)
+    notes: list[str] = []
+    if recipe.explicit:
+        specs = [_resolve(task, recipe) for task in tasks]
+    elif recipe.ratio is None:
+        raise InputError(f"recipe {recipe.name} gives neither shapes nor a ratio: add --ratio")
+    else:
+        budget = math.floor(before / recipe.ratio)
+        rest = before - sum(task.group.parameters for task in tasks)
+        _check_reach(tasks, recipe, before, rest)
+        choose = {"uniform": _uniform, "error": _least_error}[recipe.allocation]
+        specs = choose(tasks, budget - rest, rest, recipe.allow_slow, source, progress)
+
+    assignments = [
+        Assignment(task.group, task.method, spec, task.decomposer.cost(task.group, spec).parameters)
+        for task, spec in zip(tasks, specs, strict=True)
+    ]
+    student = skeleton(model)
+    for task, spec in zip(tasks, specs, strict=True):
+        mount(student, task.decomposer, task.group, spec)
+    plan = Plan(
+        recipe=recipe,
+        assignments=tuple(assignments),
+        ratio_asked=recipe.ratio,
+        parameters_before=before,
+        parameters_after=count_parameters(student),
+        flops_before=count_flops(model),
+        flops_after=count_flops(student),
+    )
+    if recipe.ratio is not None and plan.ratio > recipe.ratio * (1 + SLACK):
+        notes.append(f"{plan.ratio:.2f}x is the smallest ratio of at least {recipe.ratio:g}x that was found")
+    plan = replace(plan, notes=tuple(notes))
+    if predict_errors:
+        plan = plan.with_errors(_predicted(tasks, specs, source, progress))
+    return plan
+
+
+def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[_Task]:
+    targets = find_targets(model)
+    order = {target.name: index for index, target in enumerate(targets)}
+    tasks = []
+    for rule, chosen in apply_rules(recipe, targets):
+        if rule.method == DENSE:
+            continue
+        decomposer = registry.get(rule.method)
+        tasks += [_Task(group, rule.method, decomposer, rule) for group in decomposer.groups(chosen)]
+    return sorted(tasks, key=lambda task: order[task.group.targets[0].name])
+
+
+def _resolve(task: _Task, recipe: Recipe) -> Spec:
+    options = task.rule.options
+    assert options is not None
+    try:
+        return task.decomposer.resolve(task.group, options)
+    except InputError as error:
+        raise InputError(f"recipe {recipe.name}: {error}") from None
+
+
+def _check_reach(tasks: Sequence[_Task], recipe: Recipe, before: int, rest: int) -> None:
+    least = rest
+    for task in tasks:
+        smallest = task.decomposer.candidates(task.group, 0, allow_slow=recipe.allow_slow)
+        costs = [task.decomposer.cost(task.group, spec).parameters for spec in smallest]
+        least += min([*costs, task.group.parameters])
+    assert recipe.ratio is not None
+    if before / recipe.ratio < least:
+        methods = " and ".join(sorted({task.method for task in tasks}))
+        raise InputError(
+            f"ratio {recipe.ratio:g} is out of reach: with {methods} this model gets at most "
+            f"{math.floor(100 * before / least) / 100:g}x smaller ({rest:,} of its {before:,} parameters stay dense)"
+        )
+
+
+def _uniform(
+    tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool, source: Source | None, progress: Progress
+) -> list[Spec]:
+    """One spec per (role, shape), all ratios as near to a common one as possible; then fewer terms, less error."""
+    classes: dict[tuple[Any, ...], list[_Task]] = defaultdict(list)
+    for task in tasks:
+        group = task.group
+        classes[task.method, group.role, group.kind, group.shape, len(group.targets)].append(task)
+    members = list(classes.values())
+    sizes = [sum(task.group.parameters for task in tasks_) for tasks_ in members]
+    common = sum(sizes) / budget  # the ratio that all would have if shapes were continuous
+
+    candidates: list[list[Spec]] = []
+    choices: list[list[Choice]] = []
+    for tasks_ in members:
+        first = tasks_[0]
+        wanted = first.group.parameters / common
+        specs = first.decomposer.candidates(first.group, round(wanted), allow_slow=allow_slow)
+        specs += first.decomposer.candidates(first.group, round(wanted / 2), allow_slow=allow_slow)
+        specs += first.decomposer.candidates(first.group, round(wanted * 2), allow_slow=allow_slow)
+        parameters = [first.decomposer.cost(first.group, spec).parameters for spec in specs]
+        candidates.append(specs)
+        choices.append(
+            [
+                Choice(len(tasks_) * count, _uniform_penalty(count / wanted, _terms(spec)))
+                for spec, count in zip(specs, parameters, strict=True)
+            ]
+        )
+    picks = allocate(choices, budget, _slack(budget, rest))
+    if picks is None:
+        raise InputError("no combination of candidates fits the budget")
+    chosen: dict[str, Spec] = {}
+    for tasks_, specs, pick, options in zip(members, candidates, picks, choices, strict=True):
+        equals = [specs[i] for i, option in enumerate(options) if option == options[pick]]
+        spec = _least_total_error(tasks_, equals, source) if source is not None else equals[0]
+        chosen |= {task.group.name: spec for task in tasks_}
+        progress("planning", len(chosen), len(tasks))
+    return [chosen[task.group.name] for task in tasks]
+
+
+def _uniform_penalty(share: float, terms: int) -> float:
+    """Lexicographic: steps of NEAR away from the common ratio, then terms, then the distance itself."""
+    distance = abs(math.log(share))
+    return 1e6 * int(distance / NEAR) + 1e2 * (terms - 1) + distance
+
+
+def _terms(spec: Spec) -> int:
+    """Summed products per matrix; 1 for methods that do not sum."""
+    return int(getattr(spec, "terms", 1))
+
+
+def _slack(budget: int, rest: int) -> float:
+    """SLACK of the whole model's parameters, as a share of the factorised part's budget."""
+    lowest = (budget + rest) / (1 + SLACK) - rest
+    return budget / lowest - 1 if lowest > 0 else math.inf
+
+
+def _least_total_error(tasks: Sequence[_Task], specs: list[Spec], source: Source) -> Spec:
+    if len(specs) == 1:
+        return specs[0]
+    totals = [0.0] * len(specs)
+    for task in tasks:
+        for index, error in enumerate(task.decomposer.errors(task.group, specs, source)):
+            totals[index] += error**2
+    return specs[min(range(len(specs)), key=totals.__getitem__)]
+
+
+def _least_error(
+    tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool, source: Source | None, progress: Progress
+) -> list[Spec]:
+    """The specs with the least total error, ||W - W'||_F over all matrices together, under the budget."""
+    if source is None:
+        raise InputError("allocation error needs the weights, not only the shapes")
+    common = sum(task.group.parameters for task in tasks) / budget
+    candidates: list[list[Spec]] = []
+    choices: list[list[Choice]] = []
+    for index, task in enumerate(tasks):
+        specs: dict[Spec, int] = {}
+        for factor in _ERROR_BUDGETS:
+            wanted = round(factor * task.group.parameters / common)
+            for spec in _spread(task.decomposer.candidates(task.group, wanted, allow_slow=allow_slow)):
+                specs[spec] = task.decomposer.cost(task.group, spec).parameters
+        norm = sum(float(source.read(target).double().square().sum()) for target in task.group.targets)
+        errors = task.decomposer.errors(task.group, list(specs), source)
+        candidates.append(list(specs))
+        choices.append(
+            [Choice(count, norm * error**2) for count, error in zip(specs.values(), errors, strict=True)]
+        )
+        progress("spectra", index + 1, len(tasks))
+    picks = allocate(choices, budget, _slack(budget, rest))
+    if picks is None:
+        raise InputError("no combination of candidates fits the budget")
+    return [specs[pick] for specs, pick in zip(candidates, picks, strict=True)]
+
+
+def _spread(specs: list[Spec]) -> list[Spec]:
+    """A few of the candidates: the preferred one and others evenly through the list."""
+    step = max(1, len(specs) // _ERROR_CANDIDATES)
+    return specs[::step][:_ERROR_CANDIDATES]
+
+
+def _predicted(
+    tasks: Iterable[_Task], specs: Iterable[Spec], source: Source | None, progress: Progress
+) -> dict[str, float]:
+    if source is None:
+        raise InputError("errors cannot be predicted without the weights")
+    errors = {}
+    pairs = list(zip(tasks, specs, strict=True))
+    for index, (task, spec) in enumerate(pairs):
+        (errors[task.group.name],) = task.decomposer.errors(task.group, [spec], source)
+        progress("errors", index + 1, len(pairs))
+    return errors

@@ -1,0 +1,270 @@
+"""Recipes: which method, and which shapes or ratio, for which matrices. YAML, strictly validated, versioned."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from compresskit.decomposers import registry
+from compresskit.decomposers.base import ROLES, Options, Role, Target
+from compresskit.errors import InputError, unknown
+
+Allocation = Literal["uniform", "error"]
+
+#: ``method: dense`` in a rule keeps its matrices as they are.
+DENSE = "dense"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rule(BaseModel):
+    """What to do with some targets: chosen by ``role``, by ``match`` (a regular expression searched in the module
+    name), or both. Remaining keys are the method's own options; without any, the planner chooses under ``ratio``."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    method: str
+    role: tuple[Role, ...] | None = None
+    match: str | None = None
+    optional: bool = False
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("match")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _says_which(self) -> Rule:
+        if self.role is None and self.match is None:
+            raise ValueError("give role, match or both")
+        return self
+
+    @property
+    def options(self) -> Options | None:
+        """The method's options; None where the rule gives none (or keeps its targets dense).
+
+        Raises:
+            InputError: unknown method, unknown key (with the nearest valid one) or bad value.
+        """
+        given = self.model_extra or {}
+        if self.method == DENSE:
+            options_type: type[Options] = Options
+        else:
+            options_type = registry.get(self.method).options_type
+        allowed = [*type(self).model_fields, *options_type.model_fields]
+        for key in given:
+            if key not in allowed:
+                raise _unknown_key(key, allowed)
+        return validate(options_type, given, f"options of {self.method}") if given else None
+
+    def applies(self, target: Target) -> bool:
+        """Whether the rule takes this target. One without a role is taken only where ``match`` names it."""
+        by_role = target.role in self.role if self.role is not None else True
+        by_name = re.search(self.match, target.name) is not None if self.match is not None else target.role is not None
+        return by_role and by_name
+
+    def __str__(self) -> str:
+        parts = [f"role {', '.join(self.role)}"] if self.role else []
+        return " and ".join(parts + ([f"match {self.match!r}"] if self.match else []))
+
+
+class Stage(_Strict):
+    """Defaults of one distillation stage."""
+
+    learning_rate: float = Field(gt=0)
+    batch_size: int = Field(ge=1)
+    max_length: int = Field(ge=1)
+    epochs: float = Field(gt=0)
+    losses: dict[Literal["embedding", "attention", "hidden", "logits", "supervised"], float]
+
+
+class Distill(_Strict):
+    """Defaults for distilling a student made by this recipe."""
+
+    general: Stage | None = None
+    task: Stage | None = None
+
+
+class Recipe(_Strict):
+    """A whole recipe. Either ``ratio`` with rules that only name methods, or explicit shapes in every rule."""
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    ratio: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+    allocation: Allocation = "uniform"
+    allow_slow: bool = False
+    rules: tuple[Rule, ...] = Field(min_length=1)
+    distill: Distill | None = None
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the rules give shapes, so that the ratio follows from them."""
+        return any(rule.options is not None for rule in self.rules)
+
+    def checked(self) -> Recipe:
+        """The recipe itself, once its rules' options are known to be valid and to fit together.
+
+        Raises:
+            InputError: names the rule.
+        """
+        for index, rule in enumerate(self.rules):
+            try:
+                options = rule.options
+            except InputError as error:
+                raise InputError(f"recipe {self.name}: rules[{index}]: {error}") from None
+            if options is None and rule.method != DENSE and self.explicit:
+                raise InputError(
+                    f"recipe {self.name}: rules[{index}] gives no shapes but other rules do; "
+                    "give shapes in all rules, or a ratio and shapes in none"
+                )
+        if self.explicit and self.ratio is not None:
+            raise InputError(f"recipe {self.name}: gives both ratio and shapes; give one")
+        return self
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML; loads back as an equal recipe."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        data = {"version": self.version, **data}
+        return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+
+
+def for_method(method: str, ratio: float, allocation: Allocation = "uniform", allow_slow: bool = False) -> Recipe:
+    """The recipe that ``--method`` and ``--ratio`` mean: one method for every role."""
+    registry.get(method)
+    return Recipe(
+        version=1,
+        name=method,
+        ratio=check_ratio(ratio),
+        allocation=allocation,
+        allow_slow=allow_slow,
+        rules=(Rule(role=ROLES, method=method),),
+    )
+
+
+def check_ratio(ratio: float) -> float:
+    """The ratio as a float above 1. Raises InputError otherwise (NaN and infinity too)."""
+    if not 1 < ratio < float("inf"):
+        raise InputError(f"ratio {ratio:g}: must be a finite number above 1 (dense parameters / compressed parameters)")
+    return float(ratio)
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe by short name (shipped with compresskit) or from a YAML file.
+
+    Raises:
+        InputError: unknown name, unreadable file, invalid YAML, or anything in it that is not valid.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        where = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"recipe {where}: cannot be read: {error}") from None
+    else:
+        where = str(name_or_path)
+        shipped = shipped_recipes()
+        if where not in shipped:
+            raise unknown("recipe", where, shipped)
+        text = shipped[where].read_text(encoding="utf-8")
+    return parse_recipe(text, where)
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """A recipe from YAML text; ``where`` names its origin in errors. Raises InputError."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {where}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"recipe {where}: must be a mapping with version, name and rules")
+    recipe: Recipe = validate(Recipe, data, f"recipe {where}")
+    return recipe.checked()
+
+
+def shipped_recipes() -> dict[str, Any]:
+    """Short name -> file of every recipe that comes with compresskit."""
+    packaged = resources.files("compresskit") / "recipes"
+    # In a checkout (editable install) recipes/ stands beside the package; the wheel carries it inside.
+    folder = packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+    if not folder.is_dir():
+        return {}
+    return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+
+
+def apply_rules(recipe: Recipe, targets: Sequence[Target]) -> list[tuple[Rule, list[Target]]]:
+    """Each rule with the targets it takes; the first rule that applies wins. Targets of no rule stay dense.
+
+    Raises:
+        InputError: a rule that is not optional takes nothing.
+    """
+    taken: list[tuple[Rule, list[Target]]] = [(rule, []) for rule in recipe.rules]
+    matched = {
+        index: any(rule.applies(target) for target in targets) for index, rule in enumerate(recipe.rules)
+    }
+    for target in targets:
+        for rule, chosen in taken:
+            if rule.applies(target):
+                chosen.append(target)
+                break
+    for index, (rule, chosen) in enumerate(taken):
+        if not chosen and not rule.optional:
+            why = "earlier rules take all it matches" if matched[index] else "nothing in this model matches it"
+            raise InputError(f"recipe {recipe.name}: rules[{index}] ({rule}): {why}; remove it or set optional: true")
+    return taken
+
+
+def validate(model: type[BaseModel], data: Any, what: str) -> Any:
+    """``model.model_validate`` with the first problem as one clear line. Raises InputError."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        if first["type"] == "extra_forbidden":
+            *parents, key = first["loc"]
+            problem = str(_unknown_key(str(key), _fields_at(model, parents)))
+            where = where.rpartition(".")[0]
+        else:
+            problem = first["msg"].removeprefix("Value error, ")
+            if not isinstance(first["input"], dict) and first["type"] != "missing":
+                problem += f" (given: {first['input']!r})"
+        raise InputError(": ".join(part for part in (what, where, problem) if part)) from None
+
+
+def _unknown_key(key: str, allowed: Sequence[str]) -> InputError:
+    near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.0)
+    return InputError(f"unknown key {key!r}: the nearest valid one is {near[0]!r}" if near else f"unknown key {key!r}")
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Field names of the model that sits at ``path`` inside ``model``."""
+    current: Any = model
+    for part in path:
+        if isinstance(part, str) and isinstance(current, type) and issubclass(current, BaseModel):
+            current = current.model_fields[part].annotation
+        while typing.get_origin(current) in (types.UnionType, typing.Union, tuple, list):
+            current = next(a for a in typing.get_args(current) if a is not type(None))
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []

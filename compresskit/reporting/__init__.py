@@ -1,0 +1,1 @@
+"""What a person sees: tables on the terminal, the record and the model card beside the weights."""

@@ -1,0 +1,80 @@
+"""The model card of a compressed folder."""
+
+from __future__ import annotations
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from compresskit.model.checkpoint import Checkpoint
+from compresskit.planning.planner import Plan
+from compresskit.planning.recipe import Recipe
+from compresskit.reporting.tables import COLUMNS, markdown, plan_rows, total_rows
+
+_TEXT = """---
+{data}
+---
+
+# {title}
+
+{origin}, made {ratio:.2f}x smaller by compresskit ({recipe}).
+
+## Load
+
+```python
+import compresskit  # lets transformers read the factorised layers
+from transformers import {loader}
+
+model = {loader}.from_pretrained("FOLDER_OR_REPOSITORY")
+```
+
+Without the import, transformers would put random dense weights in their place. `compresskit.load(...)` checks that
+nothing is missing; `compresskit.to_dense(model)` gives an ordinary model with the same outputs.
+
+## Quality
+
+These weights are a one-shot approximation: **not yet useful by themselves** at high ratios. Train them before use,
+from this folder as the student and the original model as the teacher (knowledge distillation), or fine-tune them on
+your task; every factor is an ordinary trainable parameter.
+
+## Figures
+
+{totals}
+
+{rows}
+
+Error: ||W - W'||_F / ||W||_F, mean over the matrices. FLOPs: 2 x multiply-adds, one sequence of 128 tokens.
+MB: 10^6 bytes of weight files.
+{notes}
+## Recipe
+
+`compresskit compress --model {origin} --recipe recipe.yaml` with this file repeats it:
+
+```yaml
+{recipe_yaml}```
+"""
+
+
+def model_card(
+    checkpoint: Checkpoint, plan: Plan, recipe: Recipe, title: str, megabytes: tuple[float, float]
+) -> ModelCard:
+    """A card with the import line, the figures, the recipe and what to do next."""
+    notes = [*checkpoint.notes, *plan.notes]
+    data = ModelCardData(
+        base_model=checkpoint.origin if "/" in checkpoint.origin else None,
+        library_name="transformers",
+        tags=["compresskit", "model-compression", *sorted({a.method for a in plan.assignments})],
+    )
+    loader = type(checkpoint.model).__name__
+    return ModelCard(
+        _TEXT.format(
+            data=data.to_yaml(),
+            title=title,
+            origin=checkpoint.origin,
+            ratio=plan.ratio,
+            recipe=plan.recipe.name,
+            loader=loader,
+            totals=markdown(("total", "before", "after", "ratio"), total_rows(plan, megabytes)),
+            rows=markdown(COLUMNS, plan_rows(plan)),
+            notes="".join(f"\nNote: {note}.\n" for note in notes),
+            recipe_yaml=recipe.to_yaml(),
+        )
+    )
