@@ -1,7 +1,6 @@
 """From a recipe to a plan: which spec every group gets, and the totals this leads to.
 
-Needs only the shapes of the model (the meta device will do). Weights, where given, decide between equally large
-shapes and feed the ``error`` allocation.
+Needs only the shapes of the model (the meta device will do), and the weights for the ``error`` allocation.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ from compresskit.planning.recipe import DENSE, Recipe, Rule, apply_rules
 #: The achieved ratio lies within this share above the asked one, unless the plan says otherwise.
 SLACK = 0.01
 
-#: Ratios of two roles that differ by less than this count as equally near: then fewer terms win.
+#: Width of the bands around the common ratio (as a logarithm) in which ratios count as equally near, and how many.
 NEAR = 0.15
+_BANDS = 12
 
 #: Budgets, as factors of a group's fair share, that the ``error`` allocation asks candidates for, and how many each.
 _ERROR_BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 4.0, 8.0)
@@ -150,8 +150,10 @@ def make_plan(
         budget = math.floor(before / recipe.ratio)
         rest = before - sum(task.group.parameters for task in tasks)
         _check_reach(tasks, recipe, before, rest)
-        choose = {"uniform": _uniform, "error": _least_error}[recipe.allocation]
-        specs = choose(tasks, budget - rest, rest, recipe.allow_slow, source, progress)
+        if recipe.allocation == "uniform":
+            specs = _uniform(tasks, budget - rest, rest, recipe.allow_slow)
+        else:
+            specs = _least_error(tasks, budget - rest, rest, recipe.allow_slow, source, progress)
 
     assignments = [
         Assignment(task.group, task.method, spec, task.decomposer.cost(task.group, spec).parameters)
@@ -213,10 +215,8 @@ def _check_reach(tasks: Sequence[_Task], recipe: Recipe, before: int, rest: int)
         )
 
 
-def _uniform(
-    tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool, source: Source | None, progress: Progress
-) -> list[Spec]:
-    """One spec per (role, shape), all ratios as near to a common one as possible; then fewer terms, less error."""
+def _uniform(tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool) -> list[Spec]:
+    """One spec per (role, shape), all ratios as near to a common one as possible; among near ones fewer terms."""
     classes: dict[tuple[Any, ...], list[_Task]] = defaultdict(list)
     for task in tasks:
         group = task.group
@@ -226,37 +226,37 @@ def _uniform(
     common = sum(sizes) / budget  # the ratio that all would have if shapes were continuous
 
     candidates: list[list[Spec]] = []
-    choices: list[list[Choice]] = []
     for tasks_ in members:
-        first = tasks_[0]
-        wanted = first.group.parameters / common
-        specs = first.decomposer.candidates(first.group, round(wanted), allow_slow=allow_slow)
-        specs += first.decomposer.candidates(first.group, round(wanted / 2), allow_slow=allow_slow)
-        specs += first.decomposer.candidates(first.group, round(wanted * 2), allow_slow=allow_slow)
-        parameters = [first.decomposer.cost(first.group, spec).parameters for spec in specs]
-        candidates.append(specs)
-        choices.append(
-            [
-                Choice(len(tasks_) * count, _uniform_penalty(count / wanted, _terms(spec)))
-                for spec, count in zip(specs, parameters, strict=True)
-            ]
-        )
-    picks = allocate(choices, budget, _slack(budget, rest))
+        task, wanted = tasks_[0], tasks_[0].group.parameters / common
+        offered = [
+            spec
+            for factor in (1.0, 0.5, 2.0)
+            for spec in task.decomposer.candidates(task.group, round(factor * wanted), allow_slow=allow_slow)
+        ]
+        candidates.append(list(dict.fromkeys(offered)))
+
+    # The narrowest band of ratios around the common one in which the budget is met; inside it fewer terms win.
+    slack = _slack(budget, rest)
+    for band in range(1, _BANDS + 1):
+        choices, indices = [], []
+        for tasks_, specs in zip(members, candidates, strict=True):
+            task = tasks_[0]
+            counts = [task.decomposer.cost(task.group, spec).parameters for spec in specs]
+            distances = [abs(math.log(count * common / task.group.parameters)) for count in counts]
+            inside = [i for i, distance in enumerate(distances) if distance <= band * NEAR or band == _BANDS]
+            indices.append(inside)
+            choices.append([Choice(len(tasks_) * counts[i], _terms(specs[i]) - 1 + distances[i]) for i in inside])
+        picks = allocate(choices, budget, slack) if all(choices) else None
+        if picks is not None:
+            total = sum(options[pick].parameters for options, pick in zip(choices, picks, strict=True))
+            if total * (1 + slack) >= budget or band == _BANDS:
+                break
     if picks is None:
         raise InputError("no combination of candidates fits the budget")
     chosen: dict[str, Spec] = {}
-    for tasks_, specs, pick, options in zip(members, candidates, picks, choices, strict=True):
-        equals = [specs[i] for i, option in enumerate(options) if option == options[pick]]
-        spec = _least_total_error(tasks_, equals, source) if source is not None else equals[0]
-        chosen |= {task.group.name: spec for task in tasks_}
-        progress("planning", len(chosen), len(tasks))
+    for tasks_, specs, inside, pick in zip(members, candidates, indices, picks, strict=True):
+        chosen |= {task.group.name: specs[inside[pick]] for task in tasks_}
     return [chosen[task.group.name] for task in tasks]
-
-
-def _uniform_penalty(share: float, terms: int) -> float:
-    """Lexicographic: steps of NEAR away from the common ratio, then terms, then the distance itself."""
-    distance = abs(math.log(share))
-    return 1e6 * int(distance / NEAR) + 1e2 * (terms - 1) + distance
 
 
 def _terms(spec: Spec) -> int:
@@ -268,16 +268,6 @@ def _slack(budget: int, rest: int) -> float:
     """SLACK of the whole model's parameters, as a share of the factorised part's budget."""
     lowest = (budget + rest) / (1 + SLACK) - rest
     return budget / lowest - 1 if lowest > 0 else math.inf
-
-
-def _least_total_error(tasks: Sequence[_Task], specs: list[Spec], source: Source) -> Spec:
-    if len(specs) == 1:
-        return specs[0]
-    totals = [0.0] * len(specs)
-    for task in tasks:
-        for index, error in enumerate(task.decomposer.errors(task.group, specs, source)):
-            totals[index] += error**2
-    return specs[min(range(len(specs)), key=totals.__getitem__)]
 
 
 def _least_error(
