@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -277,6 +278,7 @@ def _notes(notes: tuple[str, ...]) -> None:
 def main() -> None:
     """Entry point: turns errors into one line and an exit code (0, 1, 2, 130)."""
     debug = "--debug" in sys.argv
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         cli(standalone_mode=False)

@@ -44,7 +44,11 @@ def tiny_model(family: str = "bert", head: str = "base", seed: int = 0, **change
     if family == "electra":
         sizes["embedding_size"] = 24  # smaller than the hidden size, as in the real ones
     torch.manual_seed(seed)
-    return HEADS[head].from_config(FAMILIES[family](**(sizes | changes))).eval()
+    model = HEADS[head].from_config(FAMILIES[family](**(sizes | changes))).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # biases start as zeros, which would hide a lost one
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
 
 
 def token_ids(batch: int = 3, length: int = 11, vocabulary: int = 499) -> torch.Tensor:

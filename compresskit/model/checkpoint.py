@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from compresskit.data import demo
 from compresskit.errors import InputError, WorkError
+from compresskit.model import hub
 from compresskit.model.quantizer import QUANT_METHOD
 from compresskit.model.sources import check_finite
 from compresskit.model.targets import base_prefix, check_supported, find_targets
@@ -46,8 +47,6 @@ _TOKENIZER_FILES = re.compile(
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
-#: Seconds to wait for the hub before saying that it cannot be reached.
-HUB_TIMEOUT = 8.0
 
 
 @dataclass(frozen=True)
@@ -117,33 +116,7 @@ def _locate(model: str) -> tuple[Path, str]:
         return path, path.resolve().name
     if not _HUB_ID.fullmatch(model) or model.count("/") == 1 and Path(model).parent.is_dir():
         raise InputError(f"model {model}: no such folder (a hub id looks like google-bert/bert-base-uncased)")
-    return _download(model), model
-
-
-def _download(repo: str) -> Path:
-    import httpx
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    patterns = ["*.json", "*.txt", "*.model", "*.spm"]
-    try:
-        try:
-            names = [file.rfilename for file in HfApi().model_info(repo, timeout=HUB_TIMEOUT).siblings or []]
-        except (httpx.HTTPError, OfflineModeIsEnabled, OSError) as error:
-            if isinstance(error, HfHubHTTPError):
-                raise
-            # No network: what an earlier call left in the cache will do.
-            return Path(snapshot_download(repo, local_files_only=True))
-        suffix = "safetensors" if any(re.fullmatch(r"model.*\.safetensors", name) for name in names) else "bin"
-        stem = "model" if suffix == "safetensors" else "pytorch_model"
-        return Path(snapshot_download(repo, allow_patterns=[*patterns, f"{stem}*.{suffix}"]))
-    except LocalEntryNotFoundError:
-        raise InputError(
-            f"model {repo}: the hub cannot be reached and the model is not in the local cache; "
-            "check the network, or give a folder"
-        ) from None
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
-        raise InputError(f"model {repo}: no such folder, and the hub answers: {_line(error)}") from None
+    return hub.download(model), model
 
 
 def _read_config(folder: Path) -> Any:
@@ -308,9 +281,8 @@ def _move_into_place(temporary: Path, output: Path) -> None:
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the compressed model of ``checkpoint`` with its kept tensors and tokenizer files into ``folder``."""
-    model = checkpoint.model
-    state = {**model.state_dict(), **checkpoint.kept}
-    model.save_pretrained(folder, state_dict=state)
+    checkpoint.model.hf_quantizer.extra_tensors = checkpoint.kept
+    checkpoint.model.save_pretrained(folder)
     for file in sorted(checkpoint.folder.iterdir()):
         if file.is_file() and _TOKENIZER_FILES.fullmatch(file.name):
             shutil.copyfile(file, folder / file.name)

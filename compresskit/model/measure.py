@@ -23,18 +23,20 @@ def count_flops(model: PreTrainedModel, tokens: int = COST_TOKENS) -> Flops:
     """FLOPs of the whole model for one sequence of ``tokens``, with eager attention (SDPA is not counted on CPU).
 
     Runs on the meta device, so that nothing is computed; families that look at the values of a mask run on the CPU
-    with empty weights. ``linear`` leaves out the products of attention (batched matmuls).
+    with hollow weights. Models with fewer positions are measured at their longest sequence. ``linear`` leaves out the
+    products of attention (batched matmuls).
     """
-    meta = skeleton(model).eval()
-    meta.set_attn_implementation("eager")
+    positions = getattr(model.config, "max_position_embeddings", None) or tokens
+    tokens = min(tokens, positions - 2) if positions < tokens + 2 else tokens  # two are offset in roberta's table
     try:
-        return _count(meta, tokens)
+        return _count(skeleton(model), tokens)
     except RuntimeError:  # "Tensor.item() cannot be called on meta tensors"
-        return _count(meta.to_empty(device="cpu"), tokens)
+        return _count(skeleton(model, "cpu"), tokens)
 
 
 def _count(model: PreTrainedModel, tokens: int) -> Flops:
-    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    model.eval().set_attn_implementation("eager")
+    ids = torch.full((1, tokens), model.config.vocab_size - 1, device=model.device)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(input_ids=ids)

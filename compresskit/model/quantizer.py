@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import Group, Spec, Target
+from compresskit.decomposers.base import Group, Spec, Target, TiedHead
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,9 +79,18 @@ class CompresskitConfig(QuantizationConfigMixin):
 
 @register_quantizer(QUANT_METHOD)
 class CompresskitHfQuantizer(HfQuantizer):
-    """Puts factorised layers in place before transformers loads the weights."""
+    """Puts factorised layers in place before transformers loads the weights.
+
+    Attributes:
+        extra_tensors: stored by ``save_pretrained`` beside the model's own, by full name: tensors of the base model
+            that the model's class does not use.
+    """
 
     quantization_config: CompresskitConfig
+
+    def __init__(self, quantization_config: CompresskitConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.extra_tensors: dict[str, Tensor] = {}
 
     @property
     def is_trainable(self) -> bool:
@@ -96,11 +107,19 @@ class CompresskitHfQuantizer(HfQuantizer):
     def is_serializable(self) -> bool:
         return True
 
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        return ({**model.state_dict(), **self.extra_tensors} if self.extra_tensors else None), {}
+
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         mount_config(model, self.quantization_config)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        for module in model.modules():
+            # transformers initialises the biases of a new head by the class of its layers, and does not know ours.
+            new = isinstance(module, TiedHead) and not getattr(module.bias, "_is_hf_initialized", False)
+            if new and module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
         attach(model, self)
         return model
 

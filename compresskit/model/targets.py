@@ -137,13 +137,24 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model on the meta device: same modules and ties, no memory for weights."""
+def skeleton(model: PreTrainedModel, device: str = "meta") -> PreTrainedModel:
+    """A copy of the model without memory for weights: same modules and ties.
+
+    On ``meta`` nothing can be computed. On ``cpu`` weights are zeros that all share one number and buffers are real,
+    so that it can run.
+    """
+
+    def hollow(tensor: torch.Tensor) -> torch.Tensor:
+        if device == "meta":
+            return torch.empty_like(tensor, device="meta")
+        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+
     memo: dict[int, object] = {
-        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+        id(parameter): nn.Parameter(hollow(parameter), requires_grad=parameter.requires_grad)
         for parameter in model.parameters()
     }
-    memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
+    if device == "meta":
+        memo |= {id(buffer): hollow(buffer) for buffer in model.buffers()}
     return copy.deepcopy(model, memo)
 
 

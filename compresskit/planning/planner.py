@@ -159,7 +159,7 @@ def make_plan(
         Assignment(task.group, task.method, spec, task.decomposer.cost(task.group, spec).parameters)
         for task, spec in zip(tasks, specs, strict=True)
     ]
-    student = skeleton(model)
+    student = skeleton(model, "cpu")
     for task, spec in zip(tasks, specs, strict=True):
         mount(student, task.decomposer, task.group, spec)
     plan = Plan(

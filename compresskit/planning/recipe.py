@@ -241,7 +241,9 @@ def validate(model: type[BaseModel], data: Any, what: str) -> Any:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key also leaves the right one missing: the misspelling is what to report.
+        problems = error.errors()
+        first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
         if first["type"] == "extra_forbidden":
             *parents, key = first["loc"]

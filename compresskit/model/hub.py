@@ -1,0 +1,57 @@
+"""Download a checkpoint from the hub: only what is needed, and a clear word within seconds where there is no network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
+
+from compresskit.errors import InputError
+
+#: Seconds to wait for the hub before saying that it cannot be reached.
+TIMEOUT = 4.0
+
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm")
+
+
+def download(repo: str) -> Path:
+    """The local folder of a hub checkpoint: configuration, tokenizer and one set of weights, safetensors preferred.
+
+    Without a network an earlier download in the cache is used.
+
+    Raises:
+        InputError: no such repository, no access, or no network and nothing in the cache.
+    """
+    try:
+        names = _remote_files(repo)
+        if names is None:
+            return Path(snapshot_download(repo, local_files_only=True))
+        safetensors = any(re.fullmatch(r"model.*\.safetensors", name) for name in names)
+        weights = "model*.safetensors" if safetensors else "pytorch_model*.bin"
+        return Path(snapshot_download(repo, allow_patterns=[*_SMALL_FILES, weights]))
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"model {repo}: no such folder, and the hub cannot be reached (nor is the model in the local cache); "
+            "check the name and the network"
+        ) from None
+    except (HTTPError, HFValidationError, OSError) as error:
+        answer = " ".join(str(error).split())[:200]
+        raise InputError(f"model {repo}: no such folder, and the hub answers: {answer}") from None
+
+
+def _remote_files(repo: str) -> list[str] | None:
+    """File names in the repository; None if the hub cannot be reached."""
+    try:
+        return [file.rfilename for file in HfApi().model_info(repo, timeout=TIMEOUT).siblings or []]
+    except HfHubHTTPError:
+        raise  # it was reached, and refuses
+    except (HTTPError, OfflineModeIsEnabled, OSError):
+        return None

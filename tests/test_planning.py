@@ -1,0 +1,191 @@
+"""Plans: the ratio asked is the ratio reached, by the planner's own rules."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, count, tiny_model
+from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
+
+import compresskit
+from compresskit import InputError
+from compresskit.model.measure import count_flops
+from compresskit.model.sources import ModelSource
+from compresskit.model.targets import find_targets, skeleton
+from compresskit.planning.allocation import Choice, allocate
+from compresskit.planning.planner import make_plan
+from compresskit.planning.recipe import Recipe, Rule, for_method, load_recipe
+
+RATIOS = (2, 3, 5, 8, 12, 19, 30)
+
+
+@pytest.fixture(scope="module")
+def minilm(embedded: Path) -> PreTrainedModel:
+    return AutoModel.from_pretrained(embedded)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("method", ["kronecker", "low-rank"])
+def test_uniform_reaches_the_ratio_on_the_embedded_checkpoint(
+    minilm: PreTrainedModel, method: str, ratio: float
+) -> None:
+    plan = make_plan(skeleton(minilm), for_method(method, ratio))  # shapes are enough
+    assert ratio <= plan.ratio <= 1.01 * ratio
+    assert plan.notes == ()
+    by_class = {(a.group.role, a.group.shape): a.spec for a in plan.assignments}
+    assert all(a.spec == by_class[a.group.role, a.group.shape] for a in plan.assignments)
+    ratios = [a.group.parameters / a.parameters for a in plan.assignments]
+    assert max(ratios) / min(ratios) < math.exp(2 * 3 * 0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("method", ["kronecker", "low-rank"])
+def test_error_allocation_reaches_the_ratio(minilm: PreTrainedModel, method: str, ratio: float) -> None:
+    plan = make_plan(minilm, for_method(method, ratio, "error"), ModelSource(minilm))
+    assert ratio <= plan.ratio <= 1.01 * ratio
+
+
+@pytest.mark.parametrize("method", ["kronecker", "low-rank"])
+def test_error_allocation_has_less_error_than_uniform(minilm: PreTrainedModel, method: str) -> None:
+    source = ModelSource(minilm)
+    total = {}
+    for allocation in ("uniform", "error"):
+        plan = make_plan(minilm, for_method(method, 8, allocation), source, predict_errors=True)
+        norms = [float(source.read(a.group.target).norm()) for a in plan.assignments]
+        total[allocation] = math.hypot(*(a.error * norm for a, norm in zip(plan.assignments, norms, strict=True)))
+    assert total["error"] < total["uniform"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parameters", "linear_gflops"),
+    [("kroneckerbert-8", 14_654_216, 5.47), ("kroneckerbert-19", 5_716_620, 1.40), ("kroneckerbert-21", 5_228_272, 1.40)],
+)
+def test_paper_recipes_have_the_papers_parameters(recipe: str, parameters: int, linear_gflops: float) -> None:
+    with torch.device("meta"):
+        bert = BertModel(BertConfig())
+    plan = make_plan(bert, load_recipe(recipe))
+    assert (plan.parameters_before, plan.parameters_after) == (109_482_240, parameters)
+    assert plan.flops_after.linear / 1e9 == pytest.approx(linear_gflops, rel=0.015)
+
+
+def test_paper_recipes_apply_to_the_embedded_checkpoint(minilm: PreTrainedModel) -> None:
+    plan = make_plan(skeleton(minilm), load_recipe("kroneckerbert-21"))
+    shapes = {(a.group.role, a.group.shape): (a.spec.a, a.spec.b) for a in plan.assignments}
+    assert shapes == {
+        ("embedding", (30522, 384)): ((30522, 24), (1, 16)),
+        ("attention", (384, 384)): ((192, 24), (2, 16)),
+        ("ffn", (1536, 384)): ((16, 2), (96, 192)),
+        ("ffn", (384, 1536)): ((2, 16), (192, 96)),
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["kronecker", "low-rank"])
+def test_plan_totals_are_those_of_the_compressed_model(family: str, method: str) -> None:
+    dense = tiny_model(family, "masked-lm")
+    plan = compresskit.plan(dense, method=method, ratio=3)
+    student = compresskit.compress(dense, method=method, ratio=3)
+    assert plan.parameters_before == count(dense)
+    assert plan.parameters_after == count(student)
+    assert plan.ratio >= 3
+    assert plan.flops_after == count_flops(student)
+    assert plan.flops_before == count_flops(dense)
+
+
+def test_flops_are_torchs_count_with_eager_attention() -> None:
+    config = BertConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, vocab_size=499)
+    flops = count_flops(BertModel(config))
+    linear = 2 * 128 * 2 * (4 * 48 * 48 + 2 * 48 * 96) + 2 * 48 * 48  # the pooler sees one token
+    assert flops.linear == linear
+    assert flops.total == linear + 2 * 2 * (2 * 128 * 128 * 48)
+
+
+def test_a_larger_ratio_is_a_smaller_model() -> None:
+    dense = skeleton(tiny_model())
+    sizes = [make_plan(dense, for_method("low-rank", ratio)).parameters_after for ratio in np.arange(1.2, 6, 0.2)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_out_of_reach_names_the_ratio_that_can_be_reached() -> None:
+    dense = skeleton(tiny_model())
+    with pytest.raises(InputError, match=r"ratio 500 is out of reach: .* at most ([\d.]+)x smaller") as caught:
+        make_plan(dense, for_method("low-rank", 500))
+    reachable = float(str(caught.value).split("at most ")[1].split("x")[0])
+    assert make_plan(dense, for_method("low-rank", reachable)).ratio >= reachable
+
+
+def test_a_far_ratio_is_flagged() -> None:
+    dense = skeleton(tiny_model())
+    rules = (Rule(role="embedding", method="kronecker"),)  # one matrix: too few shapes to come within 1 % everywhere
+    asked = [Recipe(version=1, name="embedding-only", ratio=ratio, rules=rules) for ratio in np.arange(1.1, 1.4, 0.03)]
+    plans = [make_plan(dense, recipe) for recipe in asked]
+    assert all(bool(plan.notes) == (plan.ratio > 1.01 * plan.ratio_asked) for plan in plans)
+    assert any("smallest ratio of at least" in note for plan in plans for note in plan.notes)
+    assert all(plan.ratio >= plan.ratio_asked for plan in plans)
+
+
+def test_planning_is_repeatable() -> None:
+    dense = tiny_model()
+    plans = [compresskit.plan(dense, method="kronecker", ratio=4, allocation="error") for _ in range(2)]
+    assert plans[0] == plans[1]
+
+
+def test_roles_and_reasons() -> None:
+    targets = {target.name: target for target in find_targets(tiny_model("electra", "masked-lm"))}
+    assert targets["electra.embeddings.word_embeddings"].role == "embedding"
+    assert targets["electra.embeddings.position_embeddings"].reason == "not the word embedding"
+    assert targets["electra.embeddings_project"].reason == "projects embeddings to the hidden size"
+    assert targets["electra.encoder.layer.1.attention.self.key"].role == "attention"
+    assert targets["electra.encoder.layer.1.attention.output.dense"].role == "attention"
+    assert targets["electra.encoder.layer.1.output.dense"].role == "ffn"
+    assert targets["generator_predictions.dense"].role == "head"
+    assert "generator_lm_head" not in targets  # tied: computed by the embedding's factors
+    classifier = {target.name: target for target in find_targets(tiny_model("roberta", "classifier"))}
+    assert classifier["classifier.dense"].role == "head"
+    assert classifier["classifier.out_proj"].reason == "last linear of a head"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_block_matrix_has_a_role(family: str) -> None:
+    roles = [t.role for t in find_targets(tiny_model(family)) if ".0." in t.name or ".1." in t.name]
+    assert roles.count("attention") == 8
+    assert roles.count("ffn") == 4
+    assert len(roles) == 12
+
+
+def brute_force(items: list[list[Choice]], budget: int, slack: float) -> float | None:
+    inside = [
+        sum(choice.penalty for choice in picks)
+        for picks in itertools.product(*items)
+        if budget / (1 + slack) <= sum(choice.parameters for choice in picks) <= budget
+    ]
+    return min(inside) if inside else None
+
+
+def test_allocation_is_the_optimum() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        items = [
+            [Choice(int(random.integers(10, 400)), float(random.random())) for _ in range(random.integers(1, 6))]
+            for _ in range(random.integers(1, 6))
+        ]
+        budget = int(random.integers(200, 1200))
+        expected = brute_force(items, budget, 0.05)
+        picks = allocate(items, budget, 0.05)
+        if expected is None:
+            continue
+        assert picks is not None
+        chosen = [item[pick] for item, pick in zip(items, picks, strict=True)]
+        assert sum(choice.penalty for choice in chosen) == pytest.approx(expected)
+
+
+def test_allocation_without_a_total_in_the_window_takes_the_largest_below() -> None:
+    items = [[Choice(10, 1.0), Choice(50, 0.0)], [Choice(10, 1.0), Choice(70, 5.0)]]
+    assert allocate(items, 100, 0.01) == [0, 1]  # 80 is nearer to 100 than 60, whatever the penalty
+    assert allocate(items, 19, 0.01) is None
