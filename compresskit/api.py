@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
 from compresskit.model import checkpoint
+from compresskit.model.quantizer import quantizer_of
 from compresskit.model.sources import ModelSource, check_finite
 from compresskit.model.swap import densify
 from compresskit.model.targets import check_supported, find_targets
@@ -149,8 +150,12 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     """An ordinary model of the same class with every factorised weight multiplied out: the same outputs up to rounding.
 
     The given model is not changed (``model.dequantize()`` works in place).
+
+    Raises:
+        InputError: the model is not compressed.
     """
+    quantizer_of(model)
     dense = copy.deepcopy(model)
     densify(dense)
-    dense.hf_quantizer.remove_quantization_config(dense)
+    quantizer_of(dense).remove_quantization_config(dense)
     return dense

@@ -108,19 +108,16 @@ def compress(
     from compresskit.planning.planner import make_plan
 
     def chosen(at_ratio: float | None) -> Recipe:
-        return choose_recipe(
-            method=method, recipe=recipe, ratio=at_ratio, allocation=allocation, allow_slow=allow_slow
-        )
+        return choose_recipe(method=method, recipe=recipe, ratio=at_ratio, allocation=allocation, allow_slow=allow_slow)
 
     # What needs no model is refused before one is read; a size becomes a ratio once the model is known.
     asked = chosen(2.0 if size is not None else ratio)
     if output is not None and not dry_run:
         checkpoints.check_output(output, overwrite)
     with reading(model):
-        dense = checkpoints.read(model, as_class)
+        dense = checkpoints.read(model, as_class, device)
     if size_bytes is not None:
         asked = chosen(_ratio_of_size(dense, size_bytes))
-    dense.model.to(device)
     source = ModelSource(dense.model)
     if dry_run:
         with progress_bar() as progress:
@@ -134,7 +131,6 @@ def compress(
         with progress_bar() as progress:
             plan = make_plan(dense.model, asked, source, progress=progress)
             plan = apply_plan(dense.model, plan, progress)
-        dense.model.to("cpu")
         megabytes = _write(dense, plan, temporary, folder.name)
     show(dense, plan, megabytes)
     out.print(f"[bold]Written to {folder}/[/] (weights, tokenizer, recipe.yaml, compression.json, model card)")
@@ -169,12 +165,12 @@ def _write(dense: Checkpoint, plan: Plan, temporary: Path, title: str) -> tuple[
 def inspect(model: str | None, as_class: str | None, seed: int, threads: int | None, device: str, **_: Any) -> None:
     """Show every matrix: role, shape, share of the model, and how compressible it is."""
     prepare(seed, threads, device)
+
     from compresskit.model import checkpoint as checkpoints
     from compresskit.reporting.inspection import inspection_tables
 
     with reading(model):
-        dense = checkpoints.read(model, as_class)
-    dense.model.to(device)
+        dense = checkpoints.read(model, as_class, device)
     with progress_bar() as progress:
         tables = inspection_tables(dense.model, progress)
     _notes(dense.notes)

@@ -38,7 +38,7 @@ def test_compress_save_reload(family: str, head: str, method: str, tmp_path: Pat
 
     assert type(student) is type(dense)
     assert all(torch.equal(before[key], value) for key, value in dense.state_dict().items())  # untouched
-    assert 2.5 <= count(dense) / count(student)
+    assert count(dense) / count(student) >= 2.5
     assert set(factorised(student)) == {target.name for target in find_targets(dense) if target.role is not None}
     expected = outputs(student)
     assert not torch.equal(expected, outputs(dense))
@@ -105,7 +105,7 @@ def test_tied_decoder_neither_grows_nor_forms_the_table(tmp_path: Path) -> None:
     decoder(torch.ones(2, 48)).sum().backward()
     assert table.a.grad is not None
     twin = copy.deepcopy(student)
-    assert twin.get_output_embeddings().__dict__["embedding"] is twin.get_input_embeddings()
+    assert twin.get_output_embeddings().embedding is twin.get_input_embeddings()
     student.tie_weights()  # what accelerate and resizing call: must not resurrect the dense tie
     student.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
@@ -151,7 +151,8 @@ def test_sharded_and_bin_checkpoints(tmp_path: Path) -> None:
     dense.config.save_pretrained(tmp_path / "bin")
     torch.save(dense.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
     results = [
-        outputs(compresskit.compress(tmp_path / kind, method="low-rank", ratio=2)) for kind in ("whole", "shards", "bin")
+        outputs(compresskit.compress(tmp_path / kind, method="low-rank", ratio=2))
+        for kind in ("whole", "shards", "bin")
     ]
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])

@@ -64,7 +64,11 @@ def test_error_allocation_has_less_error_than_uniform(minilm: PreTrainedModel, m
 
 @pytest.mark.parametrize(
     ("recipe", "parameters", "linear_gflops"),
-    [("kroneckerbert-8", 14_654_216, 5.47), ("kroneckerbert-19", 5_716_620, 1.40), ("kroneckerbert-21", 5_228_272, 1.40)],
+    [
+        ("kroneckerbert-8", 14_654_216, 5.47),
+        ("kroneckerbert-19", 5_716_620, 1.40),
+        ("kroneckerbert-21", 5_228_272, 1.40),
+    ],
 )
 def test_paper_recipes_have_the_papers_parameters(recipe: str, parameters: int, linear_gflops: float) -> None:
     with torch.device("meta"):
@@ -99,7 +103,9 @@ def test_plan_totals_are_those_of_the_compressed_model(family: str, method: str)
 
 
 def test_flops_are_torchs_count_with_eager_attention() -> None:
-    config = BertConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, vocab_size=499)
+    config = BertConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, vocab_size=499
+    )
     flops = count_flops(BertModel(config))
     linear = 2 * 128 * 2 * (4 * 48 * 48 + 2 * 48 * 96) + 2 * 48 * 48  # the pooler sees one token
     assert flops.linear == linear

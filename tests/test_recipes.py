@@ -140,7 +140,9 @@ def test_a_resolved_uniform_recipe_has_one_rule_per_role_and_shape(dense: PreTra
         (rule(method="low-rank", rank=4, roles="ffn"), "unknown key 'roles': the nearest valid one is 'role'"),
         (changed(rules=[{"role": "atention", "method": "low-rank", "rank": 1}]), "rules.0..role"),
         (
-            changed(rules=[{"role": "ffn", "method": "low-rank", "rank": 1}, {"role": "attention", "method": "low-rank"}]),
+            changed(
+                rules=[{"role": "ffn", "method": "low-rank", "rank": 1}, {"role": "attention", "method": "low-rank"}]
+            ),
             r"rules\[1\] gives no shapes but other rules do",
         ),
         (changed(distill={"task": {"lr": 1}}), "distill"),

@@ -101,13 +101,14 @@ class Spec(BaseModel):
 
 class Options(BaseModel):
     """What a recipe rule may say about a method's shapes; every field of the method's spec among it, so that a plan
-    can be written down as a recipe. Subclassed once per method; unknown keys are refused."""
+    can be written down as a recipe. Subclassed once per method; unknown keys are refused.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Cost(NamedTuple):
-    """What a spec costs: parameters of the factors (biases left out) and FLOPs (2 x multiply-adds) of the cheapest path."""
+    """Parameters of the factors (biases left out), and FLOPs (2 x multiply-adds) of the cheapest path through them."""
 
     parameters: int
     flops: int
@@ -178,7 +179,7 @@ class FactorisedLinear(nn.Module, ABC):
         with torch.device("meta"):
             dense = nn.Linear(self.in_features, self.out_features, bias=False)
         dense.weight = nn.Parameter(weight.contiguous())
-        dense.bias = self.bias
+        dense.register_parameter("bias", self.bias)
         return dense.train(self.training)
 
     def extra_repr(self) -> str:
@@ -237,8 +238,14 @@ class TiedHead(nn.Module):
         self.out_features = embedding.num_embeddings
         self.bias = bias
 
+    @property
+    def embedding(self) -> FactorisedEmbedding:
+        """The embedding whose factors this head computes with."""
+        found: FactorisedEmbedding = self.__dict__["embedding"]
+        return found
+
     def forward(self, hidden: Tensor) -> Tensor:  # hidden: (..., d) -> (..., v)
-        logits = self.__dict__["embedding"].project(hidden)
+        logits = self.embedding.project(hidden)
         return logits if self.bias is None else logits + self.bias
 
 

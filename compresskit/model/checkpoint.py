@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from compresskit.data import demo
 from compresskit.errors import InputError, WorkError
 from compresskit.model import hub
-from compresskit.model.quantizer import QUANT_METHOD
+from compresskit.model.quantizer import QUANT_METHOD, quantizer_of
 from compresskit.model.sources import check_finite
 from compresskit.model.targets import base_prefix, check_supported, find_targets
 
@@ -70,12 +70,13 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
-def read(model: str | Path | None, as_class: str | None = None) -> Checkpoint:
+def read(model: str | Path | None, as_class: str | None = None, device: str = "cpu") -> Checkpoint:
     """Read a dense checkpoint that can be compressed.
 
     Args:
         model: a folder or a hub id; None for the embedded demo checkpoint.
         as_class: a key of :data:`MODEL_CLASSES`; default: ``config.architectures[0]``, else the base model.
+        device: where to put the model.
 
     Raises:
         InputError: missing, unreadable or damaged files, another kind of model, a compressed one, no network.
@@ -101,7 +102,7 @@ def read(model: str | Path | None, as_class: str | None = None) -> Checkpoint:
     check_supported(loaded)
     notes = _check_missing(loaded, sorted(info["missing_keys"]), folder)
     check_finite(loaded)
-    return Checkpoint(name, origin, folder, loaded, _kept(loaded, stored), notes)
+    return Checkpoint(name, origin, folder, loaded.to(device), _kept(loaded, stored), notes)
 
 
 def _line(error: BaseException) -> str:
@@ -114,7 +115,7 @@ def _locate(model: str) -> tuple[Path, str]:
         if not path.is_dir():
             raise InputError(f"model {model}: is a file; give the folder that holds config.json and the weights")
         return path, path.resolve().name
-    if not _HUB_ID.fullmatch(model) or model.count("/") == 1 and Path(model).parent.is_dir():
+    if not _HUB_ID.fullmatch(model) or (model.count("/") == 1 and Path(model).parent.is_dir()):
         raise InputError(f"model {model}: no such folder (a hub id looks like google-bert/bert-base-uncased)")
     return hub.download(model), model
 
@@ -281,7 +282,7 @@ def _move_into_place(temporary: Path, output: Path) -> None:
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the compressed model of ``checkpoint`` with its kept tensors and tokenizer files into ``folder``."""
-    checkpoint.model.hf_quantizer.extra_tensors = checkpoint.kept
+    quantizer_of(checkpoint.model).extra_tensors = checkpoint.kept
     checkpoint.model.save_pretrained(folder)
     for file in sorted(checkpoint.folder.iterdir()):
         if file.is_file() and _TOKENIZER_FILES.fullmatch(file.name):
@@ -309,6 +310,8 @@ def load_compressed(folder: Path, **kwargs: Any) -> PreTrainedModel:
         raise InputError(f"{folder}: cannot be loaded: {_line(error)}") from None
     missing = sorted(info["missing_keys"])
     if missing:
-        raise InputError(f"{folder}: lacks weight {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1)))
+        raise InputError(
+            f"{folder}: lacks weight {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1))
+        )
     loaded: PreTrainedModel = model
     return loaded

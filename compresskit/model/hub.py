@@ -1,4 +1,4 @@
-"""Download a checkpoint from the hub: only what is needed, and a clear word within seconds where there is no network."""
+"""Download a checkpoint from the hub: only what is needed, and a clear word in seconds where there is no network."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class CompresskitConfig(QuantizationConfigMixin):
             )
         if unknown:
             raise InputError(f"quantization_config: unknown key {next(iter(unknown))!r}")
-        self.quant_method = quant_method
+        self.quant_method = quant_method  # type: ignore[assignment]  # the enum knows only transformers' own
         self.format_version = format_version
         self.base = base or {}
         self.head = head or {}
@@ -117,9 +117,9 @@ class CompresskitHfQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         for module in model.modules():
             # transformers initialises the biases of a new head by the class of its layers, and does not know ours.
-            new = isinstance(module, TiedHead) and not getattr(module.bias, "_is_hf_initialized", False)
-            if new and module.bias is not None:
-                torch.nn.init.zeros_(module.bias)
+            bias = module.bias if isinstance(module, TiedHead) else None
+            if bias is not None and not getattr(bias, "_is_hf_initialized", False):
+                torch.nn.init.zeros_(bias)
         attach(model, self)
         return model
 
@@ -132,10 +132,18 @@ class CompresskitHfQuantizer(HfQuantizer):
 
 def attach(model: PreTrainedModel, quantizer: CompresskitHfQuantizer) -> None:
     """Mark a model as ours, so that ``save_pretrained``, ``dequantize`` and Trainer treat it right."""
-    model.hf_quantizer = quantizer
+    model.hf_quantizer = quantizer  # type: ignore[assignment]
     model.config.quantization_config = quantizer.quantization_config
     # Factors are ordinary floating point parameters: .half(), .float() and training need no special care.
-    model.is_quantized = False
+    model.is_quantized = False  # type: ignore[assignment]
+
+
+def quantizer_of(model: PreTrainedModel) -> CompresskitHfQuantizer:
+    """The quantizer of a compressed model. Raises InputError if the model is not compressed."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if not isinstance(quantizer, CompresskitHfQuantizer):
+        raise InputError(f"{type(model).__name__} is not compressed by compresskit")
+    return quantizer
 
 
 def mount_config(model: PreTrainedModel, config: CompresskitConfig) -> None:

@@ -32,13 +32,14 @@ def mount(model: PreTrainedModel, decomposer: Decomposer, group: Group, spec: Sp
             model.base_model.add_module(path, layer)  # an owner of shared factors
             continue
         old = model.get_submodule(path)
+        assert isinstance(old, nn.Linear | nn.Embedding)
         layer.train(old.training)
         for parameter in layer.parameters():
             parameter.data = parameter.data.to(old.weight.dtype)
         if isinstance(layer, FactorisedEmbedding):
             _mount_embedding(model, path, layer)
         else:
-            if isinstance(layer, FactorisedLinear):
+            if isinstance(layer, FactorisedLinear) and isinstance(old, nn.Linear):
                 layer.bias = old.bias
             replace_module(model, path, layer)
 
@@ -48,7 +49,9 @@ def _mount_embedding(model: PreTrainedModel, path: str, layer: FactorisedEmbeddi
     heads = tied_heads(model) if is_word_embedding else []
     replace_module(model, path, layer)
     for head in heads:
-        replace_module(model, head, TiedHead(layer, model.get_submodule(head).bias))
+        old = model.get_submodule(head)
+        assert isinstance(old, nn.Linear)
+        replace_module(model, head, TiedHead(layer, old.bias))
     if heads:
         _drop_weight_ties(model, {f"{head}.weight" for head in heads})
 
@@ -82,10 +85,12 @@ def densify(model: PreTrainedModel) -> None:
         if isinstance(module, FactorisedLinear | FactorisedEmbedding):
             replace_module(model, name, module.to_dense())
     for name, head in heads.items():
-        table = model.get_input_embeddings().weight
         with torch.device("meta"):
             dense = nn.Linear(head.in_features, head.out_features, bias=False)
-        dense.weight, dense.bias = table, head.bias
+        table = model.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        dense.weight = table.weight
+        dense.register_parameter("bias", head.bias)
         replace_module(model, name, dense.train(head.training))
     for module in model.modules():
         if isinstance(module, PreTrainedModel):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
-from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear, Target
+from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear, Role, Target
 from compresskit.errors import InputError
 
 
@@ -32,6 +32,7 @@ def find_targets(model: PreTrainedModel) -> list[Target]:
     tied = {id(model.get_submodule(name)) for name in tied_heads(model)}
     blocks = _block_prefixes(model)
     found = []
+    role: Role | None
     for name, module in model.named_modules():  # a module shared by several parents comes once
         if id(module) in tied or not isinstance(module, nn.Linear | nn.Embedding):
             continue
@@ -70,7 +71,7 @@ def _in_attention(path: str) -> bool:
     return any("attention" in part or "attn" in part for part in path.split("."))
 
 
-def _outside_role(model: PreTrainedModel, in_base: bool, linear: nn.Linear) -> tuple[str | None, str]:
+def _outside_role(model: PreTrainedModel, in_base: bool, linear: nn.Linear) -> tuple[Role | None, str]:
     """Role of a linear outside the blocks: a head's hidden x hidden linear, or none."""
     config = model.config
     hidden = getattr(config, "hidden_size", None) or getattr(config, "dim", None)

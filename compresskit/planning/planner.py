@@ -30,8 +30,8 @@ NEAR = 0.15
 _BANDS = 12
 
 #: Budgets, as factors of a group's fair share, that the ``error`` allocation asks candidates for, and how many each.
-_ERROR_BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 4.0, 8.0)
-_ERROR_CANDIDATES = 2
+_ERROR_BUDGETS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 4.0)
+_ERROR_CANDIDATES = 6
 
 Progress = Callable[[str, int, int], None]
 
@@ -288,9 +288,7 @@ def _least_error(
         norm = sum(float(source.read(target).double().square().sum()) for target in task.group.targets)
         errors = task.decomposer.errors(task.group, list(specs), source)
         candidates.append(list(specs))
-        choices.append(
-            [Choice(count, norm * error**2) for count, error in zip(specs.values(), errors, strict=True)]
-        )
+        choices.append([Choice(count, norm * error**2) for count, error in zip(specs.values(), errors, strict=True)])
         progress("spectra", index + 1, len(tasks))
     picks = allocate(choices, budget, _slack(budget, rest))
     if picks is None:

@@ -30,7 +30,8 @@ class _Strict(BaseModel):
 
 class Rule(BaseModel):
     """What to do with some targets: chosen by ``role``, by ``match`` (a regular expression searched in the module
-    name), or both. Remaining keys are the method's own options; without any, the planner chooses under ``ratio``."""
+    name), or both. Remaining keys are the method's own options; without any, the planner chooses under ``ratio``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -221,9 +222,7 @@ def apply_rules(recipe: Recipe, targets: Sequence[Target]) -> list[tuple[Rule, l
         InputError: a rule that is not optional takes nothing.
     """
     taken: list[tuple[Rule, list[Target]]] = [(rule, []) for rule in recipe.rules]
-    matched = {
-        index: any(rule.applies(target) for target in targets) for index, rule in enumerate(recipe.rules)
-    }
+    matched = {index: any(rule.applies(target) for target in targets) for index, rule in enumerate(recipe.rules)}
     for target in targets:
         for rule, chosen in taken:
             if rule.applies(target):

@@ -58,7 +58,8 @@ def resolved_recipe(plan: Plan) -> Recipe:
     return Recipe(
         version=1,
         name=plan.recipe.name,
-        description=plan.recipe.description or f"{plan.ratio:.2f}x, as planned for {plan.parameters_before:,} parameters",
+        description=plan.recipe.description
+        or f"{plan.ratio:.2f}x, as planned for {plan.parameters_before:,} parameters",
         rules=tuple(made),
         distill=plan.recipe.distill,
     )

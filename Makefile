@@ -1,0 +1,30 @@
+# Everything starts here: `make demo`, `make test`. The environment is made on first use, pinned by constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= out
+
+.PHONY: demo test check install clean
+
+demo: install
+	$(BIN)/compresskit compress --method low-rank --ratio 19 --output $(OUT)/low-rank-19x --overwrite
+	$(BIN)/compresskit compress --method kronecker --ratio 19 --output $(OUT)/kronecker-19x --overwrite
+	@echo "Demo done. Results: $(OUT)/low-rank-19x/ and $(OUT)/kronecker-19x/ (open README.md in each)."
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache
