@@ -15,11 +15,11 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
 import transformers
-from pydoc_data.topics import topics
 from torch import Tensor
 
 import compresskit
