@@ -28,7 +28,7 @@ from compresskit.planning.recipe import Recipe, Rule
 from compresskit.reporting.tables import markdown
 
 OUTPUT = Path(__file__).resolve().parents[1] / "reports" / "minilm-kronecker-shapes"
-STEPS, BATCH, LENGTH, RATE, SEED = 500, 32, 64, 1e-3, 0
+STEPS, BATCH, LENGTH, RATE, SEED = 500, 16, 32, 1e-3, 0
 
 #: name -> (B of the attention matrices, B of the FFN's first; its second is transposed), or the position of B.
 SHAPES: dict[str, dict[str, Any]] = {

@@ -219,6 +219,9 @@ def _ratio_of_size(dense: Checkpoint, size: int) -> float:
 
 def prepare(seed: int, threads: int | None, device: str) -> None:
     """Seed, threads, device and quiet libraries, before any work."""
+    if threads is not None:
+        # Read by the linear algebra libraries when they are loaded, which is below.
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     import torch
     from transformers.utils import logging
 

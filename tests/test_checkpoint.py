@@ -18,10 +18,11 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 import compresskit
 from compresskit import InputError
 from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear, TiedHead
+from compresskit.decomposers.registry import decomposers
 from compresskit.model import checkpoint
 from compresskit.model.targets import find_targets
 
-METHODS = ["kronecker", "low-rank"]
+METHODS = list(decomposers())
 
 
 def factorised(model: PreTrainedModel) -> dict[str, torch.nn.Module]:

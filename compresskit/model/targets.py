@@ -34,7 +34,8 @@ def find_targets(model: PreTrainedModel) -> list[Target]:
     found = []
     role: Role | None
     for name, module in model.named_modules():  # a module shared by several parents comes once
-        if id(module) in tied or not isinstance(module, nn.Linear | nn.Embedding):
+        # Subclasses may compute something else (scaled embeddings, fused layers): they stay as they are.
+        if id(module) in tied or type(module) not in (nn.Linear, nn.Embedding):
             continue
         if isinstance(module, nn.Embedding):
             role, reason = ("embedding", "") if module is word_embedding else (None, "not the word embedding")
