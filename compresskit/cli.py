@@ -127,9 +127,11 @@ def compress(
         return
     suffix = size.strip() if size else f"{asked.ratio:.4g}x" if asked.ratio else ""
     folder = output or Path("-".join(part for part in (dense.name, asked.name, suffix) if part))
+    checkpoints.check_output(folder, overwrite)
+    with progress_bar() as progress:
+        plan = make_plan(dense.model, asked, source, progress=progress)
     with checkpoints.output_folder(folder, overwrite) as temporary:
         with progress_bar() as progress:
-            plan = make_plan(dense.model, asked, source, progress=progress)
             plan = apply_plan(dense.model, plan, progress)
         megabytes = _write(dense, plan, temporary, folder.name)
     show(dense, plan, megabytes)

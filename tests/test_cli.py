@@ -203,7 +203,7 @@ BAD_CHOICES = {
     "ratio one": (("--method", "low-rank", "--ratio", 1), "above 1"),
     "ratio nan": (("--method", "low-rank", "--ratio", "nan"), "above 1"),
     "ratio word": (("--method", "low-rank", "--ratio", "many"), "many"),
-    "ratio out of reach": (("--method", "low-rank", "--ratio", 5000), "out of reach"),
+    "ratio out of reach": (("--method", "low-rank", "--ratio", 5000, "--output", "a/b"), "out of reach"),
     "ratio and size": (("--method", "low-rank", "--ratio", 3, "--size", "1MB"), "not both"),
     "bad size": (("--method", "low-rank", "--size", "5 apples"), "such as 5MB"),
     "size too small": (("--method", "low-rank", "--size", "1kB"), "too small"),
