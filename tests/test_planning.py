@@ -136,6 +136,16 @@ def test_a_far_ratio_is_flagged() -> None:
     assert all(plan.ratio >= plan.ratio_asked for plan in plans)
 
 
+def test_a_matrix_without_a_shape_that_saves_stays_dense() -> None:
+    # 7 is prime: no Kronecker shape of a 7-wide embedding but one-column ones.
+    dense = tiny_model("electra", embedding_size=7)
+    plan = make_plan(dense, for_method("kronecker", 1.5))
+    assert plan.ratio >= 1.5
+    assert "embeddings.word_embeddings stays dense: no shape of it saves parameters" in plan.notes
+    student = compresskit.compress(dense, method="kronecker", ratio=1.5)
+    assert type(student.get_input_embeddings()).__name__ == "Embedding"
+
+
 def test_planning_is_repeatable() -> None:
     dense = tiny_model()
     plans = [compresskit.plan(dense, method="kronecker", ratio=4, allocation="error") for _ in range(2)]

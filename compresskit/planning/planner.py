@@ -112,7 +112,6 @@ class _Task(NamedTuple):
     """A group with the method that a rule gives it."""
 
     group: Group
-    method: str
     decomposer: Decomposer
     rule: Rule
 
@@ -147,6 +146,10 @@ def make_plan(
     elif recipe.ratio is None:
         raise InputError(f"recipe {recipe.name} gives neither shapes nor a ratio: add --ratio")
     else:
+        tasks, stay_dense = _offered(tasks, recipe.allow_slow)
+        if not tasks:
+            raise InputError(f"recipe {recipe.name}: no matrix of this model has a shape that saves parameters")
+        notes += [f"{name} stays dense: no shape of it saves parameters" for name in stay_dense]
         budget = math.floor(before / recipe.ratio)
         rest = before - sum(task.group.parameters for task in tasks)
         _check_reach(tasks, recipe, before, rest)
@@ -156,7 +159,7 @@ def make_plan(
             specs = _least_error(tasks, budget - rest, rest, recipe.allow_slow, source, progress)
 
     assignments = [
-        Assignment(task.group, task.method, spec, task.decomposer.cost(task.group, spec).parameters)
+        Assignment(task.group, task.decomposer.name, spec, task.decomposer.cost(task.group, spec).parameters)
         for task, spec in zip(tasks, specs, strict=True)
     ]
     student = skeleton(model, "cpu")
@@ -187,8 +190,15 @@ def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[_Task]:
         if rule.method == DENSE:
             continue
         decomposer = registry.get(rule.method)
-        tasks += [_Task(group, rule.method, decomposer, rule) for group in decomposer.groups(chosen)]
+        tasks += [_Task(group, decomposer, rule) for group in decomposer.groups(chosen)]
     return sorted(tasks, key=lambda task: order[task.group.targets[0].name])
+
+
+def _offered(tasks: list[_Task], allow_slow: bool) -> tuple[list[_Task], list[str]]:
+    """The tasks that have candidates at all, and the names of the others (prime or tiny shapes)."""
+    some = [task for task in tasks if task.decomposer.candidates(task.group, 0, allow_slow=allow_slow)]
+    names = {task.group.name for task in some}
+    return some, [task.group.name for task in tasks if task.group.name not in names]
 
 
 def _resolve(task: _Task, recipe: Recipe) -> Spec:
@@ -208,7 +218,7 @@ def _check_reach(tasks: Sequence[_Task], recipe: Recipe, before: int, rest: int)
         least += min([*costs, task.group.parameters])
     assert recipe.ratio is not None
     if before / recipe.ratio < least:
-        methods = " and ".join(sorted({task.method for task in tasks}))
+        methods = " and ".join(sorted({task.decomposer.name for task in tasks}))
         raise InputError(
             f"ratio {recipe.ratio:g} is out of reach: with {methods} this model gets at most "
             f"{math.floor(100 * before / least) / 100:g}x smaller ({rest:,} of its {before:,} parameters stay dense)"
@@ -220,7 +230,7 @@ def _uniform(tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool) -
     classes: dict[tuple[Any, ...], list[_Task]] = defaultdict(list)
     for task in tasks:
         group = task.group
-        classes[task.method, group.role, group.kind, group.shape, len(group.targets)].append(task)
+        classes[task.decomposer.name, group.role, group.kind, group.shape, len(group.targets)].append(task)
     members = list(classes.values())
     sizes = [sum(task.group.parameters for task in tasks_) for tasks_ in members]
     common = sum(sizes) / budget  # the ratio that all would have if shapes were continuous
