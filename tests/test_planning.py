@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, count, tiny_model
-from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
+from transformers import AutoModel, BertConfig, BertModel, MobileBertConfig, MobileBertForMaskedLM, PreTrainedModel
 
 import compresskit
 from compresskit import InputError
@@ -144,6 +144,14 @@ def test_a_matrix_without_a_shape_that_saves_stays_dense() -> None:
     assert "embeddings.word_embeddings stays dense: no shape of it saves parameters" in plan.notes
     student = compresskit.compress(dense, method="kronecker", ratio=1.5)
     assert type(student.get_input_embeddings()).__name__ == "Embedding"
+
+
+def test_a_head_that_reads_a_factorised_weight_is_refused() -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "num_hidden_layers": 1}
+    bottlenecks = {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32, "vocab_size": 99}
+    dense = MobileBertForMaskedLM(MobileBertConfig(**sizes, **bottlenecks))
+    with pytest.raises(InputError, match=r"MobileBertForMaskedLM cannot run with these layers factorised: .*weight"):
+        compresskit.compress(dense, method="low-rank", ratio=1.3)
 
 
 def test_planning_is_repeatable() -> None:

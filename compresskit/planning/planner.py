@@ -172,7 +172,7 @@ def make_plan(
         parameters_before=before,
         parameters_after=count_parameters(student),
         flops_before=count_flops(model),
-        flops_after=count_flops(student),
+        flops_after=_student_flops(student),
     )
     if recipe.ratio is not None and plan.ratio > recipe.ratio * (1 + SLACK):
         notes.append(f"{plan.ratio:.2f}x is the smallest ratio of at least {recipe.ratio:g}x that was found")
@@ -180,6 +180,16 @@ def make_plan(
     if predict_errors:
         plan = plan.with_errors(_predicted(tasks, specs, source, progress))
     return plan
+
+
+def _student_flops(student: PreTrainedModel) -> Flops:
+    try:
+        return count_flops(student)
+    except AttributeError as error:  # some heads read .weight of a layer that has none any more
+        raise InputError(
+            f"{type(student).__name__} cannot run with these layers factorised: {error}; "
+            "compress it as another class (--as), or keep that layer dense with a recipe"
+        ) from None
 
 
 def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[_Task]:
