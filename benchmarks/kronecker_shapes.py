@@ -83,7 +83,7 @@ def measure(name: str) -> dict[str, Any]:
     """Train one student, from its one-shot start to the end of the budget."""
     torch.manual_seed(SEED)
     teacher = transformers.AutoModel.from_pretrained(demo.folder()).eval()
-    student = compresskit.compress(teacher, recipe=recipe(name))
+    student = compresskit.compress(teacher, recipe=recipe(name))  # shares nothing with the teacher
     train, test = batches()
     before = held_out(student, teacher, test)
     optimizer = torch.optim.AdamW(student.parameters(), lr=RATE)

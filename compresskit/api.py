@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
@@ -14,7 +13,7 @@ from compresskit.model import checkpoint
 from compresskit.model.quantizer import quantizer_of
 from compresskit.model.sources import ModelSource, check_finite
 from compresskit.model.swap import densify
-from compresskit.model.targets import check_supported, find_targets
+from compresskit.model.targets import check_supported
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import Plan, make_plan
 from compresskit.planning.recipe import Allocation, Recipe, check_ratio, for_method, load_recipe
@@ -111,7 +110,7 @@ def compress(
     asked = choose_recipe(method=method, ratio=ratio, recipe=recipe, allocation=allocation, allow_slow=allow_slow)
     dense = _dense(model)
     chosen = make_plan(dense, asked, ModelSource(dense))
-    student = dense if inplace or not isinstance(model, PreTrainedModel) else _copy_without_targets(dense)
+    student = dense if inplace or not isinstance(model, PreTrainedModel) else _copy(dense, chosen)
     apply_plan(student, chosen)
     return student
 
@@ -124,10 +123,11 @@ def _dense(model: ModelLike) -> PreTrainedModel:
     return model
 
 
-def _copy_without_targets(model: PreTrainedModel) -> PreTrainedModel:
-    """A deep copy that shares the targets' weights with the original: they are only read, then replaced."""
-    weights = [model.get_submodule(target.name).weight for target in find_targets(model) if target.role is not None]
-    memo: dict[int, Any] = {id(weight): weight for weight in weights if isinstance(weight, nn.Parameter)}
+def _copy(model: PreTrainedModel, chosen: Plan) -> PreTrainedModel:
+    """A deep copy that shares only the weights the plan replaces: they are read once and then gone from the copy."""
+    names = [target.name for assignment in chosen.assignments for target in assignment.group.targets]
+    weights = [model.get_submodule(name).weight for name in names]
+    memo: dict[int, Any] = {id(weight): weight for weight in weights}
     return copy.deepcopy(model, memo)
 
 

@@ -21,6 +21,7 @@ from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear, 
 from compresskit.decomposers.registry import decomposers
 from compresskit.model import checkpoint
 from compresskit.model.targets import find_targets
+from compresskit.planning.recipe import Recipe
 
 METHODS = list(decomposers())
 
@@ -161,6 +162,16 @@ def test_sharded_and_bin_checkpoints(tmp_path: Path) -> None:
     student.save_pretrained(tmp_path / "small-shards", max_shard_size="20kB")
     assert len(list((tmp_path / "small-shards").glob("*.safetensors"))) > 1
     assert torch.equal(outputs(compresskit.load(tmp_path / "small-shards")), results[0])
+
+
+def test_the_student_shares_nothing_with_the_dense_model() -> None:
+    dense = tiny_model("bert", "masked-lm")
+    rules = [{"role": "ffn", "method": "low-rank", "rank": 4}]  # everything else stays dense
+    recipe = Recipe.model_validate({"version": 1, "name": "ffn-only", "rules": rules})
+    student = compresskit.compress(dense, recipe=recipe)
+    shared = {p.data_ptr() for p in dense.parameters()} & {p.data_ptr() for p in student.parameters()}
+    assert not shared
+    assert student.get_output_embeddings().weight is student.get_input_embeddings().weight  # its own tie is kept
 
 
 def test_inplace_changes_the_given_model() -> None:
