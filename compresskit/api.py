@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, unknown
 from compresskit.model import checkpoint
 from compresskit.model.quantizer import quantizer_of
 from compresskit.model.sources import ModelSource, check_finite
@@ -32,15 +33,18 @@ def choose_recipe(
     """The recipe that these choices mean; see :func:`compress` for them.
 
     Raises:
-        InputError: neither or both of method and recipe, no ratio for a method, a ratio for explicit shapes.
+        InputError: neither or both of method and recipe, no ratio for a method, a ratio for explicit shapes, an unknown
+            allocation, a recipe whose rules do not fit together.
     """
+    if allocation is not None and allocation not in get_args(Allocation):
+        raise unknown("allocation", str(allocation), get_args(Allocation))
     if (method is None) == (recipe is None):
         raise InputError("give either a method (with a ratio) or a recipe" + ("" if method is None else ", not both"))
     if method is not None:
         if ratio is None:
             raise InputError(f"method {method} needs a ratio or a size")
         return for_method(method, ratio, allocation or "uniform", allow_slow)
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or "")
+    chosen = recipe.checked() if isinstance(recipe, Recipe) else load_recipe(recipe or "")
     update: dict[str, Any] = {}
     if chosen.explicit:
         for given, what in ((ratio, "ratio or size"), (allocation, "allocation")):
@@ -66,7 +70,7 @@ def plan(
 ) -> Plan:
     """What :func:`compress` would do with the same arguments, with predicted errors; nothing is changed."""
     asked = choose_recipe(method=method, ratio=ratio, recipe=recipe, allocation=allocation, allow_slow=allow_slow)
-    dense = _dense(model)
+    dense, _ = _dense(model)
     return make_plan(dense, asked, ModelSource(dense), predict_errors=True)
 
 
@@ -86,7 +90,7 @@ def compress(
         model: a model, a folder or a hub id. Default: the embedded demo checkpoint.
         method: a registered method, used for every role; needs ``ratio``.
         ratio: dense parameters / compressed parameters of the whole model, tied tensors once; above 1. The result
-            has the smallest reachable ratio of at least this, normally within 1 %.
+            has at least this ratio, normally within 1 %.
         recipe: instead of ``method``: a :class:`Recipe`, the short name of a shipped one, or a YAML file.
         allocation: ``uniform`` (default: all roles at about the same ratio) or ``error`` (least total error).
         allow_slow: also offer shapes that take more than 1.1 x the dense FLOPs.
@@ -105,22 +109,27 @@ def compress(
         ...                     vocab_size=1000, max_position_embeddings=64)
         >>> small = compresskit.compress(BertModel(config), method="low-rank", ratio=3)
         >>> small.embeddings.word_embeddings
-        LowRankEmbedding(num_embeddings=1000, embedding_dim=64, rank=14)
+        LowRankEmbedding(num_embeddings=1000, embedding_dim=64, rank=18)
     """
     asked = choose_recipe(method=method, ratio=ratio, recipe=recipe, allocation=allocation, allow_slow=allow_slow)
-    dense = _dense(model)
+    dense, kept = _dense(model)
     chosen = make_plan(dense, asked, ModelSource(dense))
     student = dense if inplace or not isinstance(model, PreTrainedModel) else _copy(dense, chosen)
     apply_plan(student, chosen)
+    quantizer_of(student).extra_tensors = kept
     return student
 
 
-def _dense(model: ModelLike) -> PreTrainedModel:
+def _dense(model: ModelLike) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """The dense model, and tensors of its base model that its class does not use (of a checkpoint)."""
+    if model is None or isinstance(model, str | Path):
+        read = checkpoint.read(model)
+        return read.model, read.kept
     if not isinstance(model, PreTrainedModel):
-        return checkpoint.read(model).model
+        raise InputError(f"model: give a PreTrainedModel, a folder or a hub id, not a {type(model).__name__}")
     check_supported(model)
     check_finite(model)
-    return model
+    return model, {}
 
 
 def _copy(model: PreTrainedModel, chosen: Plan) -> PreTrainedModel:
@@ -134,7 +143,7 @@ def _copy(model: PreTrainedModel, chosen: Plan) -> PreTrainedModel:
 def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Load a compressed folder strictly, as the class it was saved from.
 
-    Unlike ``from_pretrained`` this refuses a folder that is not compressed, and missing or unexpected weights.
+    Unlike ``from_pretrained`` this refuses a folder that is not compressed, and missing or unknown weights.
 
     Args:
         folder: what ``compresskit compress`` or ``save_pretrained`` wrote.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from compresskit import __version__
 from compresskit.errors import CompresskitError, InputError
@@ -36,7 +37,7 @@ AS_CHOICES = (
 INTERRUPTED = 130
 
 #: Width of tables that go to a file or a pipe.
-PIPE_WIDTH = 120
+PIPE_WIDTH = 160
 
 out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True)
@@ -48,7 +49,7 @@ def common(command: F) -> F:
         click.option("--model", metavar="FOLDER|HUB_ID", help="Dense checkpoint. Default: the embedded MiniLM."),
         click.option("--as", "as_class", type=click.Choice(AS_CHOICES), help="Model class. Default: the checkpoint's."),
         click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of new heads."),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all."),
+        click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. Default: all."),
         click.option("--device", default="cpu", show_default=True, help="Where to compute, e.g. cpu or cuda."),
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     )
@@ -135,12 +136,13 @@ def compress(
             plan = apply_plan(dense.model, plan, progress)
         megabytes = _write(dense, plan, temporary, folder.name)
     show(dense, plan, megabytes)
-    out.print(f"[bold]Written to {folder}/[/] (weights, tokenizer, recipe.yaml, compression.json, model card)")
+    out.print(f"Written to {folder}/ (weights, tokenizer, recipe.yaml, compression.json, model card)", markup=False)
     out.print(
         f"Next: a one-shot {plan.ratio:.3g}x student needs distilling (or fine-tuning) before it is useful. Load it:\n"
         f"  python -c \"import compresskit; model = compresskit.load('{folder}')\"",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
 
 
@@ -233,15 +235,15 @@ def prepare(seed: int, threads: int | None, device: str) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r}: cannot be used: {str(error).splitlines()[0]}") from None
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError among them
+        raise InputError(f"device {device!r}: cannot be used: {str(error).splitlines()[0][:150]}") from None
 
 
 @contextmanager
 def reading(model: str | None) -> Iterator[None]:
     """A spinner while a model is read."""
-    with err.status(f"reading {model or 'the embedded checkpoint'}"):
+    with err.status(escape(f"reading {model or 'the embedded checkpoint'}")):
         yield
 
 
@@ -280,7 +282,8 @@ def main() -> None:
     """Entry point: turns errors into one line and an exit code (0, 1, 2, 130)."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -306,4 +309,6 @@ def main() -> None:
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the clearing up
     raise KeyboardInterrupt

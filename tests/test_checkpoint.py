@@ -182,9 +182,29 @@ def test_inplace_changes_the_given_model() -> None:
 
 def test_training_mode_and_frozen_parameters_are_kept() -> None:
     dense = tiny_model().train()
+    dense.encoder.layer[0].requires_grad_(False)
     student = compresskit.compress(dense, method="low-rank", ratio=2)
     assert all(module.training for module in student.modules())
-    assert all(parameter.requires_grad for parameter in student.parameters())
+    frozen = {name for name, parameter in student.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in student.named_parameters() if name.startswith("encoder.layer.0.")}
+
+
+@pytest.mark.parametrize("head", ["classifier", "masked-lm"])
+@pytest.mark.parametrize("family", ["modernbert", "mobilebert"])
+def test_families_that_read_the_weight_of_a_layer(family: str, head: str, tmp_path: Path) -> None:
+    """ModernBERT initialises through it, MobileBERT's masked-LM head multiplies with it."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "num_hidden_layers": 2}
+    if family == "mobilebert":
+        sizes |= {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}
+        config = transformers.MobileBertConfig(vocab_size=499, **sizes)
+    else:
+        special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+        config = transformers.ModernBertConfig(vocab_size=499, **sizes, **special)
+    torch.manual_seed(0)
+    student = compresskit.compress(HEADS[head].from_config(config).eval(), method="low-rank", ratio=1.5)
+    student.save_pretrained(tmp_path)
+    assert torch.equal(outputs(compresskit.load(tmp_path)), outputs(student))
+    torch.testing.assert_close(outputs(compresskit.to_dense(student)), outputs(student), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -200,7 +220,7 @@ def test_trainer_trains_a_reloaded_model(method: str, tmp_path: Path) -> None:
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert {key for key in before if key.endswith((".a", ".b"))} <= changed
     model.save_pretrained(tmp_path / "trained")
-    assert torch.equal(outputs(compresskit.load(tmp_path / "trained")), outputs(model.eval()))
+    torch.testing.assert_close(outputs(compresskit.load(tmp_path / "trained")), outputs(model.eval()))
 
 
 def test_kept_tensors_of_the_base_model(tmp_path: Path) -> None:
@@ -224,6 +244,17 @@ def test_kept_tensors_of_the_base_model(tmp_path: Path) -> None:
     base = AutoModel.from_pretrained(tmp_path / "small")
     assert torch.equal(base.pooler.dense.weight, full.bert.pooler.dense.weight)
     assert type(compresskit.load(tmp_path / "small")).__name__ == "BertForMaskedLM"
+    compresskit.compress(folder, method="low-rank", ratio=2).save_pretrained(tmp_path / "from-python")
+    assert torch.equal(
+        AutoModel.from_pretrained(tmp_path / "from-python").pooler.dense.weight, base.pooler.dense.weight
+    )
+
+
+def test_layers_beyond_the_configuration_are_noted(tiny_folder: Path) -> None:
+    config = json.loads((tiny_folder / "config.json").read_text())
+    (tiny_folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    (note,) = checkpoint.read(tiny_folder).notes
+    assert "not used by this model: encoder.layer.1." in note
 
 
 def test_another_class_can_be_asked_for(tiny_folder: Path) -> None:
@@ -262,6 +293,9 @@ def test_load_is_strict(tmp_path: Path, tiny_folder: Path) -> None:
     lost = {key: value for key, value in tensors.items() if key != "encoder.layer.1.output.dense.a"}
     save_file(lost, weights, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"lacks weight encoder\.layer\.1\.output\.dense\.a"):
+        compresskit.load(tmp_path / "small")
+    save_file(tensors | {"junk": torch.ones(2)}, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="holds an unknown weight, junk"):
         compresskit.load(tmp_path / "small")
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(InputError, match="damaged or incomplete"):

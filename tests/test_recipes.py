@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import count, outputs, tiny_model
 from transformers import PreTrainedModel
@@ -162,7 +163,7 @@ def test_bad_recipes_are_refused_in_one_line(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ([{"match": "no_such_module", "method": "low-rank", "rank": 1}], "nothing in this model matches it"),
+        ([{"match": "no_such_module", "method": "low-rank", "rank": 1}], "no matrix of this model matches it"),
         (
             [{"role": "ffn", "method": "low-rank", "rank": 1}, {"role": "ffn", "method": "low-rank", "rank": 2}],
             r"rules\[1\] \(role ffn\): earlier rules take all it matches",
@@ -205,6 +206,31 @@ def test_unknown_names_and_files(tmp_path: Path) -> None:
 def test_choices_that_exclude_each_other(arguments: dict, message: str, dense: PreTrainedModel) -> None:
     with pytest.raises(InputError, match=message):
         compresskit.compress(dense, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        ({"ratio": 19, "rules": [{"role": "ffn", "method": "low-rank", "rank": 2}]}, {}, "both ratio and shapes"),
+        (
+            {"rules": [{"role": "ffn", "method": "low-rank", "rank": 2}, {"role": "attention", "method": "low-rank"}]},
+            {},
+            "gives no shapes but other rules do",
+        ),
+        ({"rules": [{"role": "ffn", "method": "low-rank"}]}, {"ratio": 2, "allocation": "erorr"}, "unknown allocation"),
+    ],
+)
+def test_recipes_made_in_python_are_checked(
+    recipe: dict, arguments: dict, message: str, dense: PreTrainedModel
+) -> None:
+    made = Recipe.model_validate({"version": 1, "name": "x", **recipe})
+    with pytest.raises(InputError, match=message):
+        compresskit.compress(dense, recipe=made, **arguments)
+
+
+def test_a_wrong_kind_of_model_is_named() -> None:
+    with pytest.raises(InputError, match="not a Linear"):
+        compresskit.compress(torch.nn.Linear(2, 2), method="low-rank", ratio=2)
 
 
 def test_a_recipe_without_ratio_or_shapes_asks_for_one(dense: PreTrainedModel) -> None:

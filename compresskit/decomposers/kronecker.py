@@ -23,6 +23,7 @@ from compresskit.decomposers import linalg
 from compresskit.decomposers.base import (
     COST_TOKENS,
     MAX_FLOPS_RATIO,
+    NEAR,
     Cost,
     Decomposer,
     FactorisedEmbedding,
@@ -43,9 +44,6 @@ Pair = tuple[Size, Size]
 
 #: Candidates per group and parameter count asked for.
 _CANDIDATES = 12
-
-#: Parameter counts whose ratio is within this (as a logarithm) count as equally near.
-NEAR = 0.15
 
 
 class KroneckerSpec(Spec):

@@ -111,7 +111,7 @@ class LowRank(Decomposer):
         nearest = parameters / (m + n)
         ranks = {min(largest, max(1, round(nearest * step))) for step in _STEPS}
         ranks |= {min(largest, max(1, int(nearest) + step)) for step in (0, 1)}
-        return [LowRankSpec(rank=rank) for rank in sorted(ranks)]
+        return [LowRankSpec(rank=rank) for rank in sorted(ranks, key=lambda rank: abs(rank - nearest))]
 
     def resolve(self, group: Group, options: Options) -> Spec:
         assert isinstance(options, LowRankOptions)

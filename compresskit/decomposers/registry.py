@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from typing import TypeVar
 
-from compresskit.decomposers.base import Decomposer
+from compresskit.decomposers.base import DENSE, Decomposer
 from compresskit.errors import InputError, unknown
 
 _registry: dict[str, Decomposer] = {}
@@ -21,8 +21,8 @@ def register(cls: D) -> D:
     Raises:
         InputError: the name is taken by another class.
     """
-    if cls.name == "dense" or cls.name in _registry:
-        holder = "compresskit" if cls.name == "dense" else type(_registry[cls.name]).__module__
+    if cls.name == DENSE or cls.name in _registry:
+        holder = "compresskit" if cls.name == DENSE else type(_registry[cls.name]).__module__
         raise InputError(f"method {cls.name!r} of {cls.__module__} is already registered by {holder}")
     _registry[cls.name] = cls()
     return cls

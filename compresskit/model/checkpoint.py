@@ -45,8 +45,12 @@ _TOKENIZER_FILES = re.compile(
     r"tokenizer.*\.json|tokenizer\.model|vocab.*|merges\.txt|special_tokens_map\.json|added_tokens\.json"
     r"|.*\.spm|sentencepiece.*\.model|spiece\.model|bpe\.codes|dict\.txt"
 )
+_OUR_FILES = re.compile(
+    rf"{_TOKENIZER_FILES.pattern}|config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?"
+    rf"|README\.md|recipe\.yaml|{re.escape(MARKER)}"
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Checkpoint:
         model: in its stored dtype, eval mode.
         kept: tensors of the base model that this class does not use, by their full name; saved along.
         notes: what the user should know, e.g. a head that the checkpoint lacks.
+        as_class: the class that was asked for, if any.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Checkpoint:
     model: PreTrainedModel
     kept: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    as_class: str | None = None
 
 
 def read(model: str | Path | None, as_class: str | None = None, device: str = "cpu") -> Checkpoint:
@@ -102,7 +108,9 @@ def read(model: str | Path | None, as_class: str | None = None, device: str = "c
     check_supported(loaded)
     notes = _check_missing(loaded, sorted(info["missing_keys"]), folder)
     check_finite(loaded)
-    return Checkpoint(name, origin, folder, loaded.to(device), _kept(loaded, stored), notes)
+    kept = _kept(loaded, stored)
+    notes += _unused(loaded, sorted(info["unexpected_keys"]), kept)
+    return Checkpoint(name, origin, folder, loaded.to(device), kept, notes, as_class)
 
 
 def _line(error: BaseException) -> str:
@@ -129,9 +137,11 @@ def _read_config(folder: Path) -> Any:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         model_type = data.get("model_type")
+        quantized = (data.get("quantization_config") or {}).get("quant_method")
+        if not isinstance(data.get("architectures") or [], list):
+            raise ValueError("architectures must be a list")
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a JSON object: {_line(error)}") from None
-    quantized = (data.get("quantization_config") or {}).get("quant_method")
+        raise InputError(f"{path}: not a valid configuration: {_line(error)}") from None
     if quantized == QUANT_METHOD:
         raise InputError(f"model {folder}: is compressed already; start from the dense checkpoint")
     if quantized is not None:
@@ -200,13 +210,22 @@ def _model_class(config: Any, folder: Path, as_class: str | None) -> Any:
 
 def _check_missing(model: PreTrainedModel, missing: list[str], folder: Path) -> tuple[str, ...]:
     """Heads and poolers that the checkpoint lacks are new and named in a note; anything else is refused."""
-    core = [target.name for target in find_targets(model) if target.role in ("embedding", "attention", "ffn")]
-    lost = [key for key in missing if key.rpartition(".")[0] in core]
+    prefix = base_prefix(model)
+    heads = {target.name for target in find_targets(model) if target.role == "head"}
+    lost = [key for key in missing if key.startswith(prefix) and key.rpartition(".")[0] not in heads]
     if lost:
         raise InputError(f"model {folder}: lacks weight {lost[0]}" + (f" and {len(lost) - 1} more" * (len(lost) > 1)))
     if not missing:
         return ()
     return (f"not in the checkpoint, so initialised at random: {', '.join(missing)}",)
+
+
+def _unused(model: PreTrainedModel, unexpected: list[str], kept: dict[str, Tensor]) -> tuple[str, ...]:
+    """A note on stored tensors of the base model that nothing uses, e.g. layers beyond ``num_hidden_layers``."""
+    prefix = base_prefix(model)
+    unused = [key for key in unexpected if prefix and key.startswith(prefix) and key not in kept]
+    unused += [key for key in unexpected if not prefix and key.startswith(tuple(n for n, _ in model.named_children()))]
+    return (f"in the checkpoint but not used by this model: {', '.join(unused)}",) if unused else ()
 
 
 def _kept(model: PreTrainedModel, stored: dict[str, Path]) -> dict[str, Tensor]:
@@ -250,15 +269,21 @@ def output_folder(output: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse an output that exists, unless it may be overwritten and is empty or one of ours."""
+    """Refuse an output that exists, unless it may be overwritten and holds nothing but what compresskit writes."""
     if not output.exists() and not output.is_symlink():
         return
     if not overwrite:
         raise InputError(f"output {output}: exists; choose another with --output, or give --overwrite")
     if not output.is_dir() or output.is_symlink():
         raise InputError(f"output {output}: is not a folder, so it is not overwritten")
-    if any(output.iterdir()) and not (output / MARKER).is_file():
+    if output.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"output {output}: holds the current folder, so it is not overwritten")
+    found = sorted(output.iterdir())
+    if found and not (output / MARKER).is_file():
         raise InputError(f"output {output}: was not written by compresskit, so it is not overwritten")
+    for path in found:
+        if not path.is_file() or not _OUR_FILES.fullmatch(path.name):
+            raise InputError(f"output {output}: holds {path.name}, which compresskit did not write; move it away first")
 
 
 def _open_permissions(folder: Path) -> None:
@@ -274,10 +299,16 @@ def _move_into_place(temporary: Path, output: Path) -> None:
     if not output.exists():
         temporary.rename(output)
         return
-    retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent)) / output.name
-    output.rename(retired)
-    temporary.rename(output)
-    shutil.rmtree(retired.parent, ignore_errors=True)
+    retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
+    try:
+        output.rename(retired / output.name)
+        temporary.rename(output)
+    except BaseException:  # an interrupt between the two renames must not lose the old result
+        if not output.exists() and (retired / output.name).exists():
+            (retired / output.name).rename(output)
+        raise
+    finally:
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
@@ -300,18 +331,30 @@ def load_compressed(folder: Path, **kwargs: Any) -> PreTrainedModel:
         raise InputError(f"{folder}: config.json cannot be read: {_line(error)}") from None
     if method != QUANT_METHOD:
         raise InputError(f"{folder}: was not written by compresskit")
-    loader = _model_class(AutoConfig.from_pretrained(folder, local_files_only=True), folder, None)
     _stored_keys(weight_files(folder))
     try:
-        model, info = loader.from_pretrained(folder, output_loading_info=True, local_files_only=True, **kwargs)
+        loader = _model_class(AutoConfig.from_pretrained(folder, local_files_only=True), folder, None)
+        model, info = loader.from_pretrained(
+            folder, **{"local_files_only": True, **kwargs, "output_loading_info": True}
+        )
     except InputError:
         raise
     except _LOAD_ERRORS as error:
         raise InputError(f"{folder}: cannot be loaded: {_line(error)}") from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise InputError(
-            f"{folder}: lacks weight {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1))
-        )
     loaded: PreTrainedModel = model
+    for keys, problem in ((info["missing_keys"], "lacks weight"), (_foreign(loaded, info), "holds an unknown weight,")):
+        if keys:
+            more = f" and {len(keys) - 1} more" * (len(keys) > 1)
+            raise InputError(f"{folder}: {problem} {min(keys)}{more}")
     return loaded
+
+
+def _foreign(model: PreTrainedModel, info: dict[str, Any]) -> list[str]:
+    """Unexpected keys, but for parts of the base model that this class leaves out (a kept pooler)."""
+    prefix = base_prefix(model)
+    modules = {name for name, _ in model.named_modules()}
+    return [
+        key
+        for key in info["unexpected_keys"]
+        if not (prefix and key.startswith(prefix)) or key.rpartition(".")[0] in modules
+    ]

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_MULTIPLE_CHOICE_MAPPING, PreTrainedModel
 
 from compresskit.decomposers.base import COST_TOKENS
+from compresskit.errors import InputError
 from compresskit.model.targets import skeleton
 
 
@@ -25,18 +26,27 @@ def count_flops(model: PreTrainedModel, tokens: int = COST_TOKENS) -> Flops:
     Runs on the meta device, so that nothing is computed; families that look at the values of a mask run on the CPU
     with hollow weights. Models with fewer positions are measured at their longest sequence. ``linear`` leaves out the
     products of attention (batched matmuls).
+
+    Raises:
+        InputError: the model needs more than token ids.
     """
     positions = getattr(model.config, "max_position_embeddings", None) or tokens
     tokens = min(tokens, positions - 2) if positions < tokens + 2 else tokens  # two are offset in roberta's table
     try:
         return _count(skeleton(model), tokens)
-    except RuntimeError:  # "Tensor.item() cannot be called on meta tensors"
-        return _count(skeleton(model, "cpu"), tokens)
+    except Exception:  # most often "Tensor.item() cannot be called on meta tensors"
+        try:
+            return _count(skeleton(model, "cpu"), tokens)
+        except Exception as error:
+            problem = " ".join(str(error).split())[:200]
+            raise InputError(f"{type(model).__name__} cannot be run on token ids alone: {problem}") from error
 
 
 def _count(model: PreTrainedModel, tokens: int) -> Flops:
-    model.eval().set_attn_implementation("eager")
+    model.eval().requires_grad_(False).set_attn_implementation("eager")
     ids = torch.full((1, tokens), model.config.vocab_size - 1, device=model.device)
+    if type(model) in MODEL_FOR_MULTIPLE_CHOICE_MAPPING.values():
+        ids = ids[None]  # one choice
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(input_ids=ids)

@@ -34,5 +34,6 @@ def check_finite(model: PreTrainedModel) -> None:
         InputError: names the first such tensor.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+        values = parameter.float() if parameter.itemsize == 1 else parameter  # float8 has no isfinite
+        if parameter.is_floating_point() and not torch.isfinite(values).all():
             raise InputError(f"weight {name} holds NaN or infinity; the checkpoint is damaged")

@@ -22,7 +22,8 @@ from compresskit.model.targets import replace_module, tied_heads
 def mount(model: PreTrainedModel, decomposer: Decomposer, group: Group, spec: Spec) -> None:
     """Replace a group's dense layers by factorised ones, in place; their factors are on the meta device.
 
-    Biases are the old layers' own. Heads tied to a factorised embedding become :class:`TiedHead`.
+    Biases are the old layers' own; factors of a frozen weight are frozen. Heads tied to a factorised embedding become
+    :class:`TiedHead`.
     """
     with torch.device("meta"):
         layers = decomposer.layers(group, spec)
@@ -36,6 +37,7 @@ def mount(model: PreTrainedModel, decomposer: Decomposer, group: Group, spec: Sp
         layer.train(old.training)
         for parameter in layer.parameters():
             parameter.data = parameter.data.to(old.weight.dtype)
+            parameter.requires_grad_(old.weight.requires_grad)
         if isinstance(layer, FactorisedEmbedding):
             _mount_embedding(model, path, layer)
         else:
@@ -72,10 +74,11 @@ def _drop_weight_ties(model: PreTrainedModel, keys: set[str]) -> None:
 
 
 def assign(model: nn.Module, factors: Mapping[str, Tensor]) -> None:
-    """Give mounted layers their factors (state dict names), as trainable parameters."""
+    """Give mounted layers their factors, by state dict names."""
     for name, tensor in factors.items():
         path, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(path), attribute, nn.Parameter(tensor))
+        requires_grad = model.get_parameter(name).requires_grad
+        setattr(model.get_submodule(path), attribute, nn.Parameter(tensor, requires_grad))
 
 
 def densify(model: PreTrainedModel) -> None:

@@ -120,7 +120,7 @@ def check_supported(model: PreTrainedModel) -> None:
     config_class = type(model.config)
     causal_only = config_class in MODEL_FOR_CAUSAL_LM_MAPPING and config_class not in MODEL_FOR_MASKED_LM_MAPPING
     if causal_only or getattr(model.config, "is_encoder_decoder", False):
-        raise InputError(f"{kind} is a decoder; compresskit takes BERT-style encoders")
+        raise InputError(f"{kind} is or holds a decoder; compresskit takes BERT-style encoders")
     if not isinstance(_word_embedding(model), nn.Embedding):
         raise InputError(f"{kind} has no word embedding; compresskit takes BERT-style text encoders")
     if not any(target.role in ("attention", "ffn") for target in find_targets(model)):

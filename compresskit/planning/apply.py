@@ -11,11 +11,11 @@ from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear
 from compresskit.model.quantizer import CompresskitConfig, CompresskitHfQuantizer, attach
 from compresskit.model.sources import ModelSource
 from compresskit.model.swap import assign, mount
-from compresskit.planning.planner import Plan, Progress, _silent
+from compresskit.planning.planner import Plan, Progress, silent
 
 
 @torch.no_grad()
-def apply_plan(model: PreTrainedModel, plan: Plan, progress: Progress = _silent) -> Plan:
+def apply_plan(model: PreTrainedModel, plan: Plan, progress: Progress = silent) -> Plan:
     """Compress ``model`` in place as the plan says.
 
     Args:

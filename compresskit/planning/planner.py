@@ -14,19 +14,18 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import Decomposer, Group, Source, Spec
+from compresskit.decomposers.base import DENSE, NEAR, Decomposer, Group, Source, Spec
 from compresskit.errors import InputError
 from compresskit.model.measure import Flops, count_flops
 from compresskit.model.swap import mount
 from compresskit.model.targets import count_parameters, find_targets, skeleton
 from compresskit.planning.allocation import Choice, allocate
-from compresskit.planning.recipe import DENSE, Recipe, Rule, apply_rules
+from compresskit.planning.recipe import Recipe, Rule, apply_rules
 
 #: The achieved ratio lies within this share above the asked one, unless the plan says otherwise.
 SLACK = 0.01
 
-#: Width of the bands around the common ratio (as a logarithm) in which ratios count as equally near, and how many.
-NEAR = 0.15
+#: Bands around the common ratio, each NEAR wider than the one before, in which ratios count as equally near.
 _BANDS = 12
 
 #: Budgets, as factors of a group's fair share, that the ``error`` allocation asks candidates for, and how many each.
@@ -36,8 +35,8 @@ _ERROR_CANDIDATES = 6
 Progress = Callable[[str, int, int], None]
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    pass
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def make_plan(
     source: Source | None = None,
     *,
     predict_errors: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Plan:
     """Choose a spec for every group that the recipe's rules take.
 
@@ -172,7 +171,7 @@ def make_plan(
         parameters_before=before,
         parameters_after=count_parameters(student),
         flops_before=count_flops(model),
-        flops_after=_student_flops(student),
+        flops_after=count_flops(student),
     )
     if recipe.ratio is not None and plan.ratio > recipe.ratio * (1 + SLACK):
         notes.append(f"{plan.ratio:.2f}x is the smallest ratio of at least {recipe.ratio:g}x that was found")
@@ -180,16 +179,6 @@ def make_plan(
     if predict_errors:
         plan = plan.with_errors(_predicted(tasks, specs, source, progress))
     return plan
-
-
-def _student_flops(student: PreTrainedModel) -> Flops:
-    try:
-        return count_flops(student)
-    except AttributeError as error:  # some heads read .weight of a layer that has none any more
-        raise InputError(
-            f"{type(student).__name__} cannot run with these layers factorised: {error}; "
-            "compress it as another class (--as), or keep that layer dense with a recipe"
-        ) from None
 
 
 def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[_Task]:
@@ -317,9 +306,9 @@ def _least_error(
 
 
 def _spread(specs: list[Spec]) -> list[Spec]:
-    """A few of the candidates: the preferred one and others evenly through the list."""
-    step = max(1, len(specs) // _ERROR_CANDIDATES)
-    return specs[::step][:_ERROR_CANDIDATES]
+    """A few of the candidates, evenly through the list, the preferred one among them."""
+    count = min(_ERROR_CANDIDATES, len(specs))
+    return [specs[index * len(specs) // count] for index in range(count)]
 
 
 def _predicted(

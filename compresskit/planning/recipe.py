@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import types
-import typing
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import ROLES, Options, Role, Target
+from compresskit.decomposers.base import DENSE, ROLES, Options, Role, Target
 from compresskit.errors import InputError, unknown
+from compresskit.validation import unknown_key, validate
 
 Allocation = Literal["uniform", "error"]
-
-#: ``method: dense`` in a rule keeps its matrices as they are.
-DENSE = "dense"
 
 
 class _Strict(BaseModel):
@@ -76,7 +71,7 @@ class Rule(BaseModel):
         allowed = [*type(self).model_fields, *options_type.model_fields]
         for key in given:
             if key not in allowed:
-                raise _unknown_key(key, allowed)
+                raise unknown_key(key, allowed)
         return validate(options_type, given, f"options of {self.method}") if given else None
 
     def applies(self, target: Target) -> bool:
@@ -230,42 +225,6 @@ def apply_rules(recipe: Recipe, targets: Sequence[Target]) -> list[tuple[Rule, l
                 break
     for index, (rule, chosen) in enumerate(taken):
         if not chosen and not rule.optional:
-            why = "earlier rules take all it matches" if matched[index] else "nothing in this model matches it"
+            why = "earlier rules take all it matches" if matched[index] else "no matrix of this model matches it"
             raise InputError(f"recipe {recipe.name}: rules[{index}] ({rule}): {why}; remove it or set optional: true")
     return taken
-
-
-def validate(model: type[BaseModel], data: Any, what: str) -> Any:
-    """``model.model_validate`` with the first problem as one clear line. Raises InputError."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        # A misspelt key also leaves the right one missing: the misspelling is what to report.
-        problems = error.errors()
-        first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        if first["type"] == "extra_forbidden":
-            *parents, key = first["loc"]
-            problem = str(_unknown_key(str(key), _fields_at(model, parents)))
-            where = where.rpartition(".")[0]
-        else:
-            problem = first["msg"].removeprefix("Value error, ")
-            if not isinstance(first["input"], dict) and first["type"] != "missing":
-                problem += f" (given: {first['input']!r})"
-        raise InputError(": ".join(part for part in (what, where, problem) if part)) from None
-
-
-def _unknown_key(key: str, allowed: Sequence[str]) -> InputError:
-    near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.0)
-    return InputError(f"unknown key {key!r}: the nearest valid one is {near[0]!r}" if near else f"unknown key {key!r}")
-
-
-def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """Field names of the model that sits at ``path`` inside ``model``."""
-    current: Any = model
-    for part in path:
-        if isinstance(part, str) and isinstance(current, type) and issubclass(current, BaseModel):
-            current = current.model_fields[part].annotation
-        while typing.get_origin(current) in (types.UnionType, typing.Union, tuple, list):
-            current = next(a for a in typing.get_args(current) if a is not type(None))
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []

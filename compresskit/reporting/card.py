@@ -46,7 +46,7 @@ MB: 10^6 bytes of weight files.
 {notes}
 ## Recipe
 
-`compresskit compress --model {origin} --recipe recipe.yaml` with this file repeats it:
+`compresskit compress --model {origin}{flags} --recipe recipe.yaml` with this file repeats it:
 
 ```yaml
 {recipe_yaml}```
@@ -69,6 +69,7 @@ def model_card(
             data=data.to_yaml(),
             title=title,
             origin=checkpoint.origin,
+            flags=f" --as {checkpoint.as_class}" if checkpoint.as_class else "",
             ratio=plan.ratio,
             recipe=plan.recipe.name,
             loader=loader,

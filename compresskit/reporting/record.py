@@ -21,6 +21,7 @@ def compression_record(checkpoint: Checkpoint, plan: Plan, *, bytes_before: int,
     return {
         "format_version": FORMAT_VERSION,
         "model": checkpoint.origin,
+        "as": checkpoint.as_class,
         "model_class": type(checkpoint.model).__name__,
         "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
         "recipe": plan.recipe.name,
