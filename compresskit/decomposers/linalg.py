@@ -8,10 +8,13 @@ error is that of a full SVD, and R itself may arrive in blocks of rows.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 
@@ -36,7 +39,7 @@ def gram(blocks: Iterable[Tensor]) -> Tensor:
 
 def spectrum(gram_matrix: Tensor) -> np.ndarray:
     """All eigenvalues of a Gram matrix, largest first: the squared singular values. Shape (k,)."""
-    values = scipy.linalg.eigh(gram_matrix.cpu().numpy(), eigvals_only=True, check_finite=False)
+    values = _eigh(gram_matrix, eigvals_only=True)
     return np.clip(values[::-1], 0.0, None)
 
 
@@ -47,13 +50,23 @@ def leading(gram_matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
         (singular values (count,) largest first, vectors (k, count)), float64, on the Gram matrix's device.
     """
     k = gram_matrix.shape[0]
-    values, vectors = scipy.linalg.eigh(
-        gram_matrix.cpu().numpy(), subset_by_index=[k - count, k - 1], check_finite=False
-    )
+    values, vectors = _eigh(gram_matrix, subset_by_index=[k - count, k - 1])
     values = np.sqrt(np.clip(values[::-1], 0.0, None))
     vectors = vectors[:, ::-1].copy()
     device = gram_matrix.device
     return torch.from_numpy(values).to(device), torch.from_numpy(vectors).to(device)
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _eigh(gram_matrix: Tensor, **kwargs: Any) -> Any:
+    # One thread: these problems are small, and scipy's threads beside torch's made them 10 times slower on a busy
+    # machine. It also makes the result independent of the number of threads.
+    with _threads().limit(limits=1, user_api="blas"):
+        return scipy.linalg.eigh(gram_matrix.cpu().numpy(), check_finite=False, **kwargs)
 
 
 def tail_errors(squared_singular_values: np.ndarray, counts: Iterable[int]) -> list[float]:
