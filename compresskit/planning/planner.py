@@ -28,9 +28,8 @@ SLACK = 0.01
 #: Bands around the common ratio, each NEAR wider than the one before, in which ratios count as equally near.
 _BANDS = 12
 
-#: Budgets, as factors of a group's fair share, that the ``error`` allocation asks candidates for, and how many each.
+#: Budgets, as factors of a group's fair share, that the ``error`` allocation asks candidates for.
 _ERROR_BUDGETS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 4.0)
-_ERROR_CANDIDATES = 6
 
 Progress = Callable[[str, int, int], None]
 
@@ -292,7 +291,7 @@ def _least_error(
         specs: dict[Spec, int] = {}
         for factor in _ERROR_BUDGETS:
             wanted = round(factor * task.group.parameters / common)
-            for spec in _spread(task.decomposer.candidates(task.group, wanted, allow_slow=allow_slow)):
+            for spec in task.decomposer.candidates(task.group, wanted, allow_slow=allow_slow):
                 specs[spec] = task.decomposer.cost(task.group, spec).parameters
         norm = sum(float(source.read(target).double().square().sum()) for target in task.group.targets)
         errors = task.decomposer.errors(task.group, list(specs), source)
@@ -303,12 +302,6 @@ def _least_error(
     if picks is None:
         raise InputError("no combination of candidates fits the budget")
     return [specs[pick] for specs, pick in zip(candidates, picks, strict=True)]
-
-
-def _spread(specs: list[Spec]) -> list[Spec]:
-    """A few of the candidates, evenly through the list, the preferred one among them."""
-    count = min(_ERROR_CANDIDATES, len(specs))
-    return [specs[index * len(specs) // count] for index in range(count)]
 
 
 def _predicted(
