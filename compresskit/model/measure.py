@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MODEL_FOR_MULTIPLE_CHOICE_MAPPING, PreTrainedModel
 
-from compresskit.decomposers.base import COST_TOKENS
+from compresskit.decomposers.base import COST_TOKENS, FactorisedEmbedding, FactorisedLinear, TiedHead
 from compresskit.errors import InputError
 from compresskit.model.targets import skeleton
+
+_LINEAR = (nn.Linear, nn.Embedding, FactorisedLinear, FactorisedEmbedding, TiedHead)
 
 
 class Flops(NamedTuple):
@@ -24,8 +27,8 @@ def count_flops(model: PreTrainedModel, tokens: int = COST_TOKENS) -> Flops:
     """FLOPs of the whole model for one sequence of ``tokens``, with eager attention (SDPA is not counted on CPU).
 
     Runs on the meta device, so that nothing is computed; families that look at the values of a mask run on the CPU
-    with hollow weights. Models with fewer positions are measured at their longest sequence. ``linear`` leaves out the
-    products of attention (batched matmuls).
+    with hollow weights. Models with fewer positions are measured at their longest sequence. ``linear`` is what runs
+    inside linear layers, look-ups and tied heads: the products of attention are left out.
 
     Raises:
         InputError: the model needs more than token ids.
@@ -50,6 +53,10 @@ def _count(model: PreTrainedModel, tokens: int) -> Flops:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(input_ids=ids)
-    by_operator = counter.get_flop_counts()["Global"]
-    batched = sum(flops for operator, flops in by_operator.items() if operator.__name__ in ("bmm", "baddbmm"))
-    return Flops(counter.get_total_flops(), counter.get_total_flops() - batched)
+    by_module = counter.get_flop_counts()
+    linear = sum(
+        sum(by_module.get(f"{type(model).__name__}.{name}", {}).values())
+        for name, module in model.named_modules()
+        if isinstance(module, _LINEAR)
+    )
+    return Flops(counter.get_total_flops(), linear)
