@@ -6,7 +6,11 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ import transformers
 from transformers import PreTrainedModel
 
 import compresskit  # noqa: F401  (registers with transformers)
+from compresskit import cli
 from compresskit.data import demo
 from compresskit.errors import InputError
 
@@ -80,3 +85,47 @@ def embedded() -> Path:
         return demo.folder()
     except InputError as error:
         pytest.skip(str(error))
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """The command in this process, in an empty working folder."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["compresskit", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+def refused(result: Result, *words: str, code: int = 2) -> None:
+    """Exit code, one line, the words in it, nothing written."""
+    assert result.code == code, result
+    lines = [line for line in result.err.splitlines() if line.strip()]
+    assert len([line for line in lines if "rror" in line]) == 1
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.err
+    assert list(Path.cwd().iterdir()) == []
