@@ -150,8 +150,9 @@ def test_overwrite_replaces_only_what_compresskit_wrote(run: Run, tiny_folder: P
     assert Path("precious/file").read_text() == "mine"
 
 
-def test_an_interrupt_between_the_two_renames_keeps_the_old_result(
-    run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("problem", "code"), [(KeyboardInterrupt, 130), (OSError(5, "Input/output error"), 1)])
+def test_what_happens_between_the_two_renames_keeps_the_old_result(
+    problem: BaseException, code: int, run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("compress", "--model", tiny_folder, "--method", "low-rank", "--ratio", 2, "--output", "small")
     assert run(*arguments).code == 0
@@ -160,11 +161,11 @@ def test_an_interrupt_between_the_two_renames_keeps_the_old_result(
 
     def interrupted(self: Path, target: Path) -> Path:
         if ".part-" in self.name:
-            raise KeyboardInterrupt
+            raise problem
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    assert run(*arguments, "--overwrite").code == 130
+    assert run(*arguments, "--overwrite").code == code
     assert Path("small/model.safetensors").read_bytes() == before
     assert [path.name for path in Path.cwd().iterdir()] == ["small"]
 

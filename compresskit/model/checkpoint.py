@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -306,9 +306,10 @@ def _move_into_place(temporary: Path, output: Path) -> None:
     except BaseException:  # an interrupt between the two renames must not lose the old result
         if not output.exists() and (retired / output.name).exists():
             (retired / output.name).rename(output)
+        with suppress(OSError):
+            retired.rmdir()  # only if empty: what could not be put back stays where it is
         raise
-    finally:
-        shutil.rmtree(retired, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
