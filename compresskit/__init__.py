@@ -17,6 +17,8 @@ from wrapt import when_imported
 if TYPE_CHECKING:
     from compresskit.api import compress, load, plan, to_dense
     from compresskit.errors import CompresskitError, InputError, WorkError
+    from compresskit.training.stages import distill, evaluate, finetune
+    from compresskit.training.trainer import DistillationTrainer
 
 __version__ = "0.1.0"
 
@@ -25,12 +27,29 @@ _PUBLIC = {
     "load": "compresskit.api",
     "plan": "compresskit.api",
     "to_dense": "compresskit.api",
+    "distill": "compresskit.training.stages",
+    "evaluate": "compresskit.training.stages",
+    "finetune": "compresskit.training.stages",
+    "DistillationTrainer": "compresskit.training.trainer",
     "CompresskitError": "compresskit.errors",
     "InputError": "compresskit.errors",
     "WorkError": "compresskit.errors",
 }
 
-__all__ = ["CompresskitError", "InputError", "WorkError", "__version__", "compress", "load", "plan", "to_dense"]
+__all__ = [
+    "CompresskitError",
+    "DistillationTrainer",
+    "InputError",
+    "WorkError",
+    "__version__",
+    "compress",
+    "distill",
+    "evaluate",
+    "finetune",
+    "load",
+    "plan",
+    "to_dense",
+]
 
 
 def __getattr__(name: str) -> Any:

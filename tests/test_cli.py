@@ -17,7 +17,8 @@ from conftest import Run, outputs, refused, tiny_model
 from safetensors.torch import load_file
 
 import compresskit
-from compresskit import cli
+from compresskit.cli.common import AS_CHOICES
+from compresskit.cli.compress import parse_size
 from compresskit.model import checkpoint
 
 
@@ -81,7 +82,7 @@ def test_the_embedded_checkpoint_is_the_default(run: Run, embedded: Path) -> Non
 def test_size_is_another_way_to_say_ratio(run: Run, embedded: Path, size: str) -> None:
     result = run("compress", "--method", "low-rank", "--size", size, "--output", "small")
     assert result.code == 0, result.err
-    wanted = cli.parse_size(size)
+    wanted = parse_size(size)
     assert 0.98 * wanted <= Path("small/model.safetensors").stat().st_size <= wanted
 
 
@@ -240,4 +241,4 @@ def test_import_is_light_and_public_names_are_there() -> None:
 
 
 def test_choices_of_the_command_line_are_those_of_the_library() -> None:
-    assert set(cli.AS_CHOICES) == set(checkpoint.MODEL_CLASSES)
+    assert set(AS_CHOICES) == set(checkpoint.MODEL_CLASSES)

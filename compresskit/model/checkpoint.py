@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from compresskit.data import demo
 from compresskit.errors import InputError, WorkError
 from compresskit.model import hub
-from compresskit.model.quantizer import QUANT_METHOD, quantizer_of
+from compresskit.model.quantizer import QUANT_METHOD, is_compressed, quantizer_of
 from compresskit.model.sources import check_finite
 from compresskit.model.targets import base_prefix, check_supported, find_targets
 
@@ -37,8 +37,9 @@ MODEL_CLASSES = {
     "multiple-choice": transformers.AutoModelForMultipleChoice,
 }
 
-#: Present in every folder that compresskit wrote.
+#: One of them is present in every folder that compresskit wrote.
 MARKER = "compression.json"
+TRAINING = "training.json"
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZER_FILES = re.compile(
@@ -47,7 +48,7 @@ _TOKENIZER_FILES = re.compile(
 )
 _OUR_FILES = re.compile(
     rf"{_TOKENIZER_FILES.pattern}|config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?"
-    rf"|README\.md|recipe\.yaml|{re.escape(MARKER)}"
+    rf"|README\.md|recipe\.yaml|losses\.png|{re.escape(MARKER)}|{re.escape(TRAINING)}"
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, SafetensorError)
@@ -55,7 +56,7 @@ _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, Attribut
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A dense checkpoint in memory.
+    """A checkpoint in memory.
 
     Attributes:
         name: short, for output names: the folder's name or the last part of the hub id.
@@ -76,16 +77,28 @@ class Checkpoint:
     as_class: str | None = None
 
 
-def read(model: str | Path | None, as_class: str | None = None, device: str = "cpu") -> Checkpoint:
-    """Read a dense checkpoint that can be compressed.
+def read(
+    model: str | Path | None,
+    as_class: str | None = None,
+    device: str = "cpu",
+    *,
+    compressed: bool | None = False,
+    adopt: PreTrainedModel | None = None,
+    **config_changes: Any,
+) -> Checkpoint:
+    """Read a checkpoint of a family that can be compressed.
 
     Args:
         model: a folder or a hub id; None for the embedded demo checkpoint.
         as_class: a key of :data:`MODEL_CLASSES`; default: ``config.architectures[0]``, else the base model.
         device: where to put the model.
+        compressed: whether it must be a compressed one; None takes both. Default: it must be dense.
+        adopt: a model whose class is taken, and whose head weights are copied where the checkpoint lacks them.
+        config_changes: passed on to ``from_pretrained``, e.g. ``num_labels``.
 
     Raises:
-        InputError: missing, unreadable or damaged files, another kind of model, a compressed one, no network.
+        InputError: missing, unreadable or damaged files, another kind of model, compressed or not against
+            ``compressed``, no network.
     """
     if model is None:
         folder, origin = demo.folder(), demo.ORIGIN
@@ -93,20 +106,20 @@ def read(model: str | Path | None, as_class: str | None = None, device: str = "c
     else:
         folder, origin = _locate(str(model))
         name = origin.rpartition("/")[2]
-    config = _read_config(folder)
+    config = _read_config(folder, compressed)
     files = weight_files(folder)
     stored = _stored_keys(files)
-    loader = _model_class(config, folder, as_class)
+    loader = _model_class(config, folder, as_class) if adopt is None else type(adopt)
+    options = {"dtype": "auto", "local_files_only": True, "trust_remote_code": False, **config_changes}
     try:
-        loaded, info = loader.from_pretrained(
-            folder, dtype="auto", output_loading_info=True, local_files_only=True, trust_remote_code=False
-        )
+        loaded, info = loader.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[misc]
     except pickle.UnpicklingError as error:
         raise InputError(f"{folder}: weights are refused: {_line(error)} (only plain tensors are read)") from None
     except _LOAD_ERRORS as error:
         raise InputError(f"{folder}: cannot be loaded: {_line(error)}") from None
-    check_supported(loaded)
-    notes = _check_missing(loaded, sorted(info["missing_keys"]), folder)
+    if not is_compressed(loaded):
+        check_supported(loaded)
+    notes = _check_missing(loaded, sorted(info["missing_keys"]), folder, adopt)
     check_finite(loaded)
     kept = _kept(loaded, stored)
     notes += _unused(loaded, sorted(info["unexpected_keys"]), kept)
@@ -128,7 +141,7 @@ def _locate(model: str) -> tuple[Path, str]:
     return hub.download(model), model
 
 
-def _read_config(folder: Path) -> Any:
+def _read_config(folder: Path, compressed: bool | None) -> Any:
     if not any(folder.iterdir()):
         raise InputError(f"model {folder}: the folder is empty")
     path = folder / "config.json"
@@ -142,9 +155,11 @@ def _read_config(folder: Path) -> Any:
             raise ValueError("architectures must be a list")
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not a valid configuration: {_line(error)}") from None
-    if quantized == QUANT_METHOD:
+    if quantized == QUANT_METHOD and compressed is False:
         raise InputError(f"model {folder}: is compressed already; start from the dense checkpoint")
-    if quantized is not None:
+    if quantized is None and compressed is True:
+        raise InputError(f"model {folder}: is not compressed; make it with `compresskit compress`")
+    if quantized not in (None, QUANT_METHOD):
         raise InputError(f"model {folder}: is quantised with {quantized}; start from the dense checkpoint")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -208,8 +223,12 @@ def _model_class(config: Any, folder: Path, as_class: str | None) -> Any:
     return found
 
 
-def _check_missing(model: PreTrainedModel, missing: list[str], folder: Path) -> tuple[str, ...]:
-    """Heads and poolers that the checkpoint lacks are new and named in a note; anything else is refused."""
+def _check_missing(
+    model: PreTrainedModel, missing: list[str], folder: Path, adopt: PreTrainedModel | None
+) -> tuple[str, ...]:
+    """Heads and poolers that the checkpoint lacks are new, or copied from ``adopt``, and named in a note; anything else
+    is refused.
+    """
     prefix = base_prefix(model)
     heads = {target.name for target in find_targets(model) if target.role == "head"}
     lost = [key for key in missing if key.startswith(prefix) and key.rpartition(".")[0] not in heads]
@@ -217,6 +236,13 @@ def _check_missing(model: PreTrainedModel, missing: list[str], folder: Path) -> 
         raise InputError(f"model {folder}: lacks weight {lost[0]}" + (f" and {len(lost) - 1} more" * (len(lost) > 1)))
     if not missing:
         return ()
+    if adopt is not None:
+        theirs, ours = adopt.state_dict(), model.state_dict()
+        for key in missing:
+            if key not in theirs or theirs[key].shape != ours[key].shape:
+                raise InputError(f"model {folder}: lacks weight {key}, and the teacher has none of that shape")
+            ours[key].copy_(theirs[key])
+        return (f"not in the student, so copied from the teacher: {', '.join(missing)}",)
     return (f"not in the checkpoint, so initialised at random: {', '.join(missing)}",)
 
 
@@ -279,7 +305,7 @@ def check_output(output: Path, overwrite: bool) -> None:
     if output.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise InputError(f"output {output}: holds the current folder, so it is not overwritten")
     found = sorted(output.iterdir())
-    if found and not (output / MARKER).is_file():
+    if found and not any((output / marker).is_file() for marker in (MARKER, TRAINING)):
         raise InputError(f"output {output}: was not written by compresskit, so it is not overwritten")
     for path in found:
         if not path.is_file() or not _OUR_FILES.fullmatch(path.name):
@@ -313,8 +339,9 @@ def _move_into_place(temporary: Path, output: Path) -> None:
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the compressed model of ``checkpoint`` with its kept tensors and tokenizer files into ``folder``."""
-    quantizer_of(checkpoint.model).extra_tensors = checkpoint.kept
+    """Write the model of ``checkpoint`` with its kept tensors and tokenizer files into ``folder``."""
+    if is_compressed(checkpoint.model):
+        quantizer_of(checkpoint.model).extra_tensors = checkpoint.kept
     checkpoint.model.save_pretrained(folder)
     for file in sorted(checkpoint.folder.iterdir()):
         if file.is_file() and _TOKENIZER_FILES.fullmatch(file.name):

@@ -138,6 +138,11 @@ def attach(model: PreTrainedModel, quantizer: CompresskitHfQuantizer) -> None:
     model.is_quantized = False  # type: ignore[assignment]
 
 
+def is_compressed(model: PreTrainedModel) -> bool:
+    """Whether compresskit compressed the model."""
+    return isinstance(getattr(model, "hf_quantizer", None), CompresskitHfQuantizer)
+
+
 def quantizer_of(model: PreTrainedModel) -> CompresskitHfQuantizer:
     """The quantizer of a compressed model. Raises InputError if the model is not compressed."""
     quantizer = getattr(model, "hf_quantizer", None)

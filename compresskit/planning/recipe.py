@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from compresskit.decomposers import registry
 from compresskit.decomposers.base import DENSE, ROLES, Options, Role, Target
 from compresskit.errors import InputError, unknown
+from compresskit.planning.stage import Stage
 from compresskit.validation import unknown_key, validate
 
 Allocation = Literal["uniform", "error"]
@@ -83,16 +84,6 @@ class Rule(BaseModel):
     def __str__(self) -> str:
         parts = [f"role {', '.join(self.role)}"] if self.role else []
         return " and ".join(parts + ([f"match {self.match!r}"] if self.match else []))
-
-
-class Stage(_Strict):
-    """Defaults of one distillation stage."""
-
-    learning_rate: float = Field(gt=0)
-    batch_size: int = Field(ge=1)
-    max_length: int = Field(ge=1)
-    epochs: float = Field(gt=0)
-    losses: dict[Literal["embedding", "attention", "hidden", "logits", "supervised"], float]
 
 
 class Distill(_Strict):

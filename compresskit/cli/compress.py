@@ -1,75 +1,24 @@
-"""The command line: parses, calls, prints. Heavy imports happen inside the commands, so that ``--help`` is quick."""
+"""``compress``, ``inspect`` and ``methods``."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
 
-from compresskit import __version__
-from compresskit.errors import CompresskitError, InputError
+from compresskit.cli.common import common, out, prepare, print_notes, progress_bar, reading
+from compresskit.errors import InputError
 
 if TYPE_CHECKING:
     from compresskit.model.checkpoint import Checkpoint
-    from compresskit.planning.planner import Plan, Progress
+    from compresskit.planning.planner import Plan
     from compresskit.planning.recipe import Recipe
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-AS_CHOICES = (
-    "base",
-    "masked-lm",
-    "sequence-classification",
-    "token-classification",
-    "question-answering",
-    "multiple-choice",
-)
-INTERRUPTED = 130
-
-#: Width of tables that go to a file or a pipe.
-PIPE_WIDTH = 160
-
-out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-err = Console(stderr=True)
-
-
-def common(command: F) -> F:
-    """The flags that mean the same in every command that reads a model."""
-    options = (
-        click.option("--model", metavar="FOLDER|HUB_ID", help="Dense checkpoint. Default: the embedded MiniLM."),
-        click.option("--as", "as_class", type=click.Choice(AS_CHOICES), help="Model class. Default: the checkpoint's."),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of new heads."),
-        click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. Default: all."),
-        click.option("--device", default="cpu", show_default=True, help="Where to compute, e.g. cpu or cuda."),
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="compresskit")
-def cli() -> None:
-    """Make a BERT-style checkpoint 5, 10, 20 times smaller, as a folder that transformers loads.
-
-    \b
-    compresskit compress --method kronecker --ratio 19       # the embedded checkpoint, no network
-    compresskit compress --model google-bert/bert-base-uncased --recipe kroneckerbert-21 --output small/
-    """
-
-
-@cli.command()
+@click.command()
 @common
 @click.option("--method", metavar="NAME", help="One method for every role; see `compresskit methods`.")
 @click.option("--recipe", metavar="NAME|FILE", help="A shipped recipe or a YAML file, instead of --method.")
@@ -138,8 +87,9 @@ def compress(
     show(dense, plan, megabytes)
     out.print(f"Written to {folder}/ (weights, tokenizer, recipe.yaml, compression.json, model card)", markup=False)
     out.print(
-        f"Next: a one-shot {plan.ratio:.3g}x student needs distilling (or fine-tuning) before it is useful. Load it:\n"
-        f"  python -c \"import compresskit; model = compresskit.load('{folder}')\"",
+        f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
+        f"  compresskit distill {f'--teacher {model} ' if model else ''}--student {folder} --output {folder}-general\n"
+        f"Load it:\n  python -c \"import compresskit; model = compresskit.load('{folder}')\"",
         soft_wrap=True,
         highlight=False,
         markup=False,
@@ -164,7 +114,7 @@ def _write(dense: Checkpoint, plan: Plan, temporary: Path, title: str) -> tuple[
     return megabytes
 
 
-@cli.command()
+@click.command()
 @common
 def inspect(model: str | None, as_class: str | None, seed: int, threads: int | None, device: str, **_: Any) -> None:
     """Show every matrix: role, shape, share of the model, and how compressible it is."""
@@ -177,12 +127,12 @@ def inspect(model: str | None, as_class: str | None, seed: int, threads: int | N
         dense = checkpoints.read(model, as_class, device)
     with progress_bar() as progress:
         tables = inspection_tables(dense.model, progress)
-    _notes(dense.notes)
+    print_notes(dense.notes)
     for table in tables:
         out.print(table)
 
 
-@cli.command()
+@click.command()
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def methods(**_: Any) -> None:
     """List the registered methods and the shipped recipes."""
@@ -221,94 +171,10 @@ def _ratio_of_size(dense: Checkpoint, size: int) -> float:
     return parameters / room
 
 
-def prepare(seed: int, threads: int | None, device: str) -> None:
-    """Seed, threads, device and quiet libraries, before any work."""
-    if threads is not None:
-        # Read by the linear algebra libraries when they are loaded, which is below.
-        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    import torch
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.manual_seed(seed)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # NotImplementedError among them
-        raise InputError(f"device {device!r}: cannot be used: {str(error).splitlines()[0][:150]}") from None
-
-
-@contextmanager
-def reading(model: str | None) -> Iterator[None]:
-    """A spinner while a model is read."""
-    with err.status(escape(f"reading {model or 'the embedded checkpoint'}")):
-        yield
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A progress callback drawn as a bar with the time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield update
-
-
 def show(dense: Checkpoint, plan: Plan, megabytes: tuple[float, float] | None = None) -> None:
     """The plan's two tables and its notes."""
     from compresskit.reporting.tables import plan_table, totals_table
 
     out.print(plan_table(plan))
     out.print(totals_table(plan, megabytes))
-    _notes((*dense.notes, *plan.notes))
-
-
-def _notes(notes: tuple[str, ...]) -> None:
-    for note in notes:
-        out.print(f"Note: {note}", style="yellow", markup=False)
-
-
-def main() -> None:
-    """Entry point: turns errors into one line and an exit code (0, 1, 2, 130)."""
-    debug = "--debug" in sys.argv
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    try:
-        cli(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        if debug:
-            raise
-        err.print("compresskit: interrupted, nothing half-written", style="bold red")
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away (`| head`): no message about it either
-        sys.exit(1)
-    except Exception as error:
-        if debug:
-            raise
-        expected = isinstance(error, CompresskitError)
-        text = str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
-        err.print(f"compresskit: error: {text}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code if isinstance(error, CompresskitError) else 1)
-
-
-def _interrupt(_signal: int, _frame: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the clearing up
-    raise KeyboardInterrupt
+    print_notes((*dense.notes, *plan.notes))

@@ -1,0 +1,73 @@
+"""The command line: parses, calls, prints. Heavy imports happen inside the commands, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+import click
+
+from compresskit import __version__
+from compresskit.cli.common import err
+from compresskit.cli.compress import compress, inspect, methods
+from compresskit.cli.train import distill, evaluate, finetune, tasks
+from compresskit.errors import CompresskitError
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="compresskit")
+def cli() -> None:
+    """Make a BERT-style checkpoint 5, 10, 20 times smaller, as a folder that transformers loads.
+
+    \b
+    compresskit compress --method kronecker --ratio 19       # the embedded checkpoint, no network
+    compresskit compress --model google-bert/bert-base-uncased --recipe kroneckerbert-21 --output small/
+    compresskit distill --teacher google-bert/bert-base-uncased --student small/ --output general/
+    """
+
+
+for command in (compress, distill, finetune, evaluate, inspect, methods, tasks):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point: turns errors into one line and an exit code (0, 1, 2, 130)."""
+    debug = "--debug" in sys.argv
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        if debug:
+            raise
+        err.print(
+            "compresskit: interrupted, nothing half-written (an unfinished training run continues with --resume)",
+            style="bold red",
+        )
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away (`| head`): no message about it either
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        expected = isinstance(error, CompresskitError)
+        text = str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
+        err.print(f"compresskit: error: {text}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code if isinstance(error, CompresskitError) else 1)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the clearing up
+    raise KeyboardInterrupt

@@ -1,0 +1,109 @@
+"""What the commands share: consoles, flags, and quiet libraries."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from compresskit.errors import InputError
+
+if TYPE_CHECKING:
+    from compresskit.planning.planner import Progress
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+AS_CHOICES = (
+    "base",
+    "masked-lm",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+)
+#: Width of tables that go to a file or a pipe.
+PIPE_WIDTH = 160
+
+out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+err = Console(stderr=True)
+
+
+def shared(command: F) -> F:
+    """The flags that mean the same in every command that computes."""
+    options = (
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of all chance."),
+        click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. Default: all."),
+        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def common(command: F) -> F:
+    """The flags of the commands that read a dense model in a class of choice."""
+    options = (
+        click.option("--model", metavar="FOLDER|HUB_ID", help="Dense checkpoint. Default: the embedded MiniLM."),
+        click.option("--as", "as_class", type=click.Choice(AS_CHOICES), help="Model class. Default: the checkpoint's."),
+        click.option("--device", default="cpu", show_default=True, help="Where to compute, e.g. cpu or cuda."),
+    )
+    command = shared(command)
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def prepare(seed: int, threads: int | None, device: str = "cpu") -> None:
+    """Seed, threads, device and quiet libraries, before any work. Only the first of several processes speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        out.quiet = err.quiet = True
+    if threads is not None:
+        # Read by the linear algebra libraries when they are loaded, which is below.
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.manual_seed(seed)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError among them
+        raise InputError(f"device {device!r}: cannot be used: {str(error).splitlines()[0][:150]}") from None
+
+
+@contextmanager
+def reading(model: str | None) -> Iterator[None]:
+    """A spinner while a model is read."""
+    with err.status(escape(f"reading {model or 'the embedded checkpoint'}")):
+        yield
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress callback drawn as a bar with the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield update
+
+
+def print_notes(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        out.print(f"Note: {note}", style="yellow", markup=False)

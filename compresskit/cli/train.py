@@ -1,0 +1,189 @@
+"""``distill``, ``finetune``, ``evaluate`` and ``tasks``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.markup import escape
+
+from compresskit.cli.common import err, out, prepare, print_notes, progress_bar, shared
+from compresskit.errors import InputError
+
+if TYPE_CHECKING:
+    from compresskit.training.stages import Result
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_LOSSES = ("embedding", "attention", "hidden", "logits", "supervised")
+
+
+def _loss(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, float] | None:
+    """``hidden=2`` as a weight."""
+    weights = {}
+    for value in values:
+        name, _, weight = value.partition("=")
+        if name not in _LOSSES:
+            raise click.BadParameter(f"{name!r}: known losses: {', '.join(_LOSSES)}")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise click.BadParameter(f"{value!r}: give NAME=WEIGHT, such as hidden=1") from None
+    return weights or None
+
+
+def training(command: F) -> F:
+    """The flags of both training commands. None of them has a default here: the stage's settings have."""
+    options = (
+        click.option("--epochs", type=float, help="Passes over the data."),
+        click.option("--max-steps", type=int, help="Optimizer steps, instead of epochs."),
+        click.option("--max-tokens", type=int, help="Real (non-padding) tokens, instead of epochs."),
+        click.option("--learning-rate", type=float, help="At its peak, after the warm-up."),
+        click.option("--batch-size", type=int, help="Sequences per step, over all devices."),
+        click.option("--max-length", type=int, help="Tokens per sequence."),
+        click.option("--warmup", type=float, help="Share of the steps over which the learning rate rises."),
+        click.option("--weight-decay", type=float, help="Of AdamW."),
+        click.option("--dropout", type=float, help="In the trained model, while it trains."),
+        click.option("--accumulation", type=int, help="Micro-batches per step: less memory."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default: fp32."),
+        click.option("--device", type=click.Choice(["auto", "cpu"]), help="Default: auto, a GPU where there is one."),
+        click.option("--save-every", type=int, help="Steps between checkpoints. Default: a tenth of the run."),
+        click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write."),
+        click.option("--overwrite", is_flag=True, help="Replace an output or unfinished run of compresskit."),
+        click.option("--resume", is_flag=True, help="Continue an unfinished run."),
+    )
+    command = shared(command)
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_task = click.option("--task", metavar="NAME|FILE", help="See `compresskit tasks`, or a YAML file of your own.")
+_data = click.option("--data", type=click.Path(path_type=Path), help="Folder with the task's files. Default: the hub.")
+
+
+@click.command()
+@click.option("--student", required=True, metavar="FOLDER", help="A compressed model.")
+@click.option("--teacher", metavar="FOLDER|HUB_ID", help="The dense model. Default: the embedded MiniLM.")
+@_task
+@_data
+@click.option("--text", metavar="FILE|HUB_ID", help="General stage: .txt, .jsonl, .gz. Default: the embedded text.")
+@click.option("--loss", "losses", multiple=True, metavar="NAME=WEIGHT", callback=_loss, help="A loss term's weight.")
+@click.option("--logits-loss", type=click.Choice(["kl", "mse"]), help="Form of the logits term. Default: kl.")
+@click.option("--temperature", type=float, help="Of kl. Default: 1.")
+@training
+def distill(student: str, teacher: str | None, debug: bool, threads: int | None, **flags: Any) -> None:
+    """Bring a compressed student back to its teacher.
+
+    Without --task the general stage: the pre-trained teacher, on plain text. With --task the task stage: the teacher
+    that was fine-tuned on the task (`compresskit finetune`). Several devices: the same command under torchrun.
+    """
+    if flags["data"] is not None and flags["task"] is None:
+        raise InputError("--data belongs to --task; for the general stage give --text")
+    prepare(flags["seed"], threads)
+    from compresskit.training import stages
+
+    with _progress("distilling") as tools:
+        result = stages.distill(student, teacher, **flags, **tools)
+    _report(result)
+
+
+@click.command()
+@click.option("--model", metavar="FOLDER|HUB_ID", help="Dense or compressed. Default: the embedded MiniLM.")
+@_task
+@_data
+@training
+def finetune(model: str | None, task: str | None, debug: bool, threads: int | None, **flags: Any) -> None:
+    """Train a model on a task by its labels: the teacher of the task stage."""
+    if task is None:
+        raise InputError("--task is needed: what to train on; `compresskit tasks` lists what is there")
+    prepare(flags["seed"], threads)
+    from compresskit.training import stages
+
+    with _progress("fine-tuning") as tools:
+        result = stages.finetune(model, task=task, **flags, **tools)
+    _report(result)
+
+
+@click.command()
+@click.option("--model", metavar="FOLDER|HUB_ID", required=True, help="Dense or compressed, with a head for the task.")
+@_task
+@_data
+@click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's own.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@shared
+def evaluate(model: str, task: str | None, debug: bool, threads: int | None, seed: int, **flags: Any) -> None:
+    """Score a model on a task."""
+    if task is None:
+        raise InputError("--task is needed: what to score; `compresskit tasks` lists what is there")
+    prepare(seed, threads)
+    from compresskit.reporting.tables import grid
+    from compresskit.training import stages
+
+    with progress_bar() as progress:
+        result = stages.evaluate(model, task=task, progress=progress, **flags)
+    rows = [
+        (split.replace("_", " "), metric, f"{100 * value:.2f}", f"{result.record['data'][split]['rows']:,}")
+        for split, values in result.record["scores"].items()
+        for metric, value in values.items()
+    ]
+    out.print(grid(("split", "metric", "score, %", "rows"), rows, left=(0, 1)))
+    print_notes(result.notes)
+
+
+@click.command()
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def tasks(debug: bool) -> None:
+    """List the tasks that come with compresskit."""
+    from compresskit.data.tasks import load_task, shipped_tasks
+    from compresskit.reporting.tables import grid
+
+    declared = [load_task(name) for name in sorted(shipped_tasks())]
+    rows = [
+        (
+            task.name,
+            task.kind,
+            ", ".join(task.metrics),
+            "; ".join(", ".join(names) for names in task.files.values()),
+            task.description,
+        )
+        for task in declared
+    ]
+    out.print(grid(("task", "kind", "metrics", "files below --data", "what it asks"), rows, left=(0, 1, 2, 3, 4)))
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[dict[str, Any]]:
+    """Progress of predictions and of training, for a stage."""
+    from compresskit.training.progress import ProgressBar
+
+    bar = ProgressBar(err, what)
+    try:
+        with err.status(escape(f"{what}: reading models and data")) as status:
+
+            def predicting(_what: str, done: int, total: int) -> None:
+                status.update(f"{what}: scoring, {done:,} of {total:,}")
+
+            bar.before_start = status.stop
+            yield {"progress": predicting, "callbacks": [bar]}
+    finally:
+        bar.close()
+
+
+def _report(result: Result) -> None:
+    from compresskit.reporting.tables import grid
+    from compresskit.reporting.training import score_rows
+
+    record = result.record
+    columns, rows = score_rows(record)
+    out.print(grid(columns, rows, left=(0, 1)))
+    speed = f"{record['tokens_per_second']:,.0f} tokens/s"
+    out.print(
+        f"{record['steps']:,} steps, {record['tokens']:,} tokens, {record['seconds']:.0f} s ({speed})", highlight=False
+    )
+    print_notes(result.notes)
+    out.print(f"Written to {result.folder}/ (weights, training.json, losses.png, model card)", markup=False)

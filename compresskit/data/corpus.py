@@ -1,0 +1,154 @@
+"""Plain text for the general stage: files, a data set of the hub, or the text that every Python carries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from compresskit.data import files
+from compresskit.errors import InputError
+
+EMBEDDED = "python-help-topics"
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source of documents.
+
+    Attributes:
+        name: what a record prints: file name or hub id, or :data:`EMBEDDED`.
+        path: the file; None for the others.
+    """
+
+    name: str
+    path: Path | None = None
+
+    def documents(self) -> Iterator[str]:
+        """The documents, in order. A text file's are separated by blank lines; a JSON line's is its ``text``."""
+        if self.path is not None:
+            documents = _json_documents(self.path) if ".jsonl" in self.path.suffixes else _paragraphs(self.path)
+        elif self.name == EMBEDDED:
+            documents = _embedded()
+        else:
+            documents = _from_hub(self.name)
+        empty = True
+        for document in documents:
+            if document.strip():
+                empty = False
+                yield document
+        if empty:
+            raise InputError(f"text {self.name}: holds no text")
+
+    def record(self) -> dict[str, Any]:
+        """Which text this is, as plain data."""
+        if self.path is not None:
+            digest: str | None = files.file_hash(self.path)
+        elif self.name == EMBEDDED:
+            digest = hashlib.sha256("\n".join(_embedded()).encode()).hexdigest()
+        else:
+            digest = None
+        return {"source": self.name, "sha256": digest}
+
+
+def find_corpus(text: str | Path | None) -> Corpus:
+    """The corpus that ``--text`` means: a file, a hub data set (``owner/name`` or ``owner/name:config``), or without
+    any the embedded text (the help topics of Python itself: real English, the same everywhere for one version).
+
+    Raises:
+        InputError: no such file, or a folder.
+    """
+    if text is None:
+        return Corpus(EMBEDDED)
+    path = Path(text)
+    if path.is_file():
+        return Corpus(path.name, path)
+    if path.exists():
+        raise InputError(f"text {text}: is a folder; give a file (.txt, .jsonl, also .gz) or a data set of the hub")
+    name = str(text)
+    if (
+        name.count("/") != 1
+        or name.startswith((".", "/"))
+        or Path(name.partition(":")[0]).suffix in (".gz", ".txt", ".jsonl")
+    ):
+        raise InputError(
+            f"text {text}: no such file (a data set of the hub looks like owner/name or owner/name:config)"
+        )
+    return Corpus(name)
+
+
+def sequences(corpus: Corpus, tokenizer: Any, max_length: int, tokens: int | None = None) -> Dataset:
+    """Token sequences of at most ``max_length``; long documents are split, nothing is cut off.
+
+    Args:
+        tokens: stop reading once this many were found; default: read everything.
+
+    Returns:
+        A data set with ``input_ids`` and ``length``, in the text's order.
+
+    Raises:
+        InputError: unreadable, empty or undecodable text.
+    """
+    rows: list[list[int]] = []
+    found = 0
+    documents = corpus.documents()
+    while (tokens is None or found < tokens) and (batch := list(islice(documents, _BATCH))):
+        pieces = tokenizer(batch, truncation=True, max_length=max_length, return_overflowing_tokens=True)["input_ids"]
+        rows += pieces
+        found += sum(map(len, pieces))
+    return Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    gathered: list[str] = []
+    for line in files.lines(path):
+        if line.strip():
+            gathered.append(line)
+        elif gathered:
+            yield "\n".join(gathered)
+            gathered = []
+    if gathered:
+        yield "\n".join(gathered)
+
+
+def _json_documents(path: Path) -> Iterator[str]:
+    for number, line in enumerate(files.lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except ValueError as error:
+            raise InputError(f"text {path}, line {number}: not valid JSON: {error}") from None
+        except (KeyError, TypeError):
+            raise InputError(f"text {path}, line {number}: has no field 'text'") from None
+        if not isinstance(text, str):
+            raise InputError(f"text {path}, line {number}: the field 'text' holds no text")
+        yield text
+
+
+def _embedded() -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        yield topics[name]
+
+
+def _from_hub(name: str) -> Iterator[str]:
+    from datasets import load_dataset
+
+    path, _, config = name.partition(":")
+    try:
+        dataset = load_dataset(path, config or None, split="train", streaming=True)
+        for row in dataset:
+            yield str(row["text"])
+    except Exception as error:  # the library raises a dozen kinds, from no network to no such column
+        raise InputError(
+            f"text {name}: no such file, and not to be had from the hub: {' '.join(str(error).split())[:200]}"
+        ) from None

@@ -1,0 +1,82 @@
+"""Texts and targets of a task as token sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from compresskit.data import squad
+from compresskit.data.tasks import Split, Task
+from compresskit.errors import InputError
+
+#: Tokens that two windows of one paragraph share.
+STRIDE = 128
+
+
+def encode(
+    task: Task, split: Split, tokenizer: Any, max_length: int, label_ids: Mapping[str, int] | None = None
+) -> Dataset:
+    """The split as a data set of token sequences.
+
+    Columns: the tokenizer's (without ``attention_mask``: the collator makes it), ``length``, and the targets:
+    ``labels`` or, for spans, ``start_positions``, ``end_positions``, ``example`` (row number) and ``offsets``. Longer
+    texts are cut at ``max_length``, or split into overlapping windows (spans).
+
+    Args:
+        label_ids: class number of each label name; classification only.
+    """
+    if task.kind == "spans":
+        columns = squad.windows(tokenizer, split.texts, split.targets, max_length, min(STRIDE, max_length // 3))
+    else:
+        texts = [list(column) for column in zip(*split.texts, strict=True)]
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+        columns = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
+        if task.kind == "regression":
+            columns["labels"] = [float(target) for target in split.targets]
+        elif label_ids is not None:
+            columns["labels"] = [label_ids[target] for target in split.targets]
+    columns.pop("attention_mask", None)
+    columns["length"] = [len(ids) for ids in columns["input_ids"]]
+    return Dataset.from_dict(columns)
+
+
+def label_ids(task: Task, labels: tuple[str, ...], model: PreTrainedModel) -> tuple[dict[str, int], str | None]:
+    """Class numbers of the task's labels in the model's own order, and a note where they had to be assumed.
+
+    Raises:
+        InputError: the model has other labels; both are shown.
+    """
+    names = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+    ours = {name.casefold(): number for number, name in names.items()}
+    if set(ours) == {label.casefold() for label in labels}:
+        return {label: ours[label.casefold()] for label in labels}, None
+    if len(names) == len(labels) and all(name == f"LABEL_{number}" for number, name in names.items()):
+        note = f"the model does not name its labels; taken as {', '.join(labels)} in this order"
+        return {label: number for number, label in enumerate(labels)}, note
+    raise InputError(
+        f"labels differ: the model has {', '.join(names[number] for number in sorted(names))}; "
+        f"task {task.name} has {', '.join(labels)}"
+    )
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """How many tokens the model takes at most; None where its positions are relative."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return limit - module.padding_idx - 1  # the roberta kind starts to count behind the padding
+    return limit
+
+
+def check_length(model: PreTrainedModel, max_length: int) -> None:
+    """Refuse sequences longer than the model's position table. Raises InputError."""
+    limit = positions(model)
+    if limit is not None and max_length > limit:
+        raise InputError(
+            f"max length {max_length}: {type(model).__name__} has {limit} positions; choose at most {limit}"
+        )

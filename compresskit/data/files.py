@@ -1,0 +1,142 @@
+"""Read tables of examples from TSV, CSV, JSONL or Parquet. A bad line is named by file and line number."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from compresskit.errors import InputError
+
+#: Endings that are read; ``.gz`` may follow the text formats.
+FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
+
+Rows = list[dict[str, Any]]
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None, *, skip_bad_lines: bool = False) -> tuple[Rows, int]:
+    """The rows of a file as dictionaries, and how many lines were skipped. The format follows from the ending.
+
+    Args:
+        path: ``.tsv`` and ``.txt`` (tabs, no quoting, as GLUE has it), ``.csv`` (quoted as usual), ``.jsonl`` (one
+            object a line), ``.parquet``.
+        columns: names of the columns of a file without a header line.
+        skip_bad_lines: skip lines with the wrong number of fields instead of raising.
+
+    Raises:
+        InputError: missing, empty or undecodable file, a line with the wrong number of fields, invalid JSON.
+    """
+    if not path.is_file():
+        raise InputError(f"data {path}: no such file")
+    kind = _format(path)
+    skipped = 0
+    if kind == ".parquet":
+        rows = _read_parquet(path)
+    elif kind in (".jsonl", ".json"):
+        rows = list(_read_jsonl(path))
+    else:
+        rows, skipped = _read_delimited(path, "," if kind == ".csv" else "\t", columns, skip_bad_lines)
+    if not rows:
+        raise InputError(f"data {path}: holds no rows")
+    return rows, skipped
+
+
+def open_text(path: Path) -> IO[str]:
+    """The file as UTF-8 text (a byte order mark is dropped), unpacked if it ends in ``.gz``."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a text file without their ends.
+
+    Raises:
+        InputError: not UTF-8 (the line is named), or damaged.
+    """
+    number = 0
+    try:
+        with open_text(path) as stream:
+            for number, line in enumerate(stream, start=1):  # noqa: B007 (used below)
+                yield line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"data {path}: not UTF-8 text after line {number}: {error.reason}") from None
+    except (OSError, EOFError) as error:
+        raise InputError(f"data {path}: cannot be read after line {number}: {error}") from None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _format(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
+    if kind not in FORMATS:
+        raise InputError(f"data {path}: unknown format; known endings: {', '.join(FORMATS)}, with .gz or without")
+    return kind
+
+
+def _read_delimited(
+    path: Path, delimiter: str, columns: Sequence[str] | None, skip_bad_lines: bool
+) -> tuple[Rows, int]:
+    quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    # The csv module needs line ends inside quoted fields; its line_num counts physical lines.
+    source = (line + "\n" for line in lines(path))
+    reader = csv.reader(source, delimiter=delimiter, quoting=quoting, strict=True)
+    rows: Rows = []
+    skipped = 0
+    names = list(columns) if columns else None
+    csv.field_size_limit(1 << 30)
+    try:
+        for fields in reader:
+            if not fields:
+                continue
+            if names is None:
+                names = fields
+                continue
+            if len(fields) != len(names):
+                if skip_bad_lines:
+                    skipped += 1
+                    continue
+                expected = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+                raise InputError(
+                    f"data {path}, line {reader.line_num}: has {len(fields)} fields, expected {len(names)} ({expected})"
+                )
+            rows.append(dict(zip(names, fields, strict=True)))
+    except csv.Error as error:
+        raise InputError(f"data {path}, line {reader.line_num}: {error}") from None
+    return rows, skipped
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"data {path}, line {number}: not valid JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f'data {path}, line {number}: must be a JSON object, such as {{"text": "..."}}')
+        yield row
+
+
+def _read_parquet(path: Path) -> Rows:
+    import pyarrow.parquet
+    from pyarrow import ArrowException
+
+    try:
+        rows: Rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise InputError(f"data {path}: not a readable Parquet file: {' '.join(str(error).split())[:200]}") from None
+    return rows

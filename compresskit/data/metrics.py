@@ -1,0 +1,49 @@
+"""Scores by name. All are fractions, higher is better."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+Values = np.ndarray
+
+
+def _correlation(function: Callable[[Values, Values], tuple[float, float]]) -> Callable[[Values, Values], float]:
+    def score(targets: Values, predictions: Values) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # constant predictions have no correlation: scored as none
+            value = float(function(targets, predictions)[0])
+        return value if np.isfinite(value) else 0.0
+
+    return score
+
+
+_pearson = _correlation(stats.pearsonr)
+_spearman = _correlation(stats.spearmanr)
+
+#: Metrics of classification (class numbers) and regression (numbers): ``(targets, predictions) -> score``. ``f1`` is
+#: that of class 1 with two classes, as GLUE has it, and the macro average with more.
+METRICS: dict[str, Callable[[Values, Values], float]] = {
+    "accuracy": lambda targets, predictions: float(sklearn_metrics.accuracy_score(targets, predictions)),
+    "f1": lambda targets, predictions: float(
+        sklearn_metrics.f1_score(
+            targets,
+            predictions,
+            average="binary" if max(targets.max(), predictions.max()) < 2 else "macro",
+            zero_division=0,
+        )
+    ),
+    "matthews": lambda targets, predictions: float(sklearn_metrics.matthews_corrcoef(targets, predictions)),
+    "pearson": _pearson,
+    "spearman": _spearman,
+    "pearson_spearman": lambda targets, predictions: (
+        (_pearson(targets, predictions) + _spearman(targets, predictions)) / 2
+    ),
+}
+
+#: Metrics of answers to questions, computed by :mod:`compresskit.data.squad`.
+SPAN_METRICS = ("span_f1", "exact_match")

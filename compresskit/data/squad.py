@@ -1,0 +1,170 @@
+"""SQuAD: reading its JSON, windows with a stride, the best span, and the official scores."""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compresskit.data.files import open_text
+from compresskit.errors import InputError
+
+#: Spans longer than this many tokens are not answers (as in BERT's own evaluation).
+MAX_ANSWER_TOKENS = 30
+#: Starts and ends that are paired with each other per window.
+_BEST = 20
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The accepted answers to a question: texts and where each starts in the context; none where it has no answer."""
+
+    texts: tuple[str, ...]
+    starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Answers:
+        """From a row of :func:`read_rows` or of the hub's data set."""
+        answers = row["answers"]
+        return cls(tuple(answers["text"]), tuple(int(start) for start in answers["answer_start"]))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows (question, context, answers) of a file in SQuAD's own JSON format, as the hub's data set has them.
+
+    Raises:
+        InputError: not JSON, or of another form.
+    """
+    try:
+        with open_text(path) as stream:
+            data = json.load(stream)
+        rows = []
+        for article in data["data"]:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    answers = [] if question.get("is_impossible") else question["answers"]
+                    rows.append(
+                        {
+                            "question": question["question"],
+                            "context": paragraph["context"],
+                            "answers": {
+                                "text": [answer["text"] for answer in answers],
+                                "answer_start": [answer["answer_start"] for answer in answers],
+                            },
+                        }
+                    )
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"data {path}: not valid JSON: {' '.join(str(error).split())[:200]}") from None
+    except (KeyError, TypeError) as error:
+        raise InputError(f"data {path}: not in SQuAD's format: {type(error).__name__} {error}") from None
+    if not rows:
+        raise InputError(f"data {path}: holds no questions")
+    return rows
+
+
+def windows(
+    tokenizer: Any, texts: Sequence[tuple[str, ...]], answers: Sequence[Answers], max_length: int, stride: int
+) -> dict[str, list[Any]]:
+    """Overlapping windows of question + context.
+
+    Returns:
+        Columns: the tokenizer's own, ``start_positions`` and ``end_positions`` (0, the [CLS] token, where the window
+        lacks the answer), ``example`` (row number) and ``offsets`` (character span of each context token, else None).
+    """
+    encoded = tokenizer(
+        [question.strip() for question, _ in texts],
+        [context for _, context in texts],
+        truncation="only_second",
+        max_length=max_length,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    columns: dict[str, list[Any]] = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
+    columns |= {"start_positions": [], "end_positions": [], "example": [], "offsets": []}
+    for window, example in enumerate(encoded["overflow_to_sample_mapping"]):
+        sequence = encoded.sequence_ids(window)
+        spans = zip(encoded["offset_mapping"][window], sequence, strict=True)
+        offsets = [span if owner == 1 else None for span, owner in spans]
+        start, end = _token_span(offsets, answers[example])
+        columns["start_positions"].append(start)
+        columns["end_positions"].append(end)
+        columns["example"].append(example)
+        columns["offsets"].append(offsets)
+    return columns
+
+
+def _token_span(offsets: Sequence[tuple[int, int] | None], answers: Answers) -> tuple[int, int]:
+    if not answers.texts:
+        return 0, 0
+    first, last = answers.starts[0], answers.starts[0] + len(answers.texts[0])
+    inside = [i for i, span in enumerate(offsets) if span is not None and span[0] < last and span[1] > first]
+    if not inside or offsets[inside[0]][0] > first or offsets[inside[-1]][1] < last:  # type: ignore[index]
+        return 0, 0
+    return inside[0], inside[-1]
+
+
+def best_answers(
+    start_logits: Sequence[np.ndarray],
+    end_logits: Sequence[np.ndarray],
+    columns: dict[str, list[Any]],
+    texts: Sequence[tuple[str, ...]],
+    *,
+    allow_none: bool,
+) -> list[str]:
+    """The best span of each question over its windows, as text; empty where no answer scores higher, if allowed."""
+    best: dict[int, tuple[float, str]] = {}
+    none: dict[int, float] = {}
+    for window, example in enumerate(columns["example"]):
+        offsets = columns["offsets"][window]
+        start, end = start_logits[window][: len(offsets)], end_logits[window][: len(offsets)]
+        none[example] = min(none.get(example, np.inf), float(start[0] + end[0]))
+        context = texts[example][1]
+        valid = np.array([span is not None for span in offsets])
+        starts = [i for i in np.argsort(-start, kind="stable")[:_BEST] if valid[i]]
+        ends = [i for i in np.argsort(-end, kind="stable")[:_BEST] if valid[i]]
+        for i in starts:
+            for j in ends:
+                if i <= j < i + MAX_ANSWER_TOKENS:
+                    score = float(start[i] + end[j])
+                    if example not in best or score > best[example][0]:
+                        best[example] = (score, context[offsets[i][0] : offsets[j][1]])
+    answers = []
+    for example in range(len(texts)):
+        score, text = best.get(example, (-np.inf, ""))
+        answers.append("" if allow_none and none[example] > score else text)
+    return answers
+
+
+def scores(predictions: Sequence[str], answers: Sequence[Answers]) -> dict[str, float]:
+    """``span_f1`` and ``exact_match`` by the official rules: best over the accepted answers, mean over questions."""
+    f1 = [max(_f1(p, text) for text in a.texts or ("",)) for p, a in zip(predictions, answers, strict=True)]
+    exact = [
+        max(float(normalise(p) == normalise(text)) for text in a.texts or ("",))
+        for p, a in zip(predictions, answers, strict=True)
+    ]
+    return {"span_f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
+
+
+def normalise(text: str) -> str:
+    """Lower case, without punctuation, articles and extra white space."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _f1(prediction: str, answer: str) -> float:
+    given, wanted = normalise(prediction).split(), normalise(answer).split()
+    if not given or not wanted:
+        return float(given == wanted)
+    common = sum((collections.Counter(given) & collections.Counter(wanted)).values())
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(given), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)

@@ -1,0 +1,61 @@
+"""How a stage of training runs: what a recipe's ``distill:`` section and the command line may set."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+LossName = Literal["embedding", "attention", "hidden", "logits", "supervised"]
+LOSS_NAMES: tuple[LossName, ...] = ("embedding", "attention", "hidden", "logits", "supervised")
+StageName = Literal["general", "task"]
+
+
+class Stage(BaseModel):
+    """Settings of one stage. Every field has a default, so a recipe gives only what it changes.
+
+    Attributes:
+        learning_rate: at its peak, after the warm-up; AdamW.
+        batch_size: sequences per optimizer step, over all devices and accumulated micro-batches.
+        max_length: tokens; longer texts are cut (tasks) or split (general text, SQuAD). None: the task's own, else 128.
+        epochs: passes over the data, unless steps or tokens limit the run.
+        losses: weight of each loss term; a missing one counts as 0.
+        logits_loss: ``kl`` (of the softened distributions) or ``mse``; regression always takes ``mse``.
+        temperature: of ``kl``, which is multiplied by its square.
+        warmup: share of the steps over which the learning rate rises; then it falls linearly to 0.
+        weight_decay: of AdamW, on everything but biases and LayerNorm.
+        dropout: in the student while it trains; None keeps the checkpoint's own.
+        mask_probability: share of the tokens that the masked-LM loss hides.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: float = Field(default=5e-4, gt=0, le=1, allow_inf_nan=False)
+    batch_size: int = Field(default=32, ge=1)
+    max_length: int | None = Field(default=None, ge=8)
+    epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    losses: dict[LossName, float] = Field(default_factory=dict, min_length=1)
+    logits_loss: Literal["kl", "mse"] = "kl"
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    dropout: float | None = Field(default=0.0, ge=0, lt=1)
+    mask_probability: float = Field(default=0.15, gt=0, lt=1)
+
+    @field_validator("losses")
+    @classmethod
+    def _weights(cls, value: dict[LossName, float]) -> dict[LossName, float]:
+        for name, weight in value.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"{name}: the weight must be a finite number of at least 0, not {weight}")
+        return value
+
+
+#: What runs where neither a recipe nor the user says otherwise.
+DEFAULTS: dict[StageName, Stage] = {
+    "general": Stage(learning_rate=1e-3, losses={"embedding": 1, "hidden": 1, "logits": 1, "supervised": 1}),
+    "task": Stage(losses={"embedding": 1, "hidden": 1, "logits": 1, "supervised": 1}),
+}
+
+#: Fine-tuning without a teacher: plain supervision with the checkpoint's own dropout.
+FINE_TUNING = Stage(learning_rate=5e-5, epochs=3, dropout=None, losses={"supervised": 1})

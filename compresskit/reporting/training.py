@@ -1,0 +1,153 @@
+"""What a training run leaves in its output folder: ``training.json``, a picture of the losses, the model card."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from compresskit import __version__
+from compresskit.data.files import file_hash
+from compresskit.model.checkpoint import MARKER, TRAINING, Checkpoint, weight_files
+from compresskit.model.targets import count_parameters
+from compresskit.reporting.tables import markdown
+
+FORMAT_VERSION = 1
+_WHO = {"teacher": "teacher", "student_before": "student before", "student_after": "student after"}
+
+
+def identity(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    """Which model this is: its name, class, size and the hash of its weights (None for one given from Python)."""
+    if checkpoint is None:
+        return None
+    files = weight_files(checkpoint.folder) if checkpoint.folder.is_dir() else []
+    return {
+        "name": checkpoint.origin,
+        "class": type(checkpoint.model).__name__,
+        "parameters": count_parameters(checkpoint.model),
+        "sha256": [file_hash(file) for file in files] or None,
+    }
+
+
+def stage_record(
+    settings: Mapping[str, Any],
+    history: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    primary: str | None,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """One stage as plain data: settings, what happened, scores, and all that is needed to do it again."""
+    state = PartialState()
+    record = {
+        **settings,
+        **history,
+        "tokens_per_second": history["tokens"] / history["seconds"],
+        "scores": dict(scores),
+        "primary_metric": primary,
+        "notes": list(dict.fromkeys(notes)),
+        "versions": {"compresskit": __version__}
+        | {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")},
+        "hardware": {
+            "machine": platform.machine(),
+            "device": str(state.device),
+            "processes": state.num_processes,
+            "threads": torch.get_num_threads(),
+        },
+    }
+    if primary is not None and "teacher" in scores:
+        teacher, student = (_mean(scores[who], primary) for who in ("teacher", "student_after"))
+        record["kept"] = student / teacher if teacher > 0 else None
+    return record
+
+
+def _mean(scores: Mapping[str, Mapping[str, float]], metric: str) -> float:
+    """Over splits, such as MNLI's matched and mismatched ones."""
+    return float(np.mean([values[metric] for values in scores.values()]))
+
+
+def score_rows(record: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows of the closing table: teacher, student before, student after, kept."""
+    scores = record["scores"]
+    who = [name for name in _WHO if name in scores]
+    fine_tuned = "teacher" not in scores
+    titles = ["before", "after"] if fine_tuned else [_WHO[name] for name in who]
+    rows = []
+    losses = record["primary_metric"] is None
+    for split, values in scores[who[-1]].items():
+        for metric in values:
+            cells = [scores[name][split][metric] for name in who]
+            text = [f"{cell:.4g}" if losses else f"{100 * cell:.2f}" for cell in cells]
+            kept = "-" if losses or fine_tuned or cells[0] <= 0 else f"{100 * cells[-1] / cells[0]:.1f} %"
+            rows.append((split.replace("_", " "), f"loss {metric}" if losses else metric, *text, kept))
+    return ("split", "metric", *titles, "kept"), rows
+
+
+def write(checkpoint: Checkpoint, record: dict[str, Any], folder: Path, title: str) -> None:
+    """Fill ``folder`` (where the model was saved) with the records, those of the student's own folder included."""
+    source = checkpoint.folder
+    for name in (MARKER, "recipe.yaml"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    earlier = json.loads((source / TRAINING).read_text("utf-8"))["stages"] if (source / TRAINING).is_file() else []
+    stages = [*earlier, record]
+    text = json.dumps({"format_version": FORMAT_VERSION, "stages": stages}, indent=1)
+    (folder / TRAINING).write_text(text + "\n", encoding="utf-8")
+    loss_picture(record, folder / "losses.png")
+    card = source / "README.md"
+    original = card.read_text(encoding="utf-8") if (source / MARKER).is_file() and card.is_file() else ""
+    (folder / "README.md").write_text(_card(original, stages, title, checkpoint), encoding="utf-8")
+
+
+def loss_picture(record: Mapping[str, Any], path: Path) -> None:
+    """The loss terms over the steps, logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    log = record["log"]
+    names = [name for name in (log[0] if log else {}) if name.startswith("loss_")]
+    for name in ["loss", *names] if len(names) > 1 else ["loss"]:
+        points = [(entry["step"], entry[name]) for entry in log if entry.get(name, 0) > 0]
+        if points:
+            label = "total" if name == "loss" else name.removeprefix("loss_")
+            axes.plot(*zip(*points, strict=True), label=label, color="black" if name == "loss" else None)
+    axes.set(xlabel="step", ylabel="loss (each term unweighted)", yscale="log", title=f"{record['stage']} stage")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _card(original: str, stages: Sequence[Mapping[str, Any]], title: str, checkpoint: Checkpoint) -> str:
+    section = "## Training\n\n" + "\n".join(_stage_text(stage) for stage in stages) + "\n"
+    if "## Quality" in original:
+        text = re.sub(r"## Quality\n.*?(?=\n## )", lambda _: section, original, flags=re.DOTALL)
+    elif "## Training" in original:
+        text = re.sub(r"## Training\n.*?(?=\n## |\Z)", lambda _: section, original, flags=re.DOTALL)
+    else:
+        header = "---\nlibrary_name: transformers\ntags:\n- compresskit\n---\n"
+        text = f"{header}\n# {title}\n\n{checkpoint.origin}, fine-tuned by compresskit.\n\n{section}"
+    return re.sub(r"^# .*$", lambda _: f"# {title}", text, count=1, flags=re.MULTILINE)
+
+
+def _stage_text(stage: Mapping[str, Any]) -> str:
+    data = stage["data"]
+    what = data["task"]["name"] if "task" in data else data["source"]
+    lines = [
+        f"**{stage['stage']}** on {what}: {stage['steps']:,} steps of {stage['batch_size']} sequences "
+        f"({stage['tokens']:,} tokens, {stage['epochs']:.2f} epochs), learning rate {stage['learning_rate']:g}, "
+        f"losses {', '.join(f'{name} {weight:g}' for name, weight in stage['losses'].items())}, seed {stage['seed']}."
+    ]
+    if stage["teacher"] is not None:
+        lines.append(f"Teacher: {stage['teacher']['name']} ({stage['teacher']['parameters']:,} parameters).")
+    columns, rows = score_rows(stage)
+    return "\n".join([*lines, "", markdown(columns, rows), ""])

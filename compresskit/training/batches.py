@@ -1,0 +1,128 @@
+"""Batches of sequences of similar length, in an order that (seed, epoch) alone decides."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from transformers import DataCollatorForLanguageModeling
+
+from compresskit.training.losses import IGNORED
+
+#: Batches that are sorted by length together: enough for little padding, few enough to stay random.
+_POOL = 50
+
+
+class LengthBatchSampler(Sampler[list[int]]):
+    """Micro-batches of this process, of sequences of similar length.
+
+    One optimizer step takes ``batch_size`` sequences, cut into ``parts`` micro-batches (devices x accumulation steps)
+    in a fixed way: the same sequences meet in the same step however many processes share it. The order is a function
+    of (seed, epoch) alone, so that a resumed run continues exactly.
+
+    Args:
+        lengths: tokens of each sequence.
+        batch_size: sequences per optimizer step.
+        world, rank: number of processes, and which one this is.
+        accumulation: micro-batches of each process per step.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        world: int = 1,
+        rank: int = 0,
+        accumulation: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.world, self.rank, self.accumulation = world, rank, accumulation
+        self.seed = seed
+        self.epoch = 0
+        self.steps = len(self.step_batches(0))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        parts = self.world * self.accumulation
+        for batch in self.step_batches(self.epoch):
+            for part in np.array_split(batch, parts)[self.rank :: self.world]:
+                yield part.tolist()
+
+    def step_batches(self, epoch: int) -> list[np.ndarray]:
+        """The sequences of every optimizer step of an epoch. A last batch too small to be shared out is left out."""
+        generator = np.random.default_rng((self.seed, epoch))
+        order = generator.permutation(len(self.lengths))
+        pool = self.batch_size * _POOL
+        batches = []
+        for start in range(0, len(order), pool):
+            chunk = order[start : start + pool]
+            chunk = chunk[np.argsort(-self.lengths[chunk], kind="stable")]
+            batches += [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
+        batches = [batch for batch in batches if len(batch) >= self.world * self.accumulation]
+        return [batches[i] for i in generator.permutation(len(batches))]
+
+    def steps_for_tokens(self, tokens: int) -> int:
+        """Optimizer steps until at least ``tokens`` real (non-padding) tokens were seen."""
+        steps, seen, epoch = 0, 0, 0
+        while seen < tokens:
+            for batch in self.step_batches(epoch):
+                seen += int(self.lengths[batch].sum())
+                steps += 1
+                if seen >= tokens:
+                    break
+            epoch += 1
+        return steps
+
+
+class EpochLoader(DataLoader[Any]):
+    """A loader whose ``set_epoch`` reaches its batch sampler (the Trainer calls it before each epoch)."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order, and the masks, of this epoch."""
+        if isinstance(self.batch_sampler, LengthBatchSampler):
+            self.batch_sampler.set_epoch(epoch)
+        if isinstance(self.collate_fn, MaskingCollator):
+            self.collate_fn.epoch = epoch
+
+
+class MaskingCollator(DataCollatorForLanguageModeling):
+    """Masked-LM batches whose masks follow from (seed, epoch, the sequence): the same after a resume and in any split
+    over processes.
+    """
+
+    def __init__(self, tokenizer: Any, mask_probability: float, seed: int) -> None:
+        super().__init__(tokenizer=tokenizer, mlm=True, mlm_probability=mask_probability, seed=seed)
+        self.base_seed = seed
+        self.epoch = 0
+
+    def create_rng(self) -> None:
+        """Called by the parent once per worker; the generator is set per sequence instead."""
+
+    def torch_mask_tokens(
+        self, inputs: Tensor, special_tokens_mask: Any | None = None, offset_mapping: Any | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mask each sequence (without its padding) by itself."""
+        labels = torch.full_like(inputs, IGNORED)
+        for row, label in zip(inputs, labels, strict=True):
+            length = int((row != self.tokenizer.pad_token_id).sum())
+            entropy = (self.base_seed, self.epoch, zlib.crc32(row[:length].numpy().tobytes()))
+            seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+            self.generator = torch.Generator().manual_seed(seed)
+            masked, wanted = super().torch_mask_tokens(row[None, :length])
+            row[:length], label[:length] = masked[0], wanted[0]
+        return inputs, labels

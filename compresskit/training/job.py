@@ -1,0 +1,202 @@
+"""One stage of training: prepare the data, compare, train, compare again, write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedModel, TrainerCallback, set_seed
+
+from compresskit.data import corpus as corpora
+from compresskit.data.encoding import check_length, encode, label_ids
+from compresskit.data.tasks import TRAIN, Task, TaskData
+from compresskit.errors import InputError
+from compresskit.model import checkpoint as checkpoints
+from compresskit.model.checkpoint import Checkpoint
+from compresskit.planning.stage import Stage
+from compresskit.reporting import training as reports
+from compresskit.training.batches import MaskingCollator
+from compresskit.training.evaluation import Progress, held_out_losses, score
+from compresskit.training.run import train
+from compresskit.training.settings import Options
+from compresskit.training.working_folder import WorkingFolder
+
+#: Sequences of a general text that are held out, to compare the student before and after.
+HELD_OUT = 64
+#: Tokens per sequence where neither settings nor task say.
+DEFAULT_LENGTH = 128
+
+
+@dataclass
+class Result:
+    """What a run made.
+
+    Attributes:
+        model: the trained model, in eval mode, on the device it was trained on.
+        record: what ``training.json`` holds of this stage.
+        folder: where it was written; None if nothing was.
+        notes: what the user should know.
+    """
+
+    model: PreTrainedModel
+    record: dict[str, Any]
+    folder: Path | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass
+class Job:
+    """Everything a stage needs but its data."""
+
+    name: str
+    student: Checkpoint
+    teacher: Checkpoint | None
+    tokenizer: Any
+    stage: Stage
+    options: Options
+    target: Path | None
+    overwrite: bool
+    resume: bool
+    progress: Progress | None
+    callbacks: Sequence[TrainerCallback]
+    explicit_losses: tuple[str, ...] = ()
+
+    def on_task(self, examples: TaskData) -> Result:
+        """Train on the task's ``train`` rows; score on the others. Raises InputError, WorkError."""
+        task = examples.task
+        length = sequence_length(self.student, self.stage.max_length, task)
+        notes = list(examples.notes)
+        numbers = None
+        if task.kind == "classification":
+            numbers, note = label_ids(task, examples.labels, (self.teacher or self.student).model)
+            notes += [note] if note else []
+        encoded = encode(task, examples.splits[TRAIN], self.tokenizer, length, numbers)
+        cut = sum(size >= length for size in encoded["length"])
+        if cut and task.kind != "spans":
+            notes.append(f"{cut} of {len(encoded)} training texts reach {length} tokens; what is longer was cut there")
+
+        def measure(model: PreTrainedModel) -> Any:
+            return score(model, self.tokenizer, examples, length, progress=self.progress)
+
+        data = {"task": task.model_dump(mode="json", exclude_defaults=True), "splits": examples.record()}
+        collator = DataCollatorWithPadding(self.tokenizer)
+        return self._run(encoded, collator, length, data, measure, notes, task.primary)
+
+    def on_text(self, corpus: corpora.Corpus) -> Result:
+        """Train on plain text. Raises InputError, WorkError."""
+        length = sequence_length(self.student, self.stage.max_length)
+        limit = self.options.max_tokens
+        if self.options.max_steps is not None:
+            limit = self.options.max_steps * self.stage.batch_size * length
+        # Some more than is trained on: the held-out part.
+        tokens = limit + 2 * HELD_OUT * length if limit else None
+        return self.on_dataset(corpora.sequences(corpus, self.tokenizer, length, tokens), corpus.record())
+
+    def on_dataset(self, dataset: Dataset, data: dict[str, Any]) -> Result:
+        """Train on token sequences; the loss terms on held-out ones are the score. Raises InputError, WorkError."""
+        length = sequence_length(self.student, self.stage.max_length)
+        if "input_ids" not in dataset.column_names:
+            columns = ", ".join(dataset.column_names) or "none"
+            raise InputError(f"data set: has no column 'input_ids'; tokenise it first (its columns: {columns})")
+        if "length" not in dataset.column_names:
+            dataset = dataset.add_column("length", [len(ids) for ids in dataset["input_ids"]])
+        if len(dataset) < 2:
+            raise InputError(f"data: {len(dataset)} sequence of up to {length} tokens is too little to train on")
+        if (longest := max(dataset["length"])) > length:
+            check_length(self.student.model, longest)
+        order = np.random.default_rng(0).permutation(len(dataset))
+        count = min(HELD_OUT, max(1, len(dataset) // 10))
+        held_out, training = dataset.select(order[:count]), dataset.select(np.sort(order[count:]))
+        collator: Any = DataCollatorWithPadding(self.tokenizer)
+        if type(self.student.model).__name__.endswith("ForMaskedLM") and "labels" not in dataset.column_names:
+            collator = MaskingCollator(self.tokenizer, self.stage.mask_probability, self.options.seed)
+
+        def measure(model: PreTrainedModel) -> Any:
+            assert self.teacher is not None
+            return {"held_out": held_out_losses(model, self.teacher.model, held_out, collator, self.stage)}
+
+        data = {**data, "sequences": len(training), "held_out": count}
+        return self._run(training, collator, length, data, measure, [], None)
+
+    def _run(
+        self,
+        dataset: Dataset,
+        collator: Any,
+        length: int,
+        data: dict[str, Any],
+        measure: Callable[[PreTrainedModel], Any],
+        notes: Sequence[str],
+        primary: str | None,
+    ) -> Result:
+        stage = self.stage.model_copy(update={"max_length": length})
+        settings = {
+            "stage": self.name,
+            "student": reports.identity(self.student),
+            "teacher": reports.identity(self.teacher),
+            "data": data,
+            **stage.model_dump(mode="json"),
+            **self.options.model_dump(mode="json", exclude={"device", "save_every"}),
+        }
+        work = None
+        if self.target is not None:
+            work = WorkingFolder(self.target, settings, resume=self.resume, overwrite=self.overwrite)
+        student: Any = self.student.model
+        teacher: Any = self.teacher.model if self.teacher is not None else None
+        dtype = student.dtype  # trained in fp32, stored as it was
+        models = {"student_before": student, "teacher": teacher}
+        scores = {}
+        for who, model in models.items():
+            if model is not None:
+                model.float().to(self.options.torch_device)
+                scores[who] = work.once(who, partial(measure, model)) if work else measure(model)
+        set_seed(self.options.seed)  # a resumed run skips the measurements
+        history = train(
+            student,
+            teacher,
+            dataset,
+            collator,
+            stage,
+            self.options,
+            work.path if work else None,
+            resume_from=work.last_checkpoint if work else None,
+            explicit_losses=self.explicit_losses,
+            callbacks=self.callbacks,
+        )
+        student.to(dtype).eval()
+        scores["student_after"] = measure(student.float())
+        student.to(dtype)
+        all_notes = dict.fromkeys(
+            [*self.student.notes, *(self.teacher.notes if self.teacher else ()), *notes, *history["losses_dropped"]]
+        )
+        record = reports.stage_record(settings, history, scores, primary, list(all_notes))
+        if self.target is not None and work is not None:
+            if PartialState().is_main_process:
+                with checkpoints.output_folder(self.target, self.overwrite) as temporary:
+                    checkpoints.save(self.student, temporary)
+                    reports.write(self.student, record, temporary, self.target.name)
+            work.remove()
+        return Result(student, record, self.target, tuple(all_notes))
+
+
+def load_tokenizer(checkpoint: Checkpoint, given: Any = None) -> Any:
+    """The tokenizer of a checkpoint's folder, unless one is given. Raises InputError where it has none."""
+    if given is not None:
+        return given
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model {checkpoint.origin}: has no tokenizer that can be loaded: {reason}") from None
+
+
+def sequence_length(checkpoint: Checkpoint, max_length: int | None, task: Task | None = None) -> int:
+    """Tokens per sequence: as set, else the task's, else :data:`DEFAULT_LENGTH`. Raises InputError if too long."""
+    length = max_length or (task.max_length if task is not None else DEFAULT_LENGTH)
+    check_length(checkpoint.model, length)
+    return length

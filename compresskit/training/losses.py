@@ -1,0 +1,94 @@
+"""The terms of distillation, as functions of plain tensors.
+
+Letters: B sequences, T tokens, H hidden units, A attention heads, C classes, N the number of valid items over all
+devices and accumulated micro-batches of the step. Every term is a sum over this micro-batch's valid items divided by
+N, so that sums over devices and micro-batches give the mean over the whole batch. ``mask`` is (B, T), 1 for real
+tokens. Source of the first four: KroneckerBERT (arXiv 2109.06243), section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100
+
+
+def embedding_loss(student: Tensor, teacher: Tensor, mask: Tensor, count: Tensor | float) -> Tensor:
+    """Mean squared error of the embedding layers' outputs (B, T, H); ``count``: valid tokens."""
+    return _masked_mse(student, teacher, mask, count)
+
+
+def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor, count: Tensor | float) -> Tensor:
+    """Sum over layers of the mean squared error of their outputs, each (B, T, H); ``count``: valid tokens."""
+    losses = [_masked_mse(s, t, mask, count) for s, t in zip(student, teacher, strict=True)]
+    return torch.stack(losses).sum()
+
+
+def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor, count: Tensor | float) -> Tensor:
+    """Sum over layers of the mean squared error of the attention maps (B, A, T, T), scores or probabilities.
+
+    ``count``: valid (query, key) pairs, the sum of squared lengths.
+    """
+    pairs = (mask[:, None, :, None] * mask[:, None, None, :]).float()
+    losses = []
+    for s, t in zip(student, teacher, strict=True):
+        difference = (s.float() - t.float()) * pairs
+        losses.append(difference.square().sum() / (count * s.shape[1]))
+    return torch.stack(losses).sum()
+
+
+def logits_loss(
+    student: Tensor,
+    teacher: Tensor,
+    count: Tensor | float,
+    *,
+    form: str = "kl",
+    temperature: float = 1.0,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Distance of the predictions (..., C).
+
+    Args:
+        student, teacher: logits.
+        count: number of valid predictions.
+        form: ``kl``: temperature^2 x KL(teacher || student) of the softened distributions (Hinton et al., 2015), the
+            mean over predictions; ``mse``: mean squared error of the logits. One class (regression) takes ``mse``.
+        temperature: of ``kl``.
+        valid: (...), which predictions count; default: all. Classes with a teacher logit of minus infinity are left
+            out (padding in spans).
+    """
+    student, teacher = student.float(), teacher.float()
+    if valid is not None:
+        student, teacher = student[valid], teacher[valid]
+    open_classes = torch.isfinite(teacher)
+    if form == "mse" or student.shape[-1] == 1:
+        # A closed class (minus infinity) must not enter as inf - inf.
+        squares = torch.where(open_classes, student - teacher, 0.0).square()
+        return (squares.sum(-1) / open_classes.sum(-1).clamp(min=1)).sum() / count
+    log_student = F.log_softmax(student / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=-1)
+    terms = torch.where(open_classes, log_teacher.exp() * (log_teacher - log_student), 0.0)
+    return temperature**2 * terms.sum() / count
+
+
+def supervised_loss(logits: Tensor, labels: Tensor, count: Tensor | float) -> Tensor:
+    """Distance to the labels: squared error for float labels, cross-entropy for class numbers (-100 is left out).
+
+    Args:
+        logits: (..., C); for float labels C = 1 or the labels' own shape.
+        labels: (...).
+        count: number of labels that are not left out.
+    """
+    if labels.is_floating_point():
+        return (logits.float().reshape(labels.shape) - labels.float()).square().sum() / count
+    flat = logits.float().reshape(-1, logits.shape[-1])
+    return F.cross_entropy(flat, labels.reshape(-1), ignore_index=IGNORED, reduction="sum") / count
+
+
+def _masked_mse(student: Tensor, teacher: Tensor, mask: Tensor, count: Tensor | float) -> Tensor:
+    difference = (student.float() - teacher.float()) * mask[..., None]
+    return difference.square().sum() / (count * student.shape[-1])

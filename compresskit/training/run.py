@@ -1,0 +1,131 @@
+"""One training run: from a data set and settings to the Trainer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+
+from compresskit.errors import InputError
+from compresskit.planning.stage import Stage
+from compresskit.training.batches import LengthBatchSampler
+from compresskit.training.settings import Options
+from compresskit.training.trainer import DistillationTrainer
+
+
+def train(
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    dataset: Dataset,
+    collator: Any,
+    stage: Stage,
+    options: Options,
+    folder: Path | None,
+    *,
+    resume_from: Path | None = None,
+    explicit_losses: Sequence[str] = (),
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train ``model`` in place.
+
+    Args:
+        folder: where checkpoints go; None keeps none.
+        explicit_losses: terms that the user asked for by name: refused where they are impossible, not dropped.
+
+    Returns:
+        What happened, as plain data: steps, epochs, tokens, seconds, dropped losses and the log.
+
+    Raises:
+        InputError: the batch size cannot be shared out; models and losses that do not fit.
+        WorkError: a loss that is not finite.
+    """
+    state = PartialState()
+    parts = state.num_processes * options.accumulation
+    if stage.batch_size % parts:
+        raise InputError(
+            f"batch size {stage.batch_size}: must be a multiple of {parts} "
+            f"({state.num_processes} processes x {options.accumulation} accumulated micro-batches)"
+        )
+    lengths = dataset["length"] if "length" in dataset.column_names else [len(ids) for ids in dataset["input_ids"]]
+    sampler = LengthBatchSampler(lengths, stage.batch_size, world=parts, seed=options.seed)
+    if not sampler.steps:
+        raise InputError(f"data set: {len(lengths)} sequences are too few for {parts} processes and micro-batches")
+    if options.max_tokens is not None:
+        steps = sampler.steps_for_tokens(options.max_tokens)
+    else:
+        steps = options.max_steps or math.ceil(stage.epochs * sampler.steps)
+    if stage.dropout is not None:
+        set_dropout(model, stage.dropout)
+    arguments = TrainingArguments(
+        output_dir=str(folder or "unused"),
+        per_device_train_batch_size=stage.batch_size // parts,
+        gradient_accumulation_steps=options.accumulation,
+        learning_rate=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        warmup_steps=math.ceil(stage.warmup * steps),
+        lr_scheduler_type="linear",
+        max_steps=steps,
+        seed=options.seed,
+        bf16=options.precision == "bf16",
+        use_cpu=options.use_cpu,
+        logging_steps=max(1, min(50, steps // 100)),
+        save_strategy="no" if folder is None else "steps",
+        save_steps=options.save_every or max(100, min(500, math.ceil(steps / 10))),
+        save_total_limit=1,
+        dataloader_pin_memory=not options.use_cpu,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs take torchrun: nn.DataParallel breaks tied heads
+    trainer = DistillationTrainer(
+        model,
+        teacher,
+        stage=stage,
+        explicit_losses=explicit_losses,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collator,
+        callbacks=callbacks,
+    )
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    seconds = time.perf_counter() - started
+    return {
+        "steps": steps,
+        "epochs": steps / sampler.steps,
+        "tokens": tokens_seen(sampler, steps),
+        "seconds": seconds,
+        "losses": trainer.loss.weights,
+        "losses_dropped": list(trainer.loss.dropped.values()),
+        "attention_maps": trainer.loss.attention_maps,
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+def tokens_seen(sampler: LengthBatchSampler, steps: int) -> int:
+    """Real tokens in the first ``steps`` optimizer steps."""
+    seen, epoch = 0, 0
+    while steps > 0:
+        batches = sampler.step_batches(epoch)[:steps]
+        seen += sum(int(sampler.lengths[batch].sum()) for batch in batches)
+        steps -= len(batches)
+        epoch += 1
+    return seen
+
+
+def set_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Set every dropout of the model, for training only: the configuration stays as it is."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+        # Attention modules keep the probability as a number.
+        for name in ("attention_dropout", "attention_probs_dropout_prob", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)

@@ -1,0 +1,221 @@
+"""``finetune``, ``distill`` and ``evaluate``: from models and data to a folder and a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+
+from compresskit.data import corpus as corpora
+from compresskit.data.tasks import Task, load_data, load_task
+from compresskit.errors import InputError
+from compresskit.model import checkpoint as checkpoints
+from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.quantizer import is_compressed, quantizer_of
+from compresskit.planning.stage import FINE_TUNING, StageName
+from compresskit.training.evaluation import Progress, score
+from compresskit.training.job import Job, Result, load_tokenizer, sequence_length
+from compresskit.training.objective import check_fit
+from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
+from compresskit.validation import validate
+
+ModelLike = PreTrainedModel | str | Path | None
+
+_CLASS_OF_KIND = {
+    "classification": "sequence-classification",
+    "regression": "sequence-classification",
+    "spans": "question-answering",
+}
+
+
+def finetune(
+    model: ModelLike = None,
+    *,
+    task: Task | str | Path,
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **settings: Any,
+) -> Result:
+    """Train a model on a task by its labels alone: a teacher, or a compressed model without a teacher.
+
+    Args:
+        model: a model, folder or hub id, dense or compressed. Default: the embedded checkpoint. A model given as an
+            object is trained in place.
+        task: name of a shipped task, or a YAML file, or a :class:`Task`.
+        data: folder with the task's files; without one the task comes from the hub.
+        output: folder to write; None keeps the result in memory only.
+        overwrite: replace an output (or an unfinished run) of compresskit.
+        resume: continue an unfinished run.
+        tokenizer: needed only for a model given as an object.
+        progress: ``(what, done, total)`` is called while predicting.
+        callbacks: transformers callbacks, e.g. a progress bar.
+        settings: any field of :class:`compresskit.planning.stage.Stage` and
+            :class:`compresskit.training.settings.Options`. Defaults: learning rate 5e-5, 3 epochs, batch size 32.
+
+    Raises:
+        InputError: refused before training; says what is wrong with model, data or settings.
+        WorkError: a loss that is not finite.
+    """
+    explicit, options = split_settings(settings)
+    stage = with_settings(FINE_TUNING, explicit)
+    declared = task if isinstance(task, Task) else load_task(task)
+    target = _check_output(output, overwrite)
+    start_processes(options)
+    set_seed(options.seed)
+    examples = load_data(declared, None if data is None else Path(data))
+    head = _new_head(declared, examples.labels)
+    read = _read(model, compressed=None, as_class=_CLASS_OF_KIND[declared.kind], **head)
+    words = load_tokenizer(read, tokenizer)
+    job = Job("fine-tuning", read, None, words, stage, options, target, overwrite, resume, progress, callbacks)
+    return job.on_task(examples)
+
+
+def distill(
+    student: ModelLike,
+    teacher: ModelLike = None,
+    *,
+    task: Task | str | Path | None = None,
+    data: str | Path | None = None,
+    text: str | Path | None = None,
+    dataset: Dataset | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **settings: Any,
+) -> Result:
+    """Bring a compressed student back to its teacher: the general stage on text, or the task stage on a task.
+
+    The student is loaded in the teacher's class; head weights that it lacks are copied from the teacher. The student
+    folder's recipe gives the defaults of the settings.
+
+    Args:
+        student: a compressed model or folder. A model given as an object is trained in place.
+        teacher: the dense model, folder or hub id: the pre-trained one, or the one fine-tuned on the task. Default: the
+            embedded checkpoint.
+        task, data: as for :func:`finetune`; makes this the task stage.
+        text: for the general stage: a file (plain, .gz, .jsonl) or a data set of the hub. Default: the embedded text.
+        dataset: instead of both: a ``datasets.Dataset`` with ``input_ids``, and ``labels`` for the supervised loss.
+        output, overwrite, resume, tokenizer, progress, callbacks: as for :func:`finetune`.
+        settings: as for :func:`finetune`. Defaults: :data:`compresskit.planning.stage.DEFAULTS`.
+
+    Raises:
+        InputError: refused before training; says what is wrong with models, data or settings.
+        WorkError: a loss that is not finite.
+    """
+    if sum(given is not None for given in (task, text, dataset)) > 1:
+        raise InputError("give one of task, text and dataset")
+    name: StageName = "general" if task is None else "task"
+    explicit, options = split_settings(settings)
+    stage = with_settings(recipe_stage(student, name), explicit)
+    declared = task if task is None or isinstance(task, Task) else load_task(task)
+    corpus = corpora.find_corpus(text) if task is None and dataset is None else None
+    target = _check_output(output, overwrite)
+    start_processes(options)
+    set_seed(options.seed)
+    examples = None if declared is None else load_data(declared, None if data is None else Path(data))
+    taught_by = _read(teacher, compressed=None)
+    read = _read(student, compressed=True, adopt=taught_by.model, **_labels_of(taught_by.model))
+    check_fit(read.model, taught_by.model)
+    words = load_tokenizer(taught_by, tokenizer)
+    job = Job(name, read, taught_by, words, stage, options, target, overwrite, resume, progress, callbacks)
+    job.explicit_losses = tuple(name for name, weight in explicit.get("losses", {}).items() if weight)
+    if examples is not None:
+        return job.on_task(examples)
+    if dataset is not None:
+        return job.on_dataset(dataset, {"source": "a data set given from Python", "fingerprint": dataset._fingerprint})
+    assert corpus is not None
+    return job.on_text(corpus)
+
+
+def evaluate(
+    model: ModelLike = None,
+    *,
+    task: Task | str | Path,
+    data: str | Path | None = None,
+    tokenizer: Any = None,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Result:
+    """Score a model, dense or compressed, on a task: every metric on every split but ``train``.
+
+    Args:
+        model: a model, folder or hub id with a head for the task (or for one whose transfer the task is).
+        task, data, tokenizer, progress: as for :func:`finetune`.
+        max_length: tokens; default: the task's own.
+        batch_size: sequences at a time.
+        device: ``auto`` or ``cpu``.
+
+    Returns:
+        ``record["scores"]`` is ``{split: {metric: score}}``, as fractions.
+
+    Raises:
+        InputError: says what is wrong with model or data.
+    """
+    options: Options = validate(Options, {"device": device}, "settings")
+    declared = task if isinstance(task, Task) else load_task(task)
+    start_processes(options)
+    examples = load_data(declared, None if data is None else Path(data), train=False)
+    read = _read(model, compressed=None)
+    words = load_tokenizer(read, tokenizer)
+    length = sequence_length(read, max_length, declared)
+    moved: Any = read.model
+    moved.to(options.torch_device)
+    scores = score(moved, words, examples, length, batch_size=batch_size, progress=progress)
+    record = {"model": read.origin, "task": declared.name, "data": examples.record(), "scores": scores}
+    return Result(read.model, record, notes=(*read.notes, *examples.notes))
+
+
+def _read(
+    model: ModelLike, *, compressed: bool | None, adopt: PreTrainedModel | None = None, **options: Any
+) -> Checkpoint:
+    if not isinstance(model, PreTrainedModel):
+        return checkpoints.read(model, compressed=compressed, adopt=adopt, **options)
+    if compressed is True:
+        quantizer_of(model)
+    if adopt is not None and type(model) is not type(adopt):
+        raise InputError(
+            f"the student is a {type(model).__name__} but the teacher a {type(adopt).__name__}: give equal classes"
+        )
+    name = model.config.name_or_path or type(model).__name__
+    kept = quantizer_of(model).extra_tensors if is_compressed(model) else {}
+    return Checkpoint(Path(name).name, name, Path(name), model, kept)
+
+
+def _new_head(task: Task, labels: Sequence[str]) -> dict[str, Any]:
+    """Configuration of a head for the task."""
+    if task.kind == "spans":
+        return {}
+    if task.kind == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+    }
+
+
+def _labels_of(teacher: PreTrainedModel) -> dict[str, Any]:
+    """The teacher's labels, for the student's configuration."""
+    names = ("num_labels", "id2label", "label2id", "problem_type")
+    return {name: getattr(teacher.config, name) for name in names}
+
+
+def _check_output(output: str | Path | None, overwrite: bool) -> Path | None:
+    if output is None:
+        return None
+    checkpoints.check_output(Path(output), overwrite)
+    return Path(output)

@@ -1,0 +1,207 @@
+"""The Trainer behind ``finetune`` and ``distill``: own losses, batches by length, checkpoints whole or not there."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from compresskit.errors import InputError, WorkError
+from compresskit.planning.stage import LossName, Stage
+from compresskit.training.batches import EpochLoader, LengthBatchSampler, MaskingCollator
+from compresskit.training.objective import TARGETS, Objective, check_fit, count_items
+
+#: Columns that are no input of a model.
+_ASIDE = ("length", "example", "offsets")
+_PART = "part"
+
+
+class DistillationTrainer(Trainer):
+    """transformers' Trainer with the distillation losses; without a teacher it fine-tunes.
+
+    Everything of the Trainer works: accelerate, DDP, FSDP, bf16, accumulation, callbacks, resuming.
+
+    Args:
+        model: the student.
+        teacher: a model of the same hidden size, layers and vocabulary; None for supervised training alone.
+        stage: weights of the loss terms and their form; other fields are the caller's to put into ``args``.
+        args: as for Trainer. ``per_device_train_batch_size`` x devices x accumulation sequences make one step.
+        train_dataset: a ``datasets.Dataset`` with ``input_ids`` (and ``labels`` for the supervised loss).
+        explicit_losses: terms that are refused where they are impossible, instead of dropped.
+        rest: passed on to Trainer.
+
+    Raises:
+        InputError: teacher and student do not fit; a data set without ``input_ids``; no loss term is possible.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel | None = None,
+        *,
+        stage: Stage,
+        args: TrainingArguments,
+        train_dataset: Any,
+        explicit_losses: Sequence[str] = (),
+        callbacks: Sequence[TrainerCallback] = (),
+        **rest: Any,
+    ) -> None:
+        if "input_ids" not in getattr(train_dataset, "column_names", ()):
+            found = ", ".join(getattr(train_dataset, "column_names", ())) or "none"
+            raise InputError(f"data set: has no column 'input_ids'; tokenise it first (its columns: {found})")
+        if teacher is not None:
+            check_fit(model, teacher)
+        args.remove_unused_columns = False
+        args.logging_nan_inf_filter = False
+        super().__init__(model=model, args=args, train_dataset=train_dataset, callbacks=list(callbacks), **rest)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        # Says that compute_loss divides by the counts of the whole step, so that Trainer must not divide again.
+        self.model_accepts_loss_kwargs = True
+        masked = isinstance(self.data_collator, MaskingCollator)
+        columns = train_dataset.column_names
+        self.loss = Objective(model, teacher, stage, columns, masked=masked, explicit=explicit_losses)
+        self.teacher: Any = None
+        if teacher is not None and self.loss.needs_teacher:
+            teacher.eval().requires_grad_(False)
+            self.teacher = teacher.to(args.device)  # type: ignore[arg-type]
+        self.signature = set(inspect.signature(model.forward).parameters)
+        self.meter = Meter()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches by length, of this process's share."""
+        data: Any = self.train_dataset
+        lengths = data["length"] if "length" in data.column_names else [len(ids) for ids in data["input_ids"]]
+        columns = [name for name in data.column_names if name not in _ASIDE]
+        sampler = LengthBatchSampler(
+            lengths,
+            self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
+            world=self.args.world_size,
+            rank=self.args.process_index,
+            accumulation=self.args.gradient_accumulation_steps,
+            seed=self.args.seed,
+        )
+        return EpochLoader(data.select_columns(columns), batch_sampler=sampler, collate_fn=self.data_collator)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Valid tokens, (query, key) pairs, sequences and labels of the whole step, over all devices."""
+        if not batch_samples:
+            return None
+        counts = torch.stack([count_items(batch) for batch in batch_samples]).sum(0).to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts[None]).sum(0)
+        return counts
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The weighted sum of the terms. Each term is kept for the log."""
+        counts = num_items_in_batch if num_items_in_batch is not None else count_items(inputs).to(self.args.device)
+        targets = {name: inputs.pop(name) for name in TARGETS if name in inputs}
+        features = {key: value for key, value in inputs.items() if key in self.signature}
+        taught = None
+        if self.teacher is not None:
+            with torch.inference_mode():
+                taught = self.teacher(**features, **self.loss.wanted)
+        outputs = model(**features, **self.loss.wanted)
+        terms = self.loss.terms(outputs, taught, features["attention_mask"], targets, counts)
+        loss = self.loss.total(terms)
+        if not torch.isfinite(loss):
+            broken = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
+            raise WorkError(
+                f"the loss is not finite at step {self.state.global_step + 1}, epoch {self.state.epoch or 0:.2f} "
+                f"({broken}; a batch of {tuple(features['input_ids'].shape)} tokens): lower the learning rate; "
+                "the last checkpoint is kept"
+            )
+        self.meter.add(loss, terms, counts[0] / self.args.gradient_accumulation_steps)
+        # DDP takes the mean of the gradients over processes; the terms are shares of one sum.
+        loss = loss * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each term since the last log, and real tokens per second over all devices."""
+        if "loss" in logs and self.meter.batches:
+            steps = self.meter.batches / self.args.gradient_accumulation_steps
+            logs |= self.meter.read(steps, self.accelerator)
+        super().log(logs, start_time)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder: str = super()._get_output_dir(trial)
+        return os.path.join(folder, _PART) if getattr(self, "_saving", False) else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As Trainer, but written aside and renamed, so that a checkpoint folder is always complete."""
+        final = Path(str(self.args.output_dir))
+        self._saving = True
+        try:
+            if self.is_world_process_zero():
+                shutil.rmtree(final / _PART, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            older = checkpoints(final)
+            for folder in (final / _PART).iterdir():
+                shutil.rmtree(final / folder.name, ignore_errors=True)
+                folder.rename(final / folder.name)
+                older = [path for path in older if path.name != folder.name]
+            (final / _PART).rmdir()
+            keep = max(1, self.args.save_total_limit or len(older) + 1) - 1
+            for path in older[: max(0, len(older) - keep)]:
+                # Renamed first: a kill while it is deleted must not leave half a checkpoint.
+                shutil.rmtree(path.rename(path.with_name(f"old-{path.name}")), ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+class Meter:
+    """Sums of the loss terms and tokens since the last reading, kept on the device until then."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start again from zero."""
+        self.sums: dict[str, Tensor] = {}
+        self.batches = 0
+        self.since = time.perf_counter()
+
+    def add(self, loss: Tensor, terms: Mapping[LossName, Tensor], tokens: Tensor) -> None:
+        """One micro-batch; ``tokens`` is its share of the step's."""
+        for name, value in {"loss": loss, **{f"loss_{k}": v for k, v in terms.items()}, "tokens": tokens}.items():
+            value = value.detach().double() if value.device.type != "mps" else value.detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.batches += 1
+
+    def read(self, steps: float, accelerator: Any) -> dict[str, float]:
+        """Means per step, summed over processes, then reset."""
+        seconds = time.perf_counter() - self.since
+        names = sorted(self.sums)
+        values = torch.stack([self.sums[name] for name in names])
+        if accelerator.num_processes > 1:
+            values = accelerator.gather(values[None]).sum(0)
+        means = dict(zip(names, values.tolist(), strict=True))
+        tokens = means.pop("tokens") / accelerator.num_processes  # every process counts the whole step
+        self.reset()
+        return {name: value / steps for name, value in means.items()} | {"tokens_per_second": tokens / seconds}

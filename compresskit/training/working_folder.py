@@ -1,0 +1,83 @@
+"""The state of an unfinished run on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from compresskit.errors import InputError
+from compresskit.training.trainer import checkpoints
+
+_SETTINGS = "settings.json"
+
+
+class WorkingFolder:
+    """Where an unfinished run keeps its state: ``<output>.checkpoints``, removed once the output is written.
+
+    Raises:
+        InputError: it exists and neither ``resume`` nor ``overwrite`` was asked for; or it belongs to other settings.
+    """
+
+    def __init__(self, output: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+        self.path = output.with_name(output.name + ".checkpoints")
+        state = PartialState()
+        text = json.dumps(settings, indent=2, sort_keys=True, default=str)
+        if self.path.exists():
+            if not (self.path / _SETTINGS).is_file():
+                raise InputError(f"{self.path}: exists and is no working folder of compresskit; move it away")
+            if resume:
+                self._check_same(json.loads((self.path / _SETTINGS).read_text(encoding="utf-8")), json.loads(text))
+            elif not overwrite:
+                raise InputError(
+                    f"{self.path}: holds an unfinished run; --resume continues it, --overwrite starts it again"
+                )
+        state.wait_for_everyone()
+        if state.is_main_process:
+            if self.path.exists() and not resume:
+                shutil.rmtree(self.path)
+            if not self.path.exists():
+                try:
+                    part = self.path.with_name(self.path.name + ".part")
+                    shutil.rmtree(part, ignore_errors=True)
+                    part.mkdir(parents=True)
+                    (part / _SETTINGS).write_text(text, encoding="utf-8")
+                    part.rename(self.path)
+                except OSError as error:
+                    raise InputError(f"output {output}: cannot be written: {error.strerror or error}") from None
+        state.wait_for_everyone()
+
+    def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                raise InputError(
+                    f"{self.path}: belongs to a run with another {key} ({old.get(key)}; now {new.get(key)}); "
+                    "--overwrite starts again"
+                )
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint."""
+        found = checkpoints(self.path)
+        return found[-1] if found else None
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The result of ``compute()`` (plain data), kept in the folder so that a resumed run need not repeat it."""
+        path = self.path / f"{name}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        value = compute()
+        if PartialState().is_main_process:
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(value), encoding="utf-8")
+            part.rename(path)
+        return value
+
+    def remove(self) -> None:
+        """Forget the run."""
+        if PartialState().is_main_process:
+            shutil.rmtree(self.path, ignore_errors=True)
