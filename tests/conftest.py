@@ -6,6 +6,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-import compresskit  # noqa: F401  (registers with transformers)
+import compresskit
 from compresskit import cli
 from compresskit.data import demo
 from compresskit.errors import InputError
@@ -76,6 +78,66 @@ def tiny_folder(tmp_path: Path) -> Path:
     tiny_model().save_pretrained(folder)
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n", encoding="utf-8")
     return folder
+
+
+POSITIVE, NEGATIVE = ["good", "great", "fine", "nice"], ["bad", "awful", "poor", "ugly"]
+FILLERS = ["the", "of", "film", "movie", "plot", "actor", "was", "is", "very", "not", "so", "and", "but", "it", "one"]
+
+
+def vocabulary() -> list[str]:
+    """499 tokens: words, letters and word pieces, so that no text is unknown."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *POSITIVE, *NEGATIVE, *FILLERS, *letters]
+    tokens += [f"##{letter}" for letter in letters]
+    return [*tokens, *(f"unused{i}" for i in range(499 - len(tokens)))]
+
+
+def reviews(rows: int, seed: int) -> list[tuple[str, str]]:
+    """(text, label) where one word of the text decides the label."""
+    chance = random.Random(seed)
+    found = []
+    for _ in range(rows):
+        label = chance.randint(0, 1)
+        words = [chance.choice(FILLERS) for _ in range(chance.randint(2, 20))]
+        words.insert(chance.randrange(len(words) + 1), chance.choice(POSITIVE if label else NEGATIVE))
+        found.append((" ".join(words), str(label)))
+    return found
+
+
+def write_tsv(path: Path, header: str, rows: list[tuple[str, ...]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *("\t".join(row) for row in rows)]) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: ``model`` (a tiny BERT with a tokenizer), ``data`` (sst2 in GLUE's layout), ``text.txt``, ``student``
+    (the model, 3x smaller), ``teacher`` (the model fine-tuned on sst2).
+    """
+    root = tmp_path_factory.mktemp("bench")
+    model = root / "model"
+    tiny_model().save_pretrained(model)
+    (model / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    transformers.BertTokenizer(vocab=str(model / "vocab.txt")).save_pretrained(model)
+    write_tsv(root / "data" / "SST-2" / "train.tsv", "sentence\tlabel", reviews(400, seed=0))
+    write_tsv(root / "data" / "SST-2" / "dev.tsv", "sentence\tlabel", reviews(80, seed=1))
+    documents = [" ".join(text for text, _ in reviews(12, seed=seed)) for seed in range(2, 42)]
+    (root / "text.txt").write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    compresskit.compress(model, method="low-rank", ratio=3).save_pretrained(root / "student")
+    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model / file, root / "student" / file)
+    made = compresskit.finetune(
+        model,
+        task="sst2",
+        data=root / "data",
+        output=root / "teacher",
+        max_length=32,
+        learning_rate=3e-3,
+        epochs=6,
+        device="cpu",
+    )
+    assert made.record["scores"]["student_after"]["dev"]["accuracy"] > 0.9
+    return root
 
 
 @pytest.fixture(scope="session")

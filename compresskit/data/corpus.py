@@ -16,7 +16,7 @@ from compresskit.data import files
 from compresskit.errors import InputError
 
 EMBEDDED = "python-help-topics"
-_BATCH = 256
+_BATCH = 32
 
 
 @dataclass(frozen=True)

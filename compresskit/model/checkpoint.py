@@ -46,6 +46,7 @@ _TOKENIZER_FILES = re.compile(
     r"tokenizer.*\.json|tokenizer\.model|vocab.*|merges\.txt|special_tokens_map\.json|added_tokens\.json"
     r"|.*\.spm|sentencepiece.*\.model|spiece\.model|bpe\.codes|dict\.txt"
 )
+_SETTINGS_ONLY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _OUR_FILES = re.compile(
     rf"{_TOKENIZER_FILES.pattern}|config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?"
     rf"|README\.md|recipe\.yaml|losses\.png|{re.escape(MARKER)}|{re.escape(TRAINING)}"
@@ -346,6 +347,11 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     for file in sorted(checkpoint.folder.iterdir()):
         if file.is_file() and _TOKENIZER_FILES.fullmatch(file.name):
             shutil.copyfile(file, folder / file.name)
+
+
+def is_vocabulary(path: Path) -> bool:
+    """Whether a file holds a tokenizer's vocabulary, not only its settings."""
+    return _TOKENIZER_FILES.fullmatch(path.name) is not None and path.name not in _SETTINGS_ONLY
 
 
 def load_compressed(folder: Path, **kwargs: Any) -> PreTrainedModel:

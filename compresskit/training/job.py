@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +24,8 @@ from compresskit.planning.stage import Stage
 from compresskit.reporting import training as reports
 from compresskit.training.batches import MaskingCollator
 from compresskit.training.evaluation import Progress, held_out_losses, score
-from compresskit.training.run import train
+from compresskit.training.objective import Objective
+from compresskit.training.run import micro_batches, train
 from compresskit.training.settings import Options
 from compresskit.training.working_folder import WorkingFolder
 
@@ -100,16 +102,15 @@ class Job:
 
     def on_dataset(self, dataset: Dataset, data: dict[str, Any]) -> Result:
         """Train on token sequences; the loss terms on held-out ones are the score. Raises InputError, WorkError."""
-        length = sequence_length(self.student, self.stage.max_length)
         if "input_ids" not in dataset.column_names:
             columns = ", ".join(dataset.column_names) or "none"
             raise InputError(f"data set: has no column 'input_ids'; tokenise it first (its columns: {columns})")
         if "length" not in dataset.column_names:
             dataset = dataset.add_column("length", [len(ids) for ids in dataset["input_ids"]])
         if len(dataset) < 2:
-            raise InputError(f"data: {len(dataset)} sequence of up to {length} tokens is too little to train on")
-        if (longest := max(dataset["length"])) > length:
-            check_length(self.student.model, longest)
+            raise InputError(f"data: {len(dataset)} sequences are too few to train on and compare with")
+        length = max(dataset["length"])
+        check_length(self.student.model, length)
         order = np.random.default_rng(0).permutation(len(dataset))
         count = min(HELD_OUT, max(1, len(dataset) // 10))
         held_out, training = dataset.select(order[:count]), dataset.select(np.sort(order[count:]))
@@ -143,11 +144,15 @@ class Job:
             **stage.model_dump(mode="json"),
             **self.options.model_dump(mode="json", exclude={"device", "save_every"}),
         }
+        # Refused before anything is written.
+        student: Any = self.student.model
+        teacher: Any = self.teacher.model if self.teacher is not None else None
+        micro_batches(stage, self.options)
+        masked = isinstance(collator, MaskingCollator)
+        Objective(student, teacher, stage, dataset.column_names, masked=masked, explicit=self.explicit_losses)
         work = None
         if self.target is not None:
             work = WorkingFolder(self.target, settings, resume=self.resume, overwrite=self.overwrite)
-        student: Any = self.student.model
-        teacher: Any = self.teacher.model if self.teacher is not None else None
         dtype = student.dtype  # trained in fp32, stored as it was
         models = {"student_before": student, "teacher": teacher}
         scores = {}
@@ -156,18 +161,20 @@ class Job:
                 model.float().to(self.options.torch_device)
                 scores[who] = work.once(who, partial(measure, model)) if work else measure(model)
         set_seed(self.options.seed)  # a resumed run skips the measurements
-        history = train(
-            student,
-            teacher,
-            dataset,
-            collator,
-            stage,
-            self.options,
-            work.path if work else None,
-            resume_from=work.last_checkpoint if work else None,
-            explicit_losses=self.explicit_losses,
-            callbacks=self.callbacks,
-        )
+        with tempfile.TemporaryDirectory() as nowhere:  # Trainer wants a folder even to write nothing
+            history = train(
+                student,
+                teacher,
+                dataset,
+                collator,
+                stage,
+                self.options,
+                work.path if work else Path(nowhere),
+                checkpoints=work is not None,
+                resume_from=work.last_checkpoint if work else None,
+                explicit_losses=self.explicit_losses,
+                callbacks=self.callbacks,
+            )
         student.to(dtype).eval()
         scores["student_after"] = measure(student.float())
         student.to(dtype)
@@ -189,10 +196,17 @@ def load_tokenizer(checkpoint: Checkpoint, given: Any = None) -> Any:
     if given is not None:
         return given
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        # transformers makes an empty tokenizer where there are no files.
+        if not any(checkpoints.is_vocabulary(path) for path in checkpoint.folder.iterdir()):
+            raise OSError("the folder holds no vocabulary")
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"model {checkpoint.origin}: has no tokenizer that can be loaded: {reason}") from None
+    embedding: Any = checkpoint.model.get_input_embeddings()
+    if len(tokenizer) > (rows := embedding.num_embeddings):
+        raise InputError(f"model {checkpoint.origin}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows}")
+    return tokenizer
 
 
 def sequence_length(checkpoint: Checkpoint, max_length: int | None, task: Task | None = None) -> int:

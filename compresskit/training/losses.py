@@ -59,7 +59,7 @@ def logits_loss(
             mean over predictions; ``mse``: mean squared error of the logits. One class (regression) takes ``mse``.
         temperature: of ``kl``.
         valid: (...), which predictions count; default: all. Classes with a teacher logit of minus infinity are left
-            out (padding in spans).
+            out of both (padding in spans).
     """
     student, teacher = student.float(), teacher.float()
     if valid is not None:
@@ -69,10 +69,11 @@ def logits_loss(
         # A closed class (minus infinity) must not enter as inf - inf.
         squares = torch.where(open_classes, student - teacher, 0.0).square()
         return (squares.sum(-1) / open_classes.sum(-1).clamp(min=1)).sum() / count
+    # A large negative number has no probability either, and no undefined gradient.
+    student, teacher = (logits.masked_fill(~open_classes, -1e9) for logits in (student, teacher))
     log_student = F.log_softmax(student / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher / temperature, dim=-1)
-    terms = torch.where(open_classes, log_teacher.exp() * (log_teacher - log_student), 0.0)
-    return temperature**2 * terms.sum() / count
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="sum", log_target=True) / count
 
 
 def supervised_loss(logits: Tensor, labels: Tensor, count: Tensor | float) -> Tensor:

@@ -112,7 +112,7 @@ class Objective:
             targets: the entries of the batch named in :data:`TARGETS`.
             counts: :func:`count_items` of the whole step.
         """
-        count = Counts(*counts)
+        count = Counts(*counts.clamp(min=1))  # a small batch may have no masked token: its term is 0, not 0 / 0
         terms: dict[LossName, Tensor] = {}
         for name in self.weights:
             if name == "embedding":

@@ -1,13 +1,17 @@
-"""The progress bar of a training run."""
+"""The progress of a training run: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+
+#: Seconds between two lines where there is no terminal.
+INTERVAL = 60.0
 
 
 class ProgressBar(TrainerCallback):
@@ -22,18 +26,23 @@ class ProgressBar(TrainerCallback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[terms]}"),
         )
-        self.bar = Progress(*columns, console=console, transient=True)
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.console = console
         self.what = what
+        self.task: Any = None
+        self.first_step = 0
+        self.started = self.printed = time.monotonic()
         #: Called before the bar is drawn: two live displays cannot share a terminal.
         self.before_start: Callable[[], None] = lambda: None
-        self.task: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Draw the bar, from where the run continues."""
+        self.before_start()
         if state.is_world_process_zero:
-            self.before_start()
             self.bar.start()
             self.task = self.bar.add_task(self.what, total=state.max_steps, completed=state.global_step, terms="")
+            self.first_step = state.global_step
+            self.started = self.printed = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One step further."""
@@ -45,9 +54,16 @@ class ProgressBar(TrainerCallback):
         if self.task is None or not logs or "loss" not in logs:
             return
         terms = [f"{name.removeprefix('loss_')} {value:.3g}" for name, value in logs.items() if name.startswith("loss")]
-        speed = f"{logs['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in logs else ""
-        self.bar.update(self.task, terms="  ".join([*terms, speed]))
+        text = "  ".join([*terms, f"{logs.get('tokens_per_second', 0):,.0f} tokens/s"])
+        self.bar.update(self.task, terms=text)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.printed >= INTERVAL:
+            self.printed = now
+            left = (now - self.started) / (state.global_step - self.first_step) * (state.max_steps - state.global_step)
+            line = f"{self.what}: step {state.global_step:,} of {state.max_steps:,}  {text}  {left / 60:.0f} min left"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Remove the bar, also after an error."""
-        self.bar.stop()
+        if self.task is not None and self.console.is_terminal:
+            self.bar.stop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,9 @@ def train(
     collator: Any,
     stage: Stage,
     options: Options,
-    folder: Path | None,
+    folder: Path,
     *,
+    checkpoints: bool = True,
     resume_from: Path | None = None,
     explicit_losses: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
@@ -36,7 +36,8 @@ def train(
     """Train ``model`` in place.
 
     Args:
-        folder: where checkpoints go; None keeps none.
+        folder: where checkpoints go.
+        checkpoints: whether to write any.
         explicit_losses: terms that the user asked for by name: refused where they are impossible, not dropped.
 
     Returns:
@@ -46,13 +47,7 @@ def train(
         InputError: the batch size cannot be shared out; models and losses that do not fit.
         WorkError: a loss that is not finite.
     """
-    state = PartialState()
-    parts = state.num_processes * options.accumulation
-    if stage.batch_size % parts:
-        raise InputError(
-            f"batch size {stage.batch_size}: must be a multiple of {parts} "
-            f"({state.num_processes} processes x {options.accumulation} accumulated micro-batches)"
-        )
+    parts = micro_batches(stage, options)
     lengths = dataset["length"] if "length" in dataset.column_names else [len(ids) for ids in dataset["input_ids"]]
     sampler = LengthBatchSampler(lengths, stage.batch_size, world=parts, seed=options.seed)
     if not sampler.steps:
@@ -64,7 +59,7 @@ def train(
     if stage.dropout is not None:
         set_dropout(model, stage.dropout)
     arguments = TrainingArguments(
-        output_dir=str(folder or "unused"),
+        output_dir=str(folder),
         per_device_train_batch_size=stage.batch_size // parts,
         gradient_accumulation_steps=options.accumulation,
         learning_rate=stage.learning_rate,
@@ -76,7 +71,7 @@ def train(
         bf16=options.precision == "bf16",
         use_cpu=options.use_cpu,
         logging_steps=max(1, min(50, steps // 100)),
-        save_strategy="no" if folder is None else "steps",
+        save_strategy="steps" if checkpoints else "no",
         save_steps=options.save_every or max(100, min(500, math.ceil(steps / 10))),
         save_total_limit=1,
         dataloader_pin_memory=not options.use_cpu,
@@ -94,9 +89,10 @@ def train(
         data_collator=collator,
         callbacks=callbacks,
     )
-    started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    seconds = time.perf_counter() - started
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    # From the log, so that a resumed run counts the time before it was stopped too.
+    seconds = sum(entry["seconds"] for entry in log) * steps / log[-1]["step"]
     return {
         "steps": steps,
         "epochs": steps / sampler.steps,
@@ -105,8 +101,20 @@ def train(
         "losses": trainer.loss.weights,
         "losses_dropped": list(trainer.loss.dropped.values()),
         "attention_maps": trainer.loss.attention_maps,
-        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "log": log,
     }
+
+
+def micro_batches(stage: Stage, options: Options) -> int:
+    """Into how many micro-batches a step is cut: processes x accumulation. Raises InputError if it cannot be."""
+    processes = PartialState().num_processes
+    parts = processes * options.accumulation
+    if stage.batch_size % parts:
+        raise InputError(
+            f"batch size {stage.batch_size}: must be a multiple of {parts} "
+            f"({processes} processes x {options.accumulation} accumulated micro-batches)"
+        )
+    return parts
 
 
 def tokens_seen(sampler: LengthBatchSampler, steps: int) -> int:

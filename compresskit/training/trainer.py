@@ -133,7 +133,7 @@ class DistillationTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each term since the last log, and real tokens per second over all devices."""
+        """Adds the mean of each term since the last log, seconds, and real tokens per second over all devices."""
         if "loss" in logs and self.meter.batches:
             steps = self.meter.batches / self.args.gradient_accumulation_steps
             logs |= self.meter.read(steps, self.accelerator)
@@ -204,4 +204,5 @@ class Meter:
         means = dict(zip(names, values.tolist(), strict=True))
         tokens = means.pop("tokens") / accelerator.num_processes  # every process counts the whole step
         self.reset()
-        return {name: value / steps for name, value in means.items()} | {"tokens_per_second": tokens / seconds}
+        means = {name: value / steps for name, value in means.items()}
+        return means | {"seconds": seconds, "tokens_per_second": tokens / seconds}

@@ -1,0 +1,203 @@
+"""Bad input to finetune, distill and evaluate: one clear line, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Run, refused, tiny_model, write_tsv
+
+import compresskit
+from compresskit.errors import InputError
+
+OWN = (
+    "version: 1\nname: own\ninputs: [text]\nlabel: kind\nfiles: {train: train.tsv, dev: dev.tsv}\nmetrics: [accuracy]\n"
+)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+GOOD = "sentence\tlabel\ngood\t1\nbad\t0\n"
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        (None, ["has no SST-2/train.tsv"]),
+        ("", ["holds no rows"]),
+        ("sentence\tlabel\n", ["holds no rows"]),
+        ("sentence\tlabel\ngood\t1\nbad\n", ["train.tsv, line 3", "has 1 fields, expected 2 (sentence, label)"]),
+        ("sentence\tlabel\ngood\t1\textra\n", ["line 2", "has 3 fields"]),
+        ("sentence\tlabel\ngood\t1\nbad\t7\n", ["row 2", "unknown label '7'", "known: 0, 1"]),
+        ("text\tlabel\ngood\t1\n", ["no column 'sentence'", "its columns: text, label"]),
+        ("sentence\tlabel\ncaf\xe9\t1\n".encode("latin-1"), ["train.tsv", "not UTF-8"]),
+    ],
+)
+def test_bad_rows(run: Run, bench_folder: Path, tmp_path: Path, train: str | bytes | None, words: list[str]) -> None:
+    write(tmp_path / "data" / "SST-2" / "dev.tsv", GOOD)
+    if train is not None:
+        write(tmp_path / "data" / "SST-2" / "train.tsv", train)
+    model = bench_folder / "model"
+    refused(run("finetune", "--model", model, "--task", "sst2", "--data", tmp_path / "data", "--output", "out"), *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (OWN.replace("name: own", "nmae: own"), ["unknown key 'nmae'", "'name'"]),
+        (OWN.replace("[accuracy]", "[acuracy]"), ["unknown metric 'acuracy'", "did you mean 'accuracy'"]),
+        (OWN.replace("[accuracy]", "[span_f1]"), ["metric span_f1 does not fit kind classification"]),
+        (OWN.replace("[text]", "[a, b, c]"), ["inputs"]),
+        (OWN + "kind: regression\nlabels: {a: b}\n", ["labels are for classification"]),
+        ("just text", ["must be a mapping"]),
+        (": {", ["not valid YAML"]),
+        (OWN, ["column 'kind' has 1 different labels"]),
+    ],
+)
+def test_bad_declarations(run: Run, bench_folder: Path, tmp_path: Path, text: str, words: list[str]) -> None:
+    write(tmp_path / "own.yaml", text)
+    for split in ("train", "dev"):
+        write(tmp_path / f"{split}.tsv", "text\tkind\ngood\tx\nbad\tx\n")
+    model = bench_folder / "model"
+    task = tmp_path / "own.yaml"
+    refused(run("finetune", "--model", model, "--task", task, "--data", tmp_path, "--output", "out"), *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--task", "sst3"], ["unknown task 'sst3'", "did you mean 'sst2'"]),
+        (["--task", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
+        (["--task", "hans"], ["evaluation only", "rte or mnli"]),
+        (["--task", "sst2", "--data", "nowhere"], ["data nowhere: no such folder"]),
+        ([], ["--task is needed"]),
+        (["--task", "sst2", "--epochs", "1", "--max-steps", "3"], ["one of epochs, max_steps and max_tokens"]),
+        (["--task", "sst2", "--max-tokens", "5", "--max-steps", "3"], ["max_steps or max_tokens, not both"]),
+        (["--task", "sst2", "--learning-rate", "-1"], ["learning_rate"]),
+        (["--task", "sst2", "--learning-rate", "nan"], ["learning_rate"]),
+        (["--task", "sst2", "--epochs", "0"], ["epochs"]),
+        (["--task", "sst2", "--batch-size", "0"], ["batch_size"]),
+        (["--task", "sst2", "--dropout", "2"], ["dropout"]),
+        (["--task", "sst2", "--batch-size", "6", "--accumulation", "4"], ["batch size 6", "multiple of 4"]),
+        (["--task", "sst2", "--max-length", "41"], ["max length 41", "40 positions"]),
+    ],
+)
+def test_bad_settings(run: Run, bench_folder: Path, arguments: list[str], words: list[str]) -> None:
+    more = [] if "--data" in arguments else ["--data", bench_folder / "data"]
+    length = [] if "--max-length" in arguments else ["--max-length", "32"]
+    refused(run("finetune", "--model", bench_folder / "model", *arguments, *more, *length, "--output", "out"), *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--student", "{}/model"], ["is not compressed", "compresskit compress"]),
+        (["--student", "nowhere"], ["nowhere"]),
+        (["--teacher", "nowhere"], ["nowhere"]),
+        (["--text", "nowhere.txt"], ["text nowhere.txt: no such file"]),
+        (["--text", "{}"], ["is a folder"]),
+        (["--text", "{}/empty.txt"], ["holds no text"]),
+        (["--text", "{}/bad.jsonl"], ["bad.jsonl, line 2", "not valid JSON"]),
+        (["--text", "{}/other.jsonl"], ["other.jsonl, line 1", "no field 'text'"]),
+        (["--data", "{}/data"], ["--data belongs to --task"]),
+        (["--text", "{}/text.txt", "--task", "sst2"], ["one of task, text and dataset"]),
+        (["--loss", "hiden=1"], ["hiden", "known losses"]),
+        (["--loss", "hidden"], ["hidden", "NAME=WEIGHT"]),
+        (["--loss", "hidden=-1"], ["losses: hidden", "at least 0"]),
+        (["--loss", "hidden=0", "--loss", "embedding=0"], ["no loss term is left", "no head"]),
+        (["--loss", "logits=1"], ["loss logits", "has no head", "weight was given"]),
+        (["--temperature", "0"], ["temperature"]),
+    ],
+)
+def test_bad_distillation(run: Run, bench_folder: Path, arguments: list[str], words: list[str]) -> None:
+    write(bench_folder / "empty.txt", "\n\n")
+    write(bench_folder / "bad.jsonl", '{"text": "a"}\n{"text": ')
+    write(bench_folder / "other.jsonl", '{"content": "a"}\n')
+    given = {"--student": bench_folder / "student", "--teacher": bench_folder / "model", "--max-length": 32}
+    rest = [part for flag, value in given.items() if flag not in arguments for part in (flag, value)]
+    filled = [str(argument).format(bench_folder) for argument in arguments]
+    refused(run("distill", *filled, *rest, "--output", "out"), *words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vocab_size": 300}, ["vocabularies", "300 and 499"]),
+        ({"hidden_size": 24}, ["hidden sizes", "24 and 48"]),
+        ({"num_hidden_layers": 1}, ["numbers of layers", "1 and 2"]),
+    ],
+)
+def test_teacher_that_does_not_fit(
+    run: Run, bench_folder: Path, tmp_path: Path, changes: dict[str, int], words: list[str]
+) -> None:
+    tiny_model(**changes).save_pretrained(tmp_path / "teacher")
+    shutil.copy(bench_folder / "model" / "vocab.txt", tmp_path / "teacher")
+    result = run("distill", "--teacher", tmp_path / "teacher", "--student", bench_folder / "student", "--output", "out")
+    refused(result, "teacher and student", *words)
+
+
+def test_another_family_is_refused() -> None:
+    teacher = tiny_model("electra")
+    student = compresskit.compress(tiny_model("electra"), method="low-rank", ratio=2)
+    with pytest.raises(InputError, match="give equal classes"):
+        compresskit.distill(student, tiny_model("bert"))
+    with pytest.raises(InputError, match="is not compressed"):
+        compresskit.distill(tiny_model("electra"), teacher)
+
+
+def test_labels_of_teacher_and_task_differ(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "own.yaml", OWN)
+    for split in ("train", "dev"):
+        write_tsv(tmp_path / f"{split}.tsv", "text\tkind", [("good", "happy"), ("bad", "sad")])
+    models = ("--teacher", bench_folder / "teacher", "--student", bench_folder / "student")
+    words = ("the model has negative, positive", "task own has happy, sad")
+    refused(run("distill", *models, "--task", tmp_path / "own.yaml", "--data", tmp_path, "--max-length", "32",
+                "--output", "out"), *words)  # fmt: skip
+    refused(run("evaluate", "--model", bench_folder / "teacher", "--task", tmp_path / "own.yaml", "--data", tmp_path,
+                "--max-length", "32"), *words)  # fmt: skip
+
+
+def test_models_that_cannot_be_scored(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    task = ("--task", "sst2", "--data", bench_folder / "data", "--max-length", "32")
+    refused(run("evaluate", "--model", bench_folder / "student", *task), "has no head")
+    bare = tmp_path / "bare"
+    tiny_model(head="classifier").save_pretrained(bare)
+    refused(run("evaluate", "--model", bare, *task), "has no tokenizer")
+
+
+def test_outputs_are_not_overwritten(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    task = ("--task", "sst2", "--data", bench_folder / "data", "--max-length", "32", "--max-steps", "2")
+    made = tmp_path / "made"
+    arguments = ("finetune", "--model", bench_folder / "model", *task, "--output", made)
+    assert run(*arguments).code == 0
+    stamp = (made / "model.safetensors").stat().st_mtime_ns
+    refused(run(*arguments), "exists", "--overwrite")
+    assert (made / "model.safetensors").stat().st_mtime_ns == stamp
+    assert run(*arguments, "--overwrite").code == 0
+    (made / "notes.txt").write_text("mine")
+    refused(run(*arguments, "--overwrite"), "holds notes.txt")
+    foreign = tmp_path / "other.checkpoints"
+    foreign.mkdir()
+    (foreign / "mine.txt").write_text("mine")
+    refused(run(*arguments[:-1], tmp_path / "other"), "is no working folder of compresskit")
+    refused(run(*arguments[:-1], tmp_path / "other", "--overwrite"), "is no working folder of compresskit")
+    assert (foreign / "mine.txt").read_text() == "mine"
+
+
+def test_hub_that_cannot_be_reached(run: Run, bench_folder: Path) -> None:
+    model = ("--model", bench_folder / "model", "--max-length", "32")
+    refused(run("finetune", *model, "--task", "sst2", "--output", "out"), "nyu-mll/glue", "--data")
+    models = ("--student", bench_folder / "student", "--teacher", bench_folder / "model", "--max-length", "32")
+    refused(run("distill", *models, "--text", "owner/name", "--output", "out"), "owner/name", "hub")
+
+
+def test_python_settings_are_checked(bench_folder: Path) -> None:
+    models = (bench_folder / "student", bench_folder / "teacher")
+    with pytest.raises(InputError, match="unknown key 'learning_rat': the nearest valid one is 'learning_rate'"):
+        compresskit.distill(*models, task="sst2", learning_rat=1e-3)
+    with pytest.raises(InputError, match="device"):
+        compresskit.distill(*models, task="sst2", device="tpu")

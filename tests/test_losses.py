@@ -1,0 +1,196 @@
+"""Every loss term against plain arithmetic, with padding, and as a sum of shares."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, tiny_model
+from torch.nn import functional as F
+
+from compresskit.planning.stage import Stage
+from compresskit.training import losses
+from compresskit.training.attention import SCORES, expose_attention
+from compresskit.training.objective import Objective, count_items
+
+LENGTHS = (5, 3, 1)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).float()
+
+
+def mask() -> torch.Tensor:
+    return torch.tensor([[1] * n + [0] * (5 - n) for n in LENGTHS])
+
+
+def test_embedding_and_hidden_are_means_over_real_tokens() -> None:
+    students = [random(3, 5, 8, seed=i) for i in range(3)]
+    teachers = [random(3, 5, 8, seed=10 + i) for i in range(3)]
+    expected = []
+    for s, t in zip(students, teachers, strict=True):
+        squares = [
+            float((s[b, i, h] - t[b, i, h]) ** 2) for b, n in enumerate(LENGTHS) for i in range(n) for h in range(8)
+        ]
+        expected.append(sum(squares) / len(squares))
+    embedding = losses.embedding_loss(students[0], teachers[0], mask(), sum(LENGTHS))
+    assert embedding.item() == pytest.approx(expected[0], rel=1e-5)
+    hidden = losses.hidden_loss(students, teachers, mask(), sum(LENGTHS))
+    assert hidden.item() == pytest.approx(sum(expected), rel=1e-5)  # a sum over layers, as in the paper
+
+
+def test_attention_is_a_mean_over_real_pairs_and_heads() -> None:
+    students, teachers = [random(3, 2, 5, 5, seed=1)], [random(3, 2, 5, 5, seed=2)]
+    squares = [
+        float((students[0][b, a, i, j] - teachers[0][b, a, i, j]) ** 2)
+        for b, n in enumerate(LENGTHS)
+        for a in range(2)
+        for i in range(n)
+        for j in range(n)
+    ]
+    loss = losses.attention_loss(students, teachers, mask(), sum(n * n for n in LENGTHS))
+    assert loss.item() == pytest.approx(np.mean(squares), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_kl_of_softened_distributions(temperature: float) -> None:
+    student, teacher = random(3, 4, seed=1), random(3, 4, seed=2)
+    expected = 0.0
+    for s, t in zip(student.double().tolist(), teacher.double().tolist(), strict=True):
+        p = [math.exp(x / temperature) for x in t]
+        q = [math.exp(x / temperature) for x in s]
+        p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
+        expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) * temperature**2
+    loss = losses.logits_loss(student, teacher, 3, temperature=temperature)
+    assert loss.item() == pytest.approx(expected / 3, rel=1e-5)
+    assert losses.logits_loss(teacher, teacher, 3, temperature=temperature).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_logits_mse_and_regression() -> None:
+    student, teacher = random(3, 4, seed=1), random(3, 4, seed=2)
+    assert losses.logits_loss(student, teacher, 3, form="mse").item() == pytest.approx(
+        F.mse_loss(student, teacher).item(), rel=1e-5
+    )
+    # One output has no distribution: kl would be 0 whatever the student says.
+    one, other = random(3, 1, seed=1), random(3, 1, seed=2)
+    assert losses.logits_loss(one, other, 3).item() == pytest.approx(F.mse_loss(one, other).item(), rel=1e-5)
+
+
+def test_padding_in_spans_is_no_class() -> None:
+    student, teacher = random(3, 5, seed=1), random(3, 5, seed=2)
+    closed = torch.where(mask().bool(), teacher, -torch.inf)
+    expected = sum(
+        F.kl_div(
+            student[b, :5].masked_fill(~mask()[b].bool(), -1e30).log_softmax(-1)[:n],
+            teacher[b, :n].log_softmax(-1),
+            log_target=True,
+            reduction="sum",
+        ).item()
+        for b, n in enumerate(LENGTHS)
+    )
+    student.requires_grad_()
+    losses.logits_loss(student, closed, 3).backward()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+    assert (student.grad[~mask().bool()] == 0).all()
+    assert losses.logits_loss(student, closed, 3).item() == pytest.approx(expected / 3, rel=1e-4)
+    mse = losses.logits_loss(student, closed, 3, form="mse").item()
+    rows = [((student[b, :n] - teacher[b, :n]) ** 2).mean().item() for b, n in enumerate(LENGTHS)]
+    assert mse == pytest.approx(np.mean(rows), rel=1e-5)
+
+
+def test_supervised_terms() -> None:
+    logits, labels = random(3, 4), torch.tensor([0, 3, 1])
+    expected = F.cross_entropy(logits, labels).item()
+    assert losses.supervised_loss(logits, labels, 3).item() == pytest.approx(expected, rel=1e-5)
+    tokens, wanted = random(3, 5, 7), torch.full((3, 5), losses.IGNORED)
+    wanted[0, 1], wanted[2, 0] = 4, 6
+    assert losses.supervised_loss(tokens, wanted, 2).item() == pytest.approx(
+        F.cross_entropy(tokens.reshape(-1, 7), wanted.reshape(-1), ignore_index=-100).item(), rel=1e-5
+    )
+    scores, numbers = random(3, 1), torch.tensor([0.5, 2.0, 5.0])
+    assert losses.supervised_loss(scores, numbers, 3).item() == pytest.approx(
+        F.mse_loss(scores[:, 0], numbers).item(), rel=1e-5
+    )
+
+
+ALL = {"embedding": 1.0, "attention": 2.0, "hidden": 3.0, "logits": 4.0, "supervised": 5.0}
+
+
+def batch(rows: slice) -> dict[str, torch.Tensor]:
+    ids = torch.randint(5, 499, (3, 5), generator=torch.Generator().manual_seed(1)) * mask()
+    return {"input_ids": ids[rows], "attention_mask": mask()[rows], "labels": torch.tensor([0, 1, 1])[rows]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shares_of_micro_batches_add_up_and_gradients_flow(family: str) -> None:
+    student, teacher = tiny_model(family, "classifier", seed=1), tiny_model(family, "classifier", seed=2)
+    objective = Objective(student, teacher, Stage(losses=ALL), ["input_ids", "labels"])
+    assert objective.attention_maps == "scores"
+    counts = count_items(batch(slice(None)))
+    assert counts.tolist() == [sum(LENGTHS), sum(n * n for n in LENGTHS), 3, 3]
+
+    def terms(rows: slice) -> dict[str, torch.Tensor]:
+        inputs = batch(rows)
+        labels = {"labels": inputs.pop("labels")}
+        with torch.inference_mode():
+            taught = teacher(**inputs, **objective.wanted)
+        outputs = student(**inputs, **objective.wanted)
+        return objective.terms(outputs, taught, inputs["attention_mask"], labels, counts)
+
+    whole, first, rest = terms(slice(None)), terms(slice(0, 1)), terms(slice(1, 3))
+    assert set(whole) == set(ALL)
+    for name, value in whole.items():
+        assert value.item() > 0
+        assert (first[name] + rest[name]).item() == pytest.approx(value.item(), rel=1e-4), name
+    total = objective.total(whole)
+    assert total.item() == pytest.approx(sum(ALL[name] * value.item() for name, value in whole.items()), rel=1e-5)
+    total.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.get_input_embeddings().parameters())
+
+
+def test_a_batch_without_labels_has_no_loss() -> None:
+    model = tiny_model(head="masked-lm")
+    objective = Objective(model, model, Stage(losses=ALL), [], masked=True)
+    inputs = batch(slice(None)) | {"labels": torch.full((3, 5), losses.IGNORED)}
+    counts = count_items(inputs)
+    targets = {"labels": inputs.pop("labels")}
+    outputs = model(**inputs, **objective.wanted)
+    terms = objective.terms(outputs, outputs, inputs["attention_mask"], targets, counts)
+    assert terms["supervised"].item() == terms["logits"].item() == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exposed_scores_are_those_before_mask_and_softmax(family: str) -> None:
+    model = tiny_model(family)
+    inputs = batch(slice(None)) | {}
+    del inputs["labels"]
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(**inputs, output_attentions=True)
+        assert expose_attention(model) == "scores"
+        assert model.config._attn_implementation == SCORES
+        found = model(**inputs, output_attentions=True)
+    real = mask().bool()
+    assert torch.allclose(found[0][real], expected[0][real], atol=1e-6)
+    closed = torch.where(real[:, None, None, :], 0.0, -torch.inf)
+    for scores, probabilities in zip(found.attentions, expected.attentions, strict=True):
+        assert torch.allclose((scores + closed).softmax(-1), probabilities, atol=1e-6)
+    # Before the mask: a padded key has a score like any other.
+    assert torch.isfinite(found.attentions[0]).all()
+    assert found.attentions[0].abs().max() < 1e3
+
+
+def test_families_without_the_interface_give_probabilities() -> None:
+    import transformers
+
+    config = transformers.MPNetConfig(
+        vocab_size=499, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96
+    )
+    model = transformers.MPNetModel(config).eval()
+    assert expose_attention(model) == "probabilities"
+    with torch.no_grad():
+        maps = model(input_ids=batch(slice(0, 1))["input_ids"], output_attentions=True).attentions
+    assert torch.allclose(maps[0].sum(-1), torch.ones(1, 4, 5), atol=1e-5)

@@ -1,0 +1,268 @@
+"""Tasks: declarations, reading, labels, scores."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import transformers
+from conftest import tiny_model, vocabulary, write_tsv
+
+import compresskit
+from compresskit.data import metrics, squad
+from compresskit.data.corpus import EMBEDDED, find_corpus, sequences
+from compresskit.data.encoding import encode, label_ids, positions
+from compresskit.data.tasks import load_data, load_task, shipped_tasks
+from compresskit.errors import InputError
+from compresskit.training.evaluation import class_numbers
+
+GLUE = {"cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"}
+
+OWN = """version: 1
+name: own
+inputs: [text]
+label: kind
+files: {train: train.FORMAT, dev: dev.FORMAT}
+metrics: [accuracy, f1]
+"""
+
+
+def own_task(folder: Path, kind: str, text: str = OWN) -> Path:
+    path = folder / "own.yaml"
+    path.write_text(text.replace("FORMAT", kind), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> transformers.BertTokenizer:
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary()), encoding="utf-8")
+    return transformers.BertTokenizer(vocab=str(tmp_path / "vocab.txt"))
+
+
+def test_shipped_tasks_are_valid() -> None:
+    tasks = {name: load_task(name) for name in shipped_tasks()}
+    assert set(tasks) >= GLUE | {"squad", "squad_v2", "imdb", "paws", "hans"}
+    for name, task in tasks.items():
+        assert task.name == name
+        assert task.hub is not None
+        for other in task.transfer_of:
+            labels = {task.map_labels.get(label, label) for label in tasks[other].labels}
+            assert labels == set(task.labels)  # every label of the source means something here
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl", "parquet", "csv.gz"])
+def test_own_task_in_every_format(tmp_path: Path, kind: str) -> None:
+    rows = [{"text": 'a "quoted", text', "kind": "x"}, {"text": "b\tc" if kind != "tsv" else "b c", "kind": "y"}]
+    for split in ("train", "dev"):
+        path = tmp_path / f"{split}.{kind}"
+        if kind == "parquet":
+            pandas.DataFrame(rows).to_parquet(path)
+        elif kind == "jsonl":
+            path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        elif kind == "tsv":
+            write_tsv(path, "text\tkind", [(row["text"], row["kind"]) for row in rows])
+        else:
+            pandas.DataFrame(rows).to_csv(path, index=False)
+    data = load_data(load_task(own_task(tmp_path, kind)), tmp_path)
+    assert data.labels == ("x", "y")
+    assert list(data.splits["dev"].texts) == [(row["text"],) for row in rows]
+    assert data.splits["train"].targets == ["x", "y"]
+    assert data.notes == ()
+
+
+def test_glue_layout_variants_and_hold_out(tmp_path: Path) -> None:
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    rows = [(str(i), "0", "0", f"question {i}", "other", str(i % 2)) for i in range(50)]
+    write_tsv(tmp_path / "QQP" / "train.sample.tsv", header, [*rows, ("broken", "line")])
+    data = load_data(load_task("qqp"), tmp_path)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 45, "dev": 5}
+    assert set(data.splits["train"].texts).isdisjoint(data.splits["dev"].texts)
+    assert "sample" in data.splits["train"].remark
+    assert "seed 0" in data.splits["dev"].remark
+    assert any("1 lines with the wrong number of fields" in note for note in data.notes)
+    assert data.splits["dev"].texts == load_data(load_task("qqp"), tmp_path / "QQP").splits["dev"].texts
+    assert data.record()["train"]["sha256"]
+    # Evaluating alone needs no training rows.
+    assert set(load_data(load_task("qqp"), tmp_path, train=False).splits) == {"dev"}
+
+
+def test_exact_file_wins_over_a_variant(tmp_path: Path) -> None:
+    for name in ("train.tsv", "train.sample.tsv", "dev.tsv"):
+        write_tsv(tmp_path / "SST-2" / name, "sentence\tlabel", [("a", "0"), (name, "1")])
+    data = load_data(load_task("sst2"), tmp_path)
+    assert data.splits["train"].texts[1] == ("train.tsv",)
+    assert data.splits["train"].remark == ""
+
+
+def test_labels_follow_the_model() -> None:
+    task = load_task("sst2")
+    model = tiny_model(head="classifier")
+    model.config.id2label = {0: "POSITIVE", 1: "NEGATIVE"}
+    assert label_ids(task, ("negative", "positive"), model) == ({"negative": 1, "positive": 0}, None)
+    model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    numbers, note = label_ids(task, ("negative", "positive"), model)
+    assert numbers == {"negative": 0, "positive": 1}
+    assert "negative, positive" in note
+    model.config.id2label = {0: "yes", 1: "no"}
+    with pytest.raises(InputError, match="the model has yes, no; task sst2 has negative, positive"):
+        label_ids(task, ("negative", "positive"), model)
+
+
+def test_transfer_adds_up_labels_that_mean_the_same() -> None:
+    model = tiny_model(head="classifier", num_labels=3)
+    model.config.id2label = {0: "entailment", 1: "neutral", 2: "contradiction"}
+    hans = load_task("hans")
+    assert class_numbers(hans, tuple(hans.labels), model) == {"entailment": [0], "non-entailment": [1, 2]}
+    model.config.id2label = {0: "not_entailment", 1: "entailment", 2: "other"}
+    with pytest.raises(InputError, match="labels differ"):
+        class_numbers(hans, tuple(hans.labels), model)
+
+
+def test_evaluation_against_a_plain_loop(bench_folder: Path) -> None:
+    import torch
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(bench_folder / "teacher").eval()
+    words = transformers.AutoTokenizer.from_pretrained(bench_folder / "teacher")
+    right = []
+    for line in (bench_folder / "data" / "SST-2" / "dev.tsv").read_text().splitlines()[1:]:
+        text, label = line.split("\t")
+        with torch.no_grad():
+            right.append(int(model(**words(text, return_tensors="pt")).logits.argmax()) == int(label))
+    result = compresskit.evaluate(bench_folder / "teacher", task="sst2", data=bench_folder / "data", max_length=32)
+    assert result.record["scores"] == {"dev": {"accuracy": pytest.approx(np.mean(right))}}
+    assert result.record["data"]["dev"]["rows"] == len(right)
+
+
+def test_regression_and_pairs(bench_folder: Path, tmp_path: Path) -> None:
+    task = tmp_path / "similar.yaml"
+    task.write_text(
+        "version: 1\nname: similar\nkind: regression\ninputs: [one, two]\nlabel: score\n"
+        "files: {train: rows.tsv}\nmetrics: [pearson_spearman, pearson, spearman]\n"
+    )
+    rows = [(w, "good" if i % 2 else "bad", str(5 * (i % 2) + i / 100)) for i, w in enumerate(["the", "film"] * 60)]
+    write_tsv(tmp_path / "rows.tsv", "one\ttwo\tscore", rows)
+    result = compresskit.finetune(
+        bench_folder / "model", task=task, data=tmp_path, learning_rate=3e-3, epochs=10, max_length=16, device="cpu"
+    )
+    assert result.model.config.num_labels == 1
+    scores = result.record["scores"]["student_after"]["dev"]
+    assert scores["pearson"] > 0.8
+    assert scores["pearson_spearman"] == pytest.approx((scores["pearson"] + scores["spearman"]) / 2)
+    assert any("held out" in note for note in result.notes)
+
+
+def test_metrics() -> None:
+    truth, guess = np.array([1, 0, 1, 1, 0, 0]), np.array([1, 0, 0, 1, 1, 0])
+    assert metrics.METRICS["accuracy"](truth, guess) == pytest.approx(4 / 6)
+    assert metrics.METRICS["f1"](truth, guess) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert metrics.METRICS["matthews"](truth, guess) == pytest.approx((2 * 2 - 1 * 1) / 9)
+    three = np.array([0, 1, 2, 2]), np.array([0, 1, 2, 1])
+    assert metrics.METRICS["f1"](*three) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)  # macro
+    numbers = np.array([1.0, 2.0, 3.0, 4.0])
+    assert metrics.METRICS["spearman"](numbers, numbers**3) == pytest.approx(1)
+    assert metrics.METRICS["pearson"](numbers, 2 * numbers + 1) == pytest.approx(1)
+    assert metrics.METRICS["pearson"](numbers, np.ones(4)) == 0  # no correlation is defined
+
+
+def test_squad_scores_by_the_official_rules() -> None:
+    answers = [
+        squad.Answers(("the Denver Broncos", "Broncos"), (0, 4)),
+        squad.Answers((), ()),
+        squad.Answers(("a b",), (0,)),
+    ]
+    found = squad.scores(["Denver Broncos!", "", "a b c d"], answers)
+    assert found["exact_match"] == pytest.approx((1 + 1 + 0) / 3)
+    # "a" is an article and goes: 1 of 3 words given, 1 of 1 wanted.
+    assert found["span_f1"] == pytest.approx((1 + 1 + 2 * (1 / 3) / (1 + 1 / 3)) / 3)
+    assert squad.scores(["something"], [squad.Answers((), ())]) == {"span_f1": 0.0, "exact_match": 0.0}
+
+
+def test_squad_windows_find_the_answer_again(tokenizer, tmp_path: Path) -> None:
+    context = " ".join(["the film was not good"] * 12) + " but the actor is fine"
+    start = context.index("actor is")
+    texts, answers = [("who is fine", context)], [squad.Answers(("actor is",), (start,))]
+    columns = squad.windows(tokenizer, texts, answers, 40, 10)
+    assert len(columns["input_ids"]) > 1
+    assert all(len(ids) <= 40 for ids in columns["input_ids"])
+    spans = list(zip(columns["start_positions"], columns["end_positions"], strict=True))
+    assert spans[0] == (0, 0)  # this window lacks the answer
+    first, last = spans[-1]
+    assert tokenizer.decode(columns["input_ids"][-1][first : last + 1]) == "actor is"
+    # Logits that point there give the text back; equal ones elsewhere give nothing where none is allowed.
+    starts = [np.full(40, -5.0) for _ in spans]
+    ends = [np.full(40, -5.0) for _ in spans]
+    starts[-1][first], ends[-1][last] = 5, 5
+    assert squad.best_answers(starts, ends, columns, texts, allow_none=False) == ["actor is"]
+    starts[0][0] = ends[0][0] = 9
+    for window in range(len(spans)):
+        starts[window][0] = ends[window][0] = 9
+    assert squad.best_answers(starts, ends, columns, texts, allow_none=True) == [""]
+
+
+def test_squad_from_file_to_scores(bench_folder: Path, tmp_path: Path) -> None:
+    def paragraphs(rows: int) -> list:
+        return [
+            {
+                "context": "the film was good" if i % 2 else "the plot is bad",
+                "qas": [
+                    {
+                        "question": "how",
+                        "answers": [{"text": "good" if i % 2 else "bad", "answer_start": 13 - (i + 1) % 2}],
+                    }
+                ],
+            }
+            for i in range(rows)
+        ]
+
+    for name, rows in (("train-v1.1.json", 120), ("dev-v1.1.json", 10)):
+        (tmp_path / name).write_text(json.dumps({"data": [{"paragraphs": paragraphs(rows)}]}))
+    teacher = compresskit.finetune(
+        bench_folder / "model", task="squad", data=tmp_path, max_length=32, learning_rate=3e-3, epochs=8, device="cpu",
+        output=tmp_path / "teacher",
+    )  # fmt: skip
+    assert teacher.record["scores"]["student_after"]["dev"]["exact_match"] > 0.9
+    student = compresskit.distill(
+        bench_folder / "student", tmp_path / "teacher", task="squad", data=tmp_path, max_length=32, learning_rate=5e-3,
+        epochs=10, device="cpu",
+    )  # fmt: skip
+    assert student.record["scores"]["student_after"]["dev"]["span_f1"] > 0.7
+    assert set(student.record["losses"]) == {"embedding", "hidden", "logits", "supervised"}
+
+
+def test_positions() -> None:
+    assert positions(tiny_model("bert")) == 40
+    assert positions(tiny_model("roberta")) == 38  # it starts to count behind the padding
+
+
+def test_encoding_cuts_and_keeps_lengths(tokenizer, tmp_path: Path) -> None:
+    write_tsv(tmp_path / "train.tsv", "text\tkind", [("the film " * 20, "x"), ("good", "y")])
+    write_tsv(tmp_path / "dev.tsv", "text\tkind", [("good", "y")])
+    task = load_task(own_task(tmp_path, "tsv"))
+    data = load_data(task, tmp_path)
+    encoded = encode(task, data.splits["train"], tokenizer, 12, {"x": 0, "y": 1})
+    assert encoded["length"] == [12, 3]
+    assert encoded["labels"] == [0, 1]
+    assert "attention_mask" not in encoded.column_names
+
+
+def test_corpora(tokenizer, tmp_path: Path) -> None:
+    text = "the film was good\nvery good\n\n" + "one " * 30 + "\n"
+    (tmp_path / "a.txt").write_text(text)
+    with gzip.open(tmp_path / "a.txt.gz", "wt") as stream:
+        stream.write(text)
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"text": "the film was good\nvery good"}) + "\n" + json.dumps({"text": "one " * 30})
+    )
+    found = [sequences(find_corpus(tmp_path / name), tokenizer, 16) for name in ("a.txt", "a.txt.gz", "a.jsonl")]
+    assert found[0]["input_ids"] == found[1]["input_ids"] == found[2]["input_ids"]
+    assert found[0]["length"] == [8, 16, 16, 4]  # the second document in pieces, nothing cut off
+    assert sum(ids.count(tokenizer.vocab["one"]) for ids in found[0]["input_ids"]) == 30
+    embedded = find_corpus(None)
+    assert embedded.name == EMBEDDED
+    assert sum(map(len, embedded.documents())) > 300_000
+    few = sequences(embedded, tokenizer, 32, tokens=1000)
+    assert 1000 <= sum(few["length"]) < 200_000

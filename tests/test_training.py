@@ -1,0 +1,344 @@
+"""Stages on tiny models: what they learn, what they write, resuming after a kill, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import count, tiny_model
+from datasets import Dataset
+from safetensors.torch import load_file
+
+import compresskit
+from compresskit.errors import InputError, WorkError
+from compresskit.planning.stage import Stage
+from compresskit.training.run import train
+from compresskit.training.settings import Options
+
+TASK = {"task": "sst2", "max_length": 32, "device": "cpu"}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(left: Path, right: Path) -> bool:
+    ours, theirs = weights(left), weights(right)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_two_stages_bring_a_student_back(bench_folder: Path, tmp_path: Path) -> None:
+    general = compresskit.distill(
+        bench_folder / "student", bench_folder / "model", text=bench_folder / "text.txt", output=tmp_path / "general",
+        max_length=32, epochs=3, learning_rate=5e-3, device="cpu",
+    )  # fmt: skip
+    before, after = (general.record["scores"][who]["held_out"] for who in ("student_before", "student_after"))
+    assert after["hidden"] < 0.7 * before["hidden"]
+    assert any("logits" in note for note in general.notes)  # dropped: a base model predicts nothing
+    final = compresskit.distill(
+        tmp_path / "general", bench_folder / "teacher", data=bench_folder / "data", output=tmp_path / "final",
+        epochs=6, learning_rate=5e-3, **TASK,
+    )  # fmt: skip
+    scores = {who: values["dev"]["accuracy"] for who, values in final.record["scores"].items()}
+    assert scores["student_before"] < 0.7
+    assert scores["student_after"] > 0.9
+    assert final.record["kept"] == pytest.approx(scores["student_after"] / scores["teacher"])
+    assert count(final.model) * 2 < count(compresskit.to_dense(final.model))
+
+    folder = tmp_path / "final"
+    assert {"model.safetensors", "config.json", "tokenizer.json", "training.json", "losses.png", "README.md"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert not list(tmp_path.glob("*.checkpoints"))
+    stages = json.loads((folder / "training.json").read_text())["stages"]
+    assert [stage["stage"] for stage in stages] == ["general", "task"]
+    assert stages[1]["log"][-1]["step"] == stages[1]["steps"]
+    assert {"loss_embedding", "loss_hidden", "loss_logits", "loss_supervised", "tokens_per_second"} <= set(
+        stages[1]["log"][0]
+    )
+    card = (folder / "README.md").read_text()
+    assert "**general**" in card
+    assert "**task**" in card
+    assert f"{100 * scores['student_after']:.2f}" in card
+    again = compresskit.load(folder)
+    assert again.config.id2label == {0: "negative", 1: "positive"}
+    evaluated = compresskit.evaluate(folder, task="sst2", data=bench_folder / "data", max_length=32)
+    assert evaluated.record["scores"]["dev"]["accuracy"] == scores["student_after"]
+
+
+def test_record_counts_tokens_and_steps(bench_folder: Path) -> None:
+    result = compresskit.distill(
+        bench_folder / "student", bench_folder / "teacher", data=bench_folder / "data", max_steps=30, batch_size=16,
+        **TASK,
+    )  # fmt: skip
+    record = result.record
+    assert record["steps"] == 30
+    assert record["epochs"] == pytest.approx(30 / 25)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
+    lines = (bench_folder / "data" / "SST-2" / "train.tsv").read_text().splitlines()[1:]
+    total = sum(len(tokenizer(line.split("\t")[0])["input_ids"]) for line in lines)
+    assert total <= record["tokens"] < 1.4 * total
+    assert record["tokens"] == pytest.approx(1.2 * total, rel=0.05)
+
+
+def test_head_that_the_student_lacks_comes_from_the_teacher(bench_folder: Path) -> None:
+    result = compresskit.distill(
+        bench_folder / "student", bench_folder / "teacher", data=bench_folder / "data", max_steps=1,
+        learning_rate=1e-9, **TASK,
+    )  # fmt: skip
+    teacher = transformers.AutoModelForSequenceClassification.from_pretrained(bench_folder / "teacher")
+    assert torch.allclose(result.model.classifier.weight.cpu(), teacher.classifier.weight, atol=1e-6)
+    assert any("copied from the teacher" in note and "classifier" in note for note in result.notes)
+
+
+def test_masked_lm_stage_keeps_the_tie(tmp_path: Path, bench_folder: Path) -> None:
+    teacher = tmp_path / "mlm"
+    tiny_model(head="masked-lm").save_pretrained(teacher)
+    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bench_folder / "model" / file, teacher / file)
+    student = tmp_path / "student"
+    compresskit.compress(teacher, method="kronecker", ratio=2).save_pretrained(student)
+    result = compresskit.distill(
+        student, teacher, text=bench_folder / "text.txt", output=tmp_path / "out", max_length=32, epochs=2, device="cpu"
+    )
+    assert set(result.record["losses"]) == {"embedding", "hidden", "logits", "supervised"}
+    scores = result.record["scores"]
+    assert scores["teacher"]["held_out"]["supervised"] > 0
+    assert scores["student_after"]["held_out"]["supervised"] < scores["student_before"]["held_out"]["supervised"]
+    again = compresskit.load(tmp_path / "out")
+    assert count(again) == count(compresskit.load(student))
+    ids = torch.randint(5, 499, (2, 9))
+    assert torch.equal(again(ids).logits, result.model(ids).logits)
+
+
+def test_a_compressed_model_trains_without_a_teacher(bench_folder: Path) -> None:
+    result = compresskit.finetune(
+        bench_folder / "student", data=bench_folder / "data", epochs=10, learning_rate=3e-3, **TASK
+    )
+    scores = result.record["scores"]
+    assert scores["student_after"]["dev"]["accuracy"] > scores["student_before"]["dev"]["accuracy"] + 0.2
+    assert "teacher" not in scores
+
+
+def test_own_data_set_and_models(bench_folder: Path) -> None:
+    teacher = tiny_model(seed=5)
+    student = compresskit.compress(teacher, method="low-rank", ratio=3)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(5, 499, (n % 30 + 2,), generator=generator).tolist() for n in range(200)]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
+    options = {"dataset": Dataset.from_dict({"input_ids": rows}), "tokenizer": tokenizer, "device": "cpu"}
+    result = compresskit.distill(student, teacher, epochs=5, learning_rate=5e-3, max_length=40, **options)
+    assert result.model is student
+    scores = result.record["scores"]
+    assert scores["student_after"]["held_out"]["hidden"] < scores["student_before"]["held_out"]["hidden"]
+    with pytest.raises(InputError, match=r"input_ids.*its columns: text"):
+        compresskit.distill(student, teacher, **options | {"dataset": Dataset.from_dict({"text": ["a"]})})
+
+
+def test_half_precision_is_trained_in_fp32_and_stored_as_it_was(bench_folder: Path, tmp_path: Path) -> None:
+    student = compresskit.load(bench_folder / "student").to(torch.bfloat16)
+    student.save_pretrained(tmp_path / "half")
+    compresskit.distill(
+        tmp_path / "half", bench_folder / "teacher", data=bench_folder / "data", output=tmp_path / "out", max_steps=3,
+        tokenizer=transformers.AutoTokenizer.from_pretrained(bench_folder / "model"), **TASK,
+    )  # fmt: skip
+    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
+
+
+def test_seed_decides_everything(bench_folder: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        compresskit.distill(
+            bench_folder / "student", bench_folder / "teacher", data=bench_folder / "data", output=tmp_path / name,
+            max_steps=20, seed=seed, dropout=0.1, **TASK,
+        )  # fmt: skip
+    assert same(tmp_path / "a", tmp_path / "b")
+    assert not same(tmp_path / "a", tmp_path / "c")
+
+
+def test_dropout_is_set_for_training_only(bench_folder: Path) -> None:
+    result = compresskit.distill(
+        bench_folder / "student", bench_folder / "teacher", data=bench_folder / "data", max_steps=1, dropout=0.3, **TASK
+    )
+    assert {m.p for m in result.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.3}
+    assert result.model.config.hidden_dropout_prob == 0.1
+
+
+COMMAND = ["distill", "--task", "sst2", "--max-length", "32", "--device", "cpu", "--threads", "1", "--dropout", "0.1"]
+
+
+def command(folder: Path, *more: object) -> list[str]:
+    models = ["--student", folder / "student", "--teacher", folder / "teacher", "--data", folder / "data"]
+    return [str(part) for part in (*COMMAND, *models, *more)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [15, 65], ids=["first epoch", "later epoch"])
+def test_killed_and_resumed_run_ends_in_the_same_weights(bench_folder: Path, tmp_path: Path, kill_at: int) -> None:
+    """25 steps an epoch, a checkpoint every 10; killed with SIGKILL between two checkpoints."""
+    settings = ("--batch-size", "16", "--epochs", "3", "--save-every", "10", "--learning-rate", "0.003")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    start = [sys.executable, "-m", "compresskit"]
+    subprocess.run([*start, *command(bench_folder, *settings, "--output", whole)], check=True, capture_output=True)
+    # The process kills itself in the middle of a step, as hard as any other could.
+    suicide = (
+        "import os, signal, sys\n"
+        "from compresskit.training.trainer import DistillationTrainer as T\n"
+        "step = T.training_step\n"
+        "def training_step(self, *a, **k):\n"
+        f"    if self.state.global_step == {kill_at}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, *a, **k)\n"
+        "T.training_step = training_step\n"
+        "from compresskit.cli import main; main()"
+    )
+    arguments = command(bench_folder, *settings, "--output", broken)
+    killed = subprocess.run([sys.executable, "-c", suicide, *arguments], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert not broken.exists()
+    work = tmp_path / "broken.checkpoints"
+    assert [path.name for path in work.glob("checkpoint-*")] == [f"checkpoint-{kill_at // 10 * 10}"]
+    # A half-written checkpoint, as a kill at another moment leaves it.
+    (work / "part" / "checkpoint-999").mkdir(parents=True)
+    refused = subprocess.run([*start, *arguments], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "--resume continues it" in refused.stderr
+    subprocess.run([*start, *arguments, "--resume"], check=True, capture_output=True)
+    assert same(whole, broken)
+    assert not work.exists()
+    logs = [json.loads((folder / "training.json").read_text())["stages"][-1]["log"] for folder in (whole, broken)]
+    assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
+
+
+def test_resume_refuses_other_settings(bench_folder: Path, tmp_path: Path) -> None:
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 12:
+                raise KeyboardInterrupt
+
+    arguments = {"data": bench_folder / "data", "output": tmp_path / "out", "max_steps": 30, "save_every": 10, **TASK}
+    models = (bench_folder / "student", bench_folder / "teacher")
+    with pytest.raises(KeyboardInterrupt):
+        compresskit.distill(*models, callbacks=[Stop()], **arguments)
+    with pytest.raises(InputError, match="another learning_rate"):
+        compresskit.distill(*models, learning_rate=0.1, resume=True, **arguments)
+    with pytest.raises(InputError, match="unfinished run"):
+        compresskit.distill(*models, **arguments)
+    assert (tmp_path / "out.checkpoints" / "checkpoint-10").is_dir()
+    compresskit.distill(*models, resume=True, **arguments)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(bench_folder: Path, tmp_path: Path) -> None:
+    settings = ("--max-steps", "20", "--learning-rate", "0.003", "--dropout", "0", "--loss", "attention=1")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
+    launch = {"one": (), "two": torchrun, "accumulated": ()}
+    for name, launcher in launch.items():
+        more = ("--accumulation", "2") if name == "accumulated" else ()
+        arguments = command(bench_folder, *settings, *more, "--output", tmp_path / name)
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "compresskit", *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one = weights(tmp_path / "one")
+    student = weights(bench_folder / "student")
+    assert max((one[f"bert.{key}"] - student[key]).abs().max() for key in student) > 1e-2  # it did learn
+    for name in ("two", "accumulated"):
+        other = weights(tmp_path / name)
+        assert max((one[key] - other[key]).abs().max() for key in one) < 1e-4
+    records = [json.loads((tmp_path / name / "training.json").read_text())["stages"][0] for name in launch]
+    assert records[1]["hardware"]["processes"] == 2
+    assert len({record["tokens"] for record in records}) == 1
+    losses = [[entry["loss"] for entry in record["log"]] for record in records]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-4)
+
+
+def free_port() -> str:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def test_loss_that_is_not_finite_stops(bench_folder: Path, tmp_path: Path) -> None:
+    class Break(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, model, **_):
+            if state.global_step == 12:
+                next(model.get_input_embeddings().parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(WorkError, match=r"not finite at step 13, epoch 0.9.*last checkpoint is kept"):
+        compresskit.distill(
+            bench_folder / "student", bench_folder / "teacher", data=bench_folder / "data", output=tmp_path / "out",
+            save_every=10, callbacks=[Break()], **TASK,
+        )  # fmt: skip
+    assert (tmp_path / "out.checkpoints" / "checkpoint-10" / "model.safetensors").is_file()
+    assert not (tmp_path / "out").exists()
+
+
+def test_plain_loop_gives_the_same_gradients(bench_folder: Path, tmp_path: Path) -> None:
+    """The Trainer with its batches by length, against a loop of three lines on the same batch."""
+    teacher = tiny_model(head="classifier", seed=1)
+    rows = [{"input_ids": [2, *range(10, 10 + n), 3], "labels": n % 2} for n in range(4, 12)]
+    students = [tiny_model(head="classifier", seed=2) for _ in range(2)]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
+    collator = transformers.DataCollatorWithPadding(tokenizer)
+    stage = Stage(
+        losses={"hidden": 1, "supervised": 1}, batch_size=8, learning_rate=1e-2, warmup=0, weight_decay=0, dropout=0
+    )
+    found = {}
+
+    class Keep(transformers.TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **_):
+            found.update({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+
+    train(
+        students[0],
+        teacher,
+        Dataset.from_list(rows),
+        collator,
+        stage,
+        Options(max_steps=1, device="cpu"),
+        tmp_path,
+        callbacks=[Keep()],
+    )
+    batch = collator([dict(row) for row in rows])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        taught = teacher(**batch, output_hidden_states=True).hidden_states[1:]
+    outputs = students[1].eval()(**batch, output_hidden_states=True)
+    real = batch["attention_mask"].bool()
+    loss = sum(
+        torch.nn.functional.mse_loss(s[real], t[real]) for s, t in zip(outputs.hidden_states[1:], taught, strict=True)
+    )
+    (loss + torch.nn.functional.cross_entropy(outputs.logits, labels)).backward()
+    torch.nn.utils.clip_grad_norm_(students[1].parameters(), 1.0)
+    for name, parameter in students[1].named_parameters():
+        assert torch.allclose(found[name], parameter.grad, rtol=1e-3, atol=1e-6), name
+
+
+def test_interrupt_leaves_a_run_to_resume(bench_folder: Path, tmp_path: Path) -> None:
+    arguments = command(bench_folder, "--epochs", "500", "--save-every", "5", "--output", tmp_path / "out")
+    process = subprocess.Popen([sys.executable, "-m", "compresskit", *arguments], stderr=subprocess.PIPE, text=True)
+    work = tmp_path / "out.checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(work.glob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert list(work.glob("checkpoint-*"))
