@@ -31,9 +31,9 @@ nothing is missing; `compresskit.to_dense(model)` gives an ordinary model with t
 
 ## Quality
 
-These weights are a one-shot approximation: **not yet useful by themselves** at high ratios. Train them before use,
-from this folder as the student and the original model as the teacher (knowledge distillation), or fine-tune them on
-your task; every factor is an ordinary trainable parameter.
+These weights are a one-shot approximation: **not yet useful by themselves** at high ratios. Distil them before use
+(`compresskit distill --student FOLDER --teacher MODEL`), or fine-tune them on your task; every factor is an ordinary
+trainable parameter.
 
 ## Figures
 
@@ -41,8 +41,8 @@ your task; every factor is an ordinary trainable parameter.
 
 {rows}
 
-Error: ||W - W'||_F / ||W||_F, mean over the matrices. FLOPs: 2 x multiply-adds, one sequence of 128 tokens.
-MB: 10^6 bytes of weight files.
+Error: ||W - W'||_F / ||W||_F, mean over the matrices, before any training. FLOPs: 2 x multiply-adds, one
+sequence of 128 tokens. MB: 10^6 bytes of weight files.
 {notes}
 ## Recipe
 

@@ -142,9 +142,10 @@ def _card(original: str, stages: Sequence[Mapping[str, Any]], title: str, checkp
 def _stage_text(stage: Mapping[str, Any]) -> str:
     data = stage["data"]
     what = data["task"]["name"] if "task" in data else data["source"]
+    passes = f", {stage['epochs']:.2f} epochs" if "task" in data else ""  # of a text only as much is read as is needed
     lines = [
         f"**{stage['stage']}** on {what}: {stage['steps']:,} steps of {stage['batch_size']} sequences "
-        f"({stage['tokens']:,} tokens, {stage['epochs']:.2f} epochs), learning rate {stage['learning_rate']:g}, "
+        f"({stage['tokens']:,} tokens{passes}), learning rate {stage['learning_rate']:g}, "
         f"losses {', '.join(f'{name} {weight:g}' for name, weight in stage['losses'].items())}, seed {stage['seed']}."
     ]
     if stage["teacher"] is not None:
