@@ -147,7 +147,9 @@ dev has 872 sentences, so one standard error is about 1.1 points. {any_final["ha
 
 ## Students
 
-mix-19x has a low-rank embedding and Kronecker products elsewhere. Kept: student / teacher ({accuracy(any_final, "teacher"):.2f}). Minutes depend on the machine and what else it did.
+mix-19x has a low-rank embedding and Kronecker products elsewhere.
+Kept: student / teacher ({accuracy(any_final, "teacher"):.2f}).
+Minutes depend on the machine and what else it did.
 
 {markdown(("student", "parameters", "ratio", "min. stage 1", "min. stage 2", "before 2", "accuracy", "kept"), rows)}
 
