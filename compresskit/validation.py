@@ -1,16 +1,43 @@
-"""Pydantic validation with the first problem as one clear line."""
+"""Files that users write: YAML read and validated, with the first problem as one clear line."""
 
 from __future__ import annotations
 
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, unknown
+
+
+def read_named(what: str, name_or_path: str | Path, shipped: Mapping[str, Any]) -> str:
+    """The text of a YAML file, or of the shipped one of that name. Raises InputError: unknown name, unreadable file."""
+    where = str(name_or_path)
+    if Path(where).suffix not in (".yaml", ".yml"):
+        if where not in shipped:
+            raise unknown(what, where, shipped)
+        text: str = shipped[where].read_text(encoding="utf-8")
+        return text
+    try:
+        return Path(where).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} {where}: cannot be read: {error}") from None
+
+
+def parse_mapping(text: str, what: str, keys: str) -> dict[str, Any]:
+    """YAML text as a dictionary. Raises InputError: not YAML, or no mapping (``keys`` says what it should have)."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{what}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{what}: must be a mapping with {keys}")
+    return data
 
 
 def validate(model: type[BaseModel], data: Any, what: str) -> Any:

@@ -154,6 +154,28 @@ def test_half_precision_is_trained_in_fp32_and_stored_as_it_was(bench_folder: Pa
     assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
 
 
+def test_recipe_of_the_student_gives_the_settings(bench_folder: Path, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(bench_folder / "student", student)
+    (student / "recipe.yaml").write_text(
+        "version: 1\nname: own\nratio: 3\nrules: [{role: [embedding, attention, ffn, head], method: low-rank}]\n"
+        "distill: {task: {learning_rate: 0.002, batch_size: 20, max_length: 24, epochs: 2, temperature: 3,"
+        " losses: {attention: 2, logits: 1}}}\n"
+    )
+    models = (student, bench_folder / "teacher")
+    options = {"task": "sst2", "data": bench_folder / "data", "device": "cpu"}
+    record = compresskit.distill(*models, max_steps=2, losses={"hidden": 0.5}, **options).record
+    found = {name: record[name] for name in ("learning_rate", "batch_size", "max_length", "temperature", "losses")}
+    assert found == {
+        "learning_rate": 0.002,
+        "batch_size": 20,
+        "max_length": 24,
+        "temperature": 3,
+        "losses": {"attention": 2, "logits": 1, "hidden": 0.5},  # one weight given, the others the recipe's
+    }
+    assert record["attention_maps"] == "scores"
+
+
 def test_seed_decides_everything(bench_folder: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         compresskit.distill(

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compresskit.data import files, metrics, squad
 from compresskit.errors import InputError, unknown
-from compresskit.validation import validate
+from compresskit.validation import parse_mapping, read_named, validate
 
 TRAIN, DEV = "train", "dev"
 
@@ -158,24 +157,10 @@ def load_task(name_or_path: str | Path) -> Task:
     Raises:
         InputError: unknown name, unreadable file, or anything in it that is not valid.
     """
-    where = str(name_or_path)
-    if Path(where).suffix in (".yaml", ".yml"):
-        try:
-            text = Path(where).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"task {where}: cannot be read: {error}") from None
-    else:
-        shipped = shipped_tasks()
-        if where not in shipped:
-            raise unknown("task", where, shipped)
-        text = shipped[where].read_text(encoding="utf-8")
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"task {where}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"task {where}: must be a mapping with version, name, inputs, label and metrics")
-    task: Task = validate(Task, data, f"task {where}")
+    what = f"task {name_or_path}"
+    text = read_named("task", name_or_path, shipped_tasks())
+    data = parse_mapping(text, what, "version, name, inputs, label and metrics")
+    task: Task = validate(Task, data, what)
     return task
 
 

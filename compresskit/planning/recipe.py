@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from compresskit.decomposers import registry
 from compresskit.decomposers.base import DENSE, ROLES, Options, Role, Target
-from compresskit.errors import InputError, unknown
+from compresskit.errors import InputError
 from compresskit.planning.stage import Stage
-from compresskit.validation import unknown_key, validate
+from compresskit.validation import parse_mapping, read_named, unknown_key, validate
 
 Allocation = Literal["uniform", "error"]
 
@@ -163,30 +163,12 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     Raises:
         InputError: unknown name, unreadable file, invalid YAML, or anything in it that is not valid.
     """
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        where = str(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"recipe {where}: cannot be read: {error}") from None
-    else:
-        where = str(name_or_path)
-        shipped = shipped_recipes()
-        if where not in shipped:
-            raise unknown("recipe", where, shipped)
-        text = shipped[where].read_text(encoding="utf-8")
-    return parse_recipe(text, where)
+    return parse_recipe(read_named("recipe", name_or_path, shipped_recipes()), str(name_or_path))
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
     """A recipe from YAML text; ``where`` names its origin in errors. Raises InputError."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe {where}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"recipe {where}: must be a mapping with version, name and rules")
+    data = parse_mapping(text, f"recipe {where}", "version, name and rules")
     recipe: Recipe = validate(Recipe, data, f"recipe {where}")
     return recipe.checked()
 
