@@ -186,12 +186,28 @@ def test_seed_decides_everything(bench_folder: Path, tmp_path: Path) -> None:
     assert not same(tmp_path / "a", tmp_path / "c")
 
 
-def test_dropout_is_set_for_training_only(bench_folder: Path) -> None:
-    result = compresskit.distill(
-        bench_folder / "student", bench_folder / "teacher", data=bench_folder / "data", max_steps=1, dropout=0.3, **TASK
-    )
-    assert {m.p for m in result.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.3}
-    assert result.model.config.hidden_dropout_prob == 0.1
+def test_models_given_as_objects_are_left_as_they_were(bench_folder: Path) -> None:
+    class Look(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, model, **_):
+            seen.update(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
+            assert model.config._attn_implementation == "compresskit_scores"
+
+    seen: set[float] = set()
+    teacher = transformers.AutoModelForSequenceClassification.from_pretrained(bench_folder / "teacher").half()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    student = compresskit.compress(teacher, method="low-rank", ratio=3)
+    attention = student.config._attn_implementation
+    compresskit.distill(
+        student, teacher, data=bench_folder / "data", max_steps=2, dropout=0.3, losses={"attention": 1},
+        callbacks=[Look()], tokenizer=transformers.AutoTokenizer.from_pretrained(bench_folder / "model"), **TASK,
+    )  # fmt: skip
+    assert seen == {0.3}
+    assert {m.p for m in student.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    assert student.config.hidden_dropout_prob == 0.1
+    assert student.config._attn_implementation == teacher.config._attn_implementation == attention
+    assert student.dtype == teacher.dtype == torch.float16
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
 
 
 COMMAND = ["distill", "--task", "sst2", "--max-length", "32", "--device", "cpu", "--threads", "1", "--dropout", "0.1"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -45,6 +46,18 @@ def scores_attention(
 
 ALL_ATTENTION_FUNCTIONS.register(SCORES, scores_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(SCORES, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+
+
+@contextmanager
+def attention_kept(*models: PreTrainedModel | None) -> Iterator[None]:
+    """Give the models their own attention implementation back in the end."""
+    before = [(model, model.config._attn_implementation) for model in models if model is not None]
+    try:
+        yield
+    finally:
+        for model, implementation in before:
+            if model.config._attn_implementation != implementation:
+                model.set_attn_implementation(implementation)
 
 
 def expose_attention(model: PreTrainedModel) -> str:

@@ -18,6 +18,7 @@ from compresskit.data.metrics import METRICS
 from compresskit.data.tasks import TRAIN, Split, Task, TaskData
 from compresskit.errors import InputError
 from compresskit.planning.stage import Stage
+from compresskit.training.attention import attention_kept
 from compresskit.training.batches import MaskingCollator
 from compresskit.training.objective import TARGETS, Objective, count_items
 
@@ -137,6 +138,13 @@ def held_out_losses(
     model: PreTrainedModel, teacher: PreTrainedModel, dataset: Dataset, collator: Any, stage: Stage
 ) -> dict[str, float]:
     """The mean of each possible loss term of ``stage``, unweighted, over held-out rows (``input_ids``, ``length``)."""
+    with attention_kept(model, teacher):
+        return _held_out_losses(model, teacher, dataset, collator, stage)
+
+
+def _held_out_losses(
+    model: PreTrainedModel, teacher: PreTrainedModel, dataset: Dataset, collator: Any, stage: Stage
+) -> dict[str, float]:
     masked = isinstance(collator, MaskingCollator)
     objective = Objective(model, teacher, stage, dataset.column_names, masked=masked)
     device = next(model.parameters()).device

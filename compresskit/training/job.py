@@ -22,6 +22,7 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.planning.stage import Stage
 from compresskit.reporting import training as reports
+from compresskit.training.attention import attention_kept
 from compresskit.training.batches import MaskingCollator
 from compresskit.training.evaluation import Progress, held_out_losses, score
 from compresskit.training.objective import Objective
@@ -149,19 +150,19 @@ class Job:
         teacher: Any = self.teacher.model if self.teacher is not None else None
         micro_batches(stage, self.options)
         masked = isinstance(collator, MaskingCollator)
-        Objective(student, teacher, stage, dataset.column_names, masked=masked, explicit=self.explicit_losses)
+        with attention_kept(student, teacher):
+            Objective(student, teacher, stage, dataset.column_names, masked=masked, explicit=self.explicit_losses)
         work = None
         if self.target is not None:
             work = WorkingFolder(self.target, settings, resume=self.resume, overwrite=self.overwrite)
-        dtype = student.dtype  # trained in fp32, stored as it was
-        models = {"student_before": student, "teacher": teacher}
+        dtypes = {model: model.dtype for model in (student, teacher) if model is not None}
         scores = {}
-        for who, model in models.items():
+        for who, model in (("student_before", student), ("teacher", teacher)):
             if model is not None:
                 model.float().to(self.options.torch_device)
                 scores[who] = work.once(who, partial(measure, model)) if work else measure(model)
         set_seed(self.options.seed)  # a resumed run skips the measurements
-        with tempfile.TemporaryDirectory() as nowhere:  # Trainer wants a folder even to write nothing
+        with attention_kept(student, teacher), tempfile.TemporaryDirectory() as nowhere:
             history = train(
                 student,
                 teacher,
@@ -169,15 +170,16 @@ class Job:
                 collator,
                 stage,
                 self.options,
-                work.path if work else Path(nowhere),
+                work.path if work else Path(nowhere),  # Trainer wants a folder even to write nothing
                 checkpoints=work is not None,
                 resume_from=work.last_checkpoint if work else None,
                 explicit_losses=self.explicit_losses,
                 callbacks=self.callbacks,
             )
-        student.to(dtype).eval()
+        student.to(dtypes[student]).eval()  # trained in fp32, stored and scored as it was
         scores["student_after"] = measure(student.float())
-        student.to(dtype)
+        for model, dtype in dtypes.items():
+            model.to(dtype)
         all_notes = dict.fromkeys(
             [*self.student.notes, *(self.teacher.notes if self.teacher else ()), *notes, *history["losses_dropped"]]
         )

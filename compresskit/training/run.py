@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from compresskit.planning.stage import Stage
 from compresskit.training.batches import LengthBatchSampler
 from compresskit.training.settings import Options
 from compresskit.training.trainer import DistillationTrainer
+
+_DROPOUT_NUMBERS = ("attention_dropout", "attention_probs_dropout_prob", "dropout_prob")
 
 
 def train(
@@ -56,8 +59,6 @@ def train(
         steps = sampler.steps_for_tokens(options.max_tokens)
     else:
         steps = options.max_steps or math.ceil(stage.epochs * sampler.steps)
-    if stage.dropout is not None:
-        set_dropout(model, stage.dropout)
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=stage.batch_size // parts,
@@ -89,7 +90,8 @@ def train(
         data_collator=collator,
         callbacks=callbacks,
     )
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    with dropout(model, stage.dropout):
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     # From the log, so that a resumed run counts the time before it was stopped too.
     seconds = sum(entry["seconds"] for entry in log) * steps / log[-1]["step"]
@@ -128,12 +130,22 @@ def tokens_seen(sampler: LengthBatchSampler, steps: int) -> int:
     return seen
 
 
-def set_dropout(model: PreTrainedModel, probability: float) -> None:
-    """Set every dropout of the model, for training only: the configuration stays as it is."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = probability
+@contextmanager
+def dropout(model: PreTrainedModel, probability: float | None) -> Iterator[None]:
+    """Every dropout of the model at ``probability`` for a while; None changes nothing."""
+    changed: list[tuple[Any, str, float]] = []
+    for module in model.modules() if probability is not None else ():
         # Attention modules keep the probability as a number.
-        for name in ("attention_dropout", "attention_probs_dropout_prob", "dropout_prob"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, probability)
+        names = ("p",) if isinstance(module, torch.nn.Dropout) else _DROPOUT_NUMBERS
+        changed += [(module, name, getattr(module, name)) for name in names if _is_number(module, name)]
+    for module, name, _ in changed:
+        setattr(module, name, probability)
+    try:
+        yield
+    finally:
+        for module, name, before in changed:
+            setattr(module, name, before)
+
+
+def _is_number(module: Any, name: str) -> bool:
+    return isinstance(getattr(module, name, None), float | int)

@@ -38,7 +38,7 @@ class DistillationTrainer(Trainer):
         args: as for Trainer. ``per_device_train_batch_size`` x devices x accumulation sequences make one step.
         train_dataset: a ``datasets.Dataset`` with ``input_ids`` (and ``labels`` for the supervised loss).
         explicit_losses: terms that are refused where they are impossible, instead of dropped.
-        rest: passed on to Trainer.
+        rest: passed on to Trainer; ``data_collator`` must pad and give an ``attention_mask`` (DataCollatorWithPadding).
 
     Raises:
         InputError: teacher and student do not fit; a data set without ``input_ids``; no loss term is possible.
@@ -73,7 +73,7 @@ class DistillationTrainer(Trainer):
         self.loss = Objective(model, teacher, stage, columns, masked=masked, explicit=explicit_losses)
         self.teacher: Any = None
         if teacher is not None and self.loss.needs_teacher:
-            teacher.eval().requires_grad_(False)
+            teacher.eval()
             self.teacher = teacher.to(args.device)  # type: ignore[arg-type]
         self.signature = set(inspect.signature(model.forward).parameters)
         self.meter = Meter()
@@ -127,7 +127,8 @@ class DistillationTrainer(Trainer):
                 f"({broken}; a batch of {tuple(features['input_ids'].shape)} tokens): lower the learning rate; "
                 "the last checkpoint is kept"
             )
-        self.meter.add(loss, terms, counts[0] / self.args.gradient_accumulation_steps)
+        if model.training:
+            self.meter.add(loss, terms, counts[0] / self.args.gradient_accumulation_steps)
         # DDP takes the mean of the gradients over processes; the terms are shares of one sum.
         loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
