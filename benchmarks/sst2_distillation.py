@@ -43,7 +43,7 @@ STUDENTS = {
 #: Also distilled without stage 1.
 WITHOUT_GENERAL = "low-rank-19x"
 GENERAL = ("--max-tokens", "2000000", "--precision", "bf16")
-TASK = ("--epochs", "1")
+TASK = ("--epochs", "1", "--precision", "bf16")
 TEACHER = ("--epochs", "3", "--precision", "bf16")
 
 
