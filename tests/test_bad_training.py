@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from pathlib import Path
 
 import pytest
+import transformers
 from conftest import Run, refused, tiny_model, write_tsv
 
 import compresskit
@@ -21,6 +23,10 @@ def write(path: Path, content: str | bytes) -> None:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+SQUAD = (
+    '{"data": [{"paragraphs": [{"context": "a film", "qas": [{"question": "what", '
+    '"answers": [{"text": "film", "answer_start": 2}]}]}]}]}'
+)
 GOOD = "sentence\tlabel\ngood\t1\nbad\t0\n"
 
 
@@ -163,10 +169,75 @@ def test_labels_of_teacher_and_task_differ(run: Run, bench_folder: Path, tmp_pat
 
 def test_models_that_cannot_be_scored(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     task = ("--task", "sst2", "--data", bench_folder / "data", "--max-length", "32")
-    refused(run("evaluate", "--model", bench_folder / "student", *task), "has no head")
+    refused(run("evaluate", "--model", bench_folder / "student", *task), "no head")
+    squad = tmp_path / "squad"
+    transformers.AutoModelForQuestionAnswering.from_pretrained(bench_folder / "model").save_pretrained(squad)
+    shutil.copy(bench_folder / "model" / "tokenizer.json", squad)
+    refused(run("evaluate", "--model", squad, *task), "needs a model for sequence classification", "QuestionAnswering")
+    write(tmp_path / "data" / "dev-v1.1.json", SQUAD)
+    teacher = bench_folder / "teacher"
+    arguments = ("--task", "squad", "--data", tmp_path / "data", "--max-length", "32")
+    refused(run("evaluate", "--model", teacher, *arguments), "needs a model for question answering")
+    write(
+        tmp_path / "own.yaml",
+        OWN.replace("label: kind", "label: kind\nkind: regression").replace("accuracy", "pearson"),
+    )
+    for split in ("train", "dev"):
+        write_tsv(tmp_path / f"{split}.tsv", "text\tkind", [("good", "1.0"), ("bad", "2.0")])
+    arguments = ("--task", tmp_path / "own.yaml", "--data", tmp_path, "--max-length", "32")
+    refused(run("evaluate", "--model", teacher, *arguments), "one number", "has 2")
+    models = ("--student", bench_folder / "student", "--teacher", teacher)
+    refused(run("distill", *models, *arguments, "--output", "out"), "one number", "has 2")
+    models = ("--student", bench_folder / "student", "--teacher", bench_folder / "model")
+    refused(run("distill", *models, *task, "--output", "out"), "BertModel has no head", "fine-tuned")
     bare = tmp_path / "bare"
     tiny_model(head="classifier").save_pretrained(bare)
     refused(run("evaluate", "--model", bare, *task), "has no tokenizer")
+
+
+def test_head_with_other_labels(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    three = tmp_path / "three"
+    tiny_model(head="classifier", num_labels=3).save_pretrained(three)
+    shutil.copy(bench_folder / "model" / "tokenizer.json", three)
+    task = ("--task", "sst2", "--data", bench_folder / "data", "--max-length", "32", "--output", "out")
+    refused(run("finetune", "--model", three, *task), "labels differ", "LABEL_2", "negative, positive")
+    student = tmp_path / "student"
+    compresskit.compress(three, method="low-rank", ratio=2).save_pretrained(student)
+    models = ("--student", student, "--teacher", bench_folder / "teacher")
+    refused(run("distill", *models, *task), "labels differ", "LABEL_2", "negative, positive")
+
+
+def test_teacher_and_student_with_other_words(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(bench_folder / "student", student)
+    (student / "tokenizer.json").unlink()
+    words = (student / "vocab.txt").read_text().split()
+    words[10], words[11] = words[11], words[10]
+    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(words))}).save_pretrained(student)
+    task = ("--task", "sst2", "--data", bench_folder / "data", "--max-length", "32", "--output", "out")
+    models = ("--student", student, "--teacher", bench_folder / "teacher")
+    refused(run("distill", *models, *task), "different vocabularies")
+
+
+def test_damaged_files(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    packed = gzip.compress(("good text " * 2000).encode())
+    (tmp_path / "cut.txt.gz").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "bent.txt.gz").write_bytes(packed[:20] + b"\xff\x00\xff" * 5 + packed[35:])
+    models = ("--student", bench_folder / "student", "--teacher", bench_folder / "model", "--max-length", "32")
+    for name in ("cut", "bent"):
+        refused(run("distill", *models, "--text", tmp_path / f"{name}.txt.gz", "--output", "out"), f"{name}.txt.gz")
+    write(tmp_path / "squad" / "train-v1.1.json", '{"data": [{"paragraphs": "none"}]}')
+    arguments = ("--task", "squad", "--data", tmp_path / "squad", "--max-length", "32", "--output", "out")
+    refused(run("finetune", "--model", bench_folder / "model", *arguments), "not in SQuAD's format")
+
+
+def test_task_without_train_files(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "own.yaml", OWN.replace("train: train.tsv, ", ""))
+    write_tsv(tmp_path / "dev.tsv", "text\tkind", [("good", "x"), ("bad", "y")])
+    arguments = ("--task", tmp_path / "own.yaml", "--data", tmp_path, "--output", "out")
+    refused(run("finetune", "--model", bench_folder / "model", *arguments), "names no train file")
+    write(tmp_path / "own.yaml", OWN.replace("files: {train: train.tsv, dev: dev.tsv}", ""))
+    refused(run("finetune", "--model", bench_folder / "model", *arguments), "names no train file")
 
 
 def test_outputs_are_not_overwritten(run: Run, bench_folder: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from conftest import tiny_model, vocabulary, write_tsv
 import compresskit
 from compresskit.data import metrics, squad
 from compresskit.data.corpus import EMBEDDED, find_corpus, sequences
-from compresskit.data.encoding import encode, label_ids, positions
+from compresskit.data.encoding import encode, positions
+from compresskit.data.heads import map_labels
 from compresskit.data.tasks import load_data, load_task, shipped_tasks
 from compresskit.errors import InputError
-from compresskit.training.evaluation import class_numbers
 
 GLUE = {"cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"}
 
@@ -101,25 +101,57 @@ def test_exact_file_wins_over_a_variant(tmp_path: Path) -> None:
 def test_labels_follow_the_model() -> None:
     task = load_task("sst2")
     model = tiny_model(head="classifier")
+    labels = ("negative", "positive")
     model.config.id2label = {0: "POSITIVE", 1: "NEGATIVE"}
-    assert label_ids(task, ("negative", "positive"), model) == ({"negative": 1, "positive": 0}, None)
+    assert map_labels(task, labels, model).single == {"negative": 1, "positive": 0}
+    assert map_labels(task, labels, model).note is None
     model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
-    numbers, note = label_ids(task, ("negative", "positive"), model)
-    assert numbers == {"negative": 0, "positive": 1}
-    assert "negative, positive" in note
+    found = map_labels(task, labels, model)
+    assert found.single == {"negative": 0, "positive": 1}
+    assert "negative, positive" in (found.note or "")
     model.config.id2label = {0: "yes", 1: "no"}
     with pytest.raises(InputError, match="the model has yes, no; task sst2 has negative, positive"):
-        label_ids(task, ("negative", "positive"), model)
+        map_labels(task, labels, model)
+
+
+def test_labels_that_differ_in_case_only(tmp_path: Path) -> None:
+    task = load_task(own_task(tmp_path, "tsv"))
+    model = tiny_model(head="classifier")
+    model.config.id2label = {0: "a", 1: "A"}
+    assert map_labels(task, ("A", "a"), model).single == {"A": 1, "a": 0}
+
+
+def test_a_dev_file_may_lack_a_rare_label(tmp_path: Path) -> None:
+    task = load_task(own_task(tmp_path, "tsv"))
+    model = tiny_model(head="classifier", num_labels=3)
+    model.config.id2label = {0: "x", 1: "rare", 2: "y"}
+    assert map_labels(task, ("x", "y"), model).numbers == {"x": (0,), "y": (2,), "rare": (1,)}
 
 
 def test_transfer_adds_up_labels_that_mean_the_same() -> None:
     model = tiny_model(head="classifier", num_labels=3)
-    model.config.id2label = {0: "entailment", 1: "neutral", 2: "contradiction"}
     hans = load_task("hans")
-    assert class_numbers(hans, tuple(hans.labels), model) == {"entailment": [0], "non-entailment": [1, 2]}
+    for names in (("entailment", "neutral", "contradiction"), ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")):
+        model.config.id2label = dict(enumerate(names))
+        found = map_labels(hans, tuple(hans.labels), model)
+        entails = [name.lower() for name in names].index("entailment")
+        assert found.numbers == {
+            "entailment": (entails,),
+            "non-entailment": tuple(number for number in range(3) if number != entails),
+        }
+        assert " or " in (found.note or "")  # the mapping is stated
     model.config.id2label = {0: "not_entailment", 1: "entailment", 2: "other"}
     with pytest.raises(InputError, match="labels differ"):
-        class_numbers(hans, tuple(hans.labels), model)
+        map_labels(hans, tuple(hans.labels), model)
+
+
+def test_paws_with_and_without_a_header(tmp_path: Path) -> None:
+    write_tsv(tmp_path / "a" / "paws_wiki_dev.tsv", "one\ttwo\t1", [("three", "four", "0")])
+    write_tsv(tmp_path / "b" / "paws_wiki_dev.tsv", "id\tsentence1\tsentence2\tlabel",
+              [("1", "one", "two", "1"), ("2", "three", "four", "0")])  # fmt: skip
+    found = [load_data(load_task("paws"), tmp_path / name, train=False).splits["dev"] for name in ("a", "b")]
+    assert found[0].texts == found[1].texts == [("one", "two"), ("three", "four")]
+    assert found[0].targets == found[1].targets == ["paraphrase", "different"]
 
 
 def test_evaluation_against_a_plain_loop(bench_folder: Path) -> None:
@@ -157,15 +189,16 @@ def test_regression_and_pairs(bench_folder: Path, tmp_path: Path) -> None:
 
 def test_metrics() -> None:
     truth, guess = np.array([1, 0, 1, 1, 0, 0]), np.array([1, 0, 0, 1, 1, 0])
-    assert metrics.METRICS["accuracy"](truth, guess) == pytest.approx(4 / 6)
-    assert metrics.METRICS["f1"](truth, guess) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
-    assert metrics.METRICS["matthews"](truth, guess) == pytest.approx((2 * 2 - 1 * 1) / 9)
+    assert metrics.METRICS["accuracy"](truth, guess, 2) == pytest.approx(4 / 6)
+    assert metrics.METRICS["f1"](truth, guess, 2) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert metrics.METRICS["matthews"](truth, guess, 2) == pytest.approx((2 * 2 - 1 * 1) / 9)
     three = np.array([0, 1, 2, 2]), np.array([0, 1, 2, 1])
-    assert metrics.METRICS["f1"](*three) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)  # macro
+    assert metrics.METRICS["f1"](*three, 3) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)  # macro
+    assert metrics.METRICS["f1"](truth, guess, 3) == pytest.approx(2 / 3)  # macro over the two that occur
     numbers = np.array([1.0, 2.0, 3.0, 4.0])
-    assert metrics.METRICS["spearman"](numbers, numbers**3) == pytest.approx(1)
-    assert metrics.METRICS["pearson"](numbers, 2 * numbers + 1) == pytest.approx(1)
-    assert metrics.METRICS["pearson"](numbers, np.ones(4)) == 0  # no correlation is defined
+    assert metrics.METRICS["spearman"](numbers, numbers**3, 0) == pytest.approx(1)
+    assert metrics.METRICS["pearson"](numbers, 2 * numbers + 1, 0) == pytest.approx(1)
+    assert metrics.METRICS["pearson"](numbers, np.ones(4), 0) == 0  # no correlation is defined
 
 
 def test_squad_scores_by_the_official_rules() -> None:
@@ -201,6 +234,30 @@ def test_squad_windows_find_the_answer_again(tokenizer, tmp_path: Path) -> None:
     for window in range(len(spans)):
         starts[window][0] = ends[window][0] = 9
     assert squad.best_answers(starts, ends, columns, texts, allow_none=True) == [""]
+
+
+def test_long_question_leaves_room_for_the_context(tokenizer) -> None:
+    columns = squad.windows(
+        tokenizer, [("who " * 60, "the film is good " * 10)], [squad.Answers(("good",), (12,))], 32, 8
+    )
+    assert len(columns["input_ids"]) > 1
+    assert all(len(ids) <= 32 for ids in columns["input_ids"])
+
+
+def test_squad_2_file(tmp_path: Path) -> None:
+    questions = [
+        {
+            "question": "a",
+            "is_impossible": True,
+            "answers": [],
+            "plausible_answers": [{"text": "x", "answer_start": 0}],
+        },
+        {"question": "b", "is_impossible": False, "answers": [{"text": "film", "answer_start": 4}]},
+    ]
+    data = {"version": "v2.0", "data": [{"paragraphs": [{"context": "the film", "qas": questions}]}]}
+    (tmp_path / "dev-v2.0.json").write_text(json.dumps(data))
+    split = load_data(load_task("squad_v2"), tmp_path, train=False).splits["dev"]
+    assert split.targets == [squad.Answers((), ()), squad.Answers(("film",), (4,))]
 
 
 def test_squad_from_file_to_scores(bench_folder: Path, tmp_path: Path) -> None:
@@ -261,6 +318,8 @@ def test_corpora(tokenizer, tmp_path: Path) -> None:
     assert found[0]["input_ids"] == found[1]["input_ids"] == found[2]["input_ids"]
     assert found[0]["length"] == [8, 16, 16, 4]  # the second document in pieces, nothing cut off
     assert sum(ids.count(tokenizer.vocab["one"]) for ids in found[0]["input_ids"]) == 30
+    (tmp_path / "lines.txt").write_text("one sentence per line\n" * 20_000)
+    assert len(list(find_corpus(tmp_path / "lines.txt").documents())) > 3  # not one document of everything
     embedded = find_corpus(None)
     assert embedded.name == EMBEDDED
     assert sum(map(len, embedded.documents())) > 300_000

@@ -100,16 +100,10 @@ def test_head_that_the_student_lacks_comes_from_the_teacher(bench_folder: Path) 
     assert any("copied from the teacher" in note and "classifier" in note for note in result.notes)
 
 
-def test_masked_lm_stage_keeps_the_tie(tmp_path: Path, bench_folder: Path) -> None:
-    teacher = tmp_path / "mlm"
-    tiny_model(head="masked-lm").save_pretrained(teacher)
-    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(bench_folder / "model" / file, teacher / file)
-    student = tmp_path / "student"
-    compresskit.compress(teacher, method="kronecker", ratio=2).save_pretrained(student)
-    result = compresskit.distill(
-        student, teacher, text=bench_folder / "text.txt", output=tmp_path / "out", max_length=32, epochs=2, device="cpu"
-    )
+def test_masked_lm_stage_keeps_the_tie(masked_lm: Path, bench_folder: Path, tmp_path: Path) -> None:
+    student, teacher = masked_lm / "student", masked_lm / "teacher"
+    options = {"text": bench_folder / "text.txt", "max_length": 32, "device": "cpu"}
+    result = compresskit.distill(student, teacher, output=tmp_path / "out", epochs=2, **options)
     assert set(result.record["losses"]) == {"embedding", "hidden", "logits", "supervised"}
     scores = result.record["scores"]
     assert scores["teacher"]["held_out"]["supervised"] > 0
@@ -118,6 +112,9 @@ def test_masked_lm_stage_keeps_the_tie(tmp_path: Path, bench_folder: Path) -> No
     assert count(again) == count(compresskit.load(student))
     ids = torch.randint(5, 499, (2, 9))
     assert torch.equal(again(ids).logits, result.model(ids).logits)
+    # The same words are hidden before and after: a student that does not move keeps its loss.
+    still = compresskit.distill(student, teacher, epochs=2, learning_rate=1e-12, **options).record["scores"]
+    assert still["student_after"]["held_out"] == pytest.approx(still["student_before"]["held_out"], rel=1e-5)
 
 
 def test_a_compressed_model_trains_without_a_teacher(bench_folder: Path) -> None:
@@ -129,19 +126,43 @@ def test_a_compressed_model_trains_without_a_teacher(bench_folder: Path) -> None
     assert "teacher" not in scores
 
 
-def test_own_data_set_and_models(bench_folder: Path) -> None:
+def test_own_data_set_and_models(bench_folder: Path, tmp_path: Path) -> None:
     teacher = tiny_model(seed=5)
     student = compresskit.compress(teacher, method="low-rank", ratio=3)
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(5, 499, (n % 30 + 2,), generator=generator).tolist() for n in range(200)]
     tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
-    options = {"dataset": Dataset.from_dict({"input_ids": rows}), "tokenizer": tokenizer, "device": "cpu"}
-    result = compresskit.distill(student, teacher, epochs=5, learning_rate=5e-3, max_length=40, **options)
+    # A column of texts is what `map` leaves.
+    given = Dataset.from_dict({"input_ids": rows, "text": ["left over"] * len(rows)})
+    options = {"dataset": given, "tokenizer": tokenizer, "device": "cpu"}
+    result = compresskit.distill(student, teacher, epochs=5, learning_rate=5e-3, output=tmp_path / "out", **options)
     assert result.model is student
+    assert compresskit.load(tmp_path / "out").dtype == torch.float32
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
+    assert result.record["student"]["sha256"] is None
     scores = result.record["scores"]
     assert scores["student_after"]["held_out"]["hidden"] < scores["student_before"]["held_out"]["hidden"]
     with pytest.raises(InputError, match=r"input_ids.*its columns: text"):
         compresskit.distill(student, teacher, **options | {"dataset": Dataset.from_dict({"text": ["a"]})})
+
+
+def test_own_labels(bench_folder: Path) -> None:
+    """The column may be called label, as the hub has it; labels of tokens are padded."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
+    rows = [[2, *range(10, 10 + n), 3] for n in range(2, 30)]
+    options = {"tokenizer": tokenizer, "device": "cpu", "max_steps": 2}
+    teacher = tiny_model(head="classifier")
+    given = Dataset.from_dict({"input_ids": rows, "label": [n % 2 for n in range(28)]})
+    student = compresskit.compress(teacher, method="low-rank", ratio=2)
+    assert "supervised" in compresskit.distill(student, teacher, dataset=given, **options).record["losses"]
+    teacher = transformers.AutoModelForTokenClassification.from_config(teacher.config).eval()
+    given = Dataset.from_dict({"input_ids": rows, "labels": [[-100, *[1] * (len(row) - 2), -100] for row in rows]})
+    student = compresskit.compress(teacher, method="low-rank", ratio=2)
+    assert {"supervised", "logits"} <= set(
+        compresskit.distill(student, teacher, dataset=given, **options).record["losses"]
+    )
+    with pytest.raises(InputError, match="31 tokens, max length is 20"):
+        compresskit.distill(student, teacher, dataset=given, max_length=20, **options)
 
 
 def test_half_precision_is_trained_in_fp32_and_stored_as_it_was(bench_folder: Path, tmp_path: Path) -> None:
@@ -218,14 +239,39 @@ def command(folder: Path, *more: object) -> list[str]:
     return [str(part) for part in (*COMMAND, *models, *more)]
 
 
+@pytest.fixture(scope="module")
+def masked_lm(bench_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a masked-LM ``teacher`` and its ``student``."""
+    root = tmp_path_factory.mktemp("mlm")
+    tiny_model(head="masked-lm").save_pretrained(root / "teacher")
+    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bench_folder / "model" / file, root / "teacher" / file)
+    compresskit.compress(root / "teacher", method="kronecker", ratio=2).save_pretrained(root / "student")
+    return root
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_at", [15, 65], ids=["first epoch", "later epoch"])
-def test_killed_and_resumed_run_ends_in_the_same_weights(bench_folder: Path, tmp_path: Path, kill_at: int) -> None:
-    """25 steps an epoch, a checkpoint every 10; killed with SIGKILL between two checkpoints."""
-    settings = ("--batch-size", "16", "--epochs", "3", "--save-every", "10", "--learning-rate", "0.003")
+@pytest.mark.parametrize(
+    ("stage", "kill_at"),
+    [("task", 15), ("task", 65), ("general", 16)],
+    ids=["first epoch", "later epoch", "masked words, later epoch"],
+)
+def test_killed_and_resumed_run_ends_in_the_same_weights(
+    bench_folder: Path, masked_lm: Path, tmp_path: Path, stage: str, kill_at: int
+) -> None:
+    """A checkpoint every 10 steps (25 an epoch; of masked words every 3 of 7); SIGKILL between two of them."""
+    every = 10 if stage == "task" else 3
+    settings = ["--batch-size", "16", "--epochs", "3", "--save-every", str(every), "--learning-rate", "0.003"]
+    settings += ["--device", "cpu", "--threads", "1", "--dropout", "0.1", "--max-length", "32"]
+    if stage == "task":
+        settings += ["--task", "sst2", "--data", bench_folder / "data"]
+        settings += ["--student", bench_folder / "student", "--teacher", bench_folder / "teacher"]
+    else:
+        settings += ["--text", bench_folder / "text.txt"]
+        settings += ["--student", masked_lm / "student", "--teacher", masked_lm / "teacher"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    start = [sys.executable, "-m", "compresskit"]
-    subprocess.run([*start, *command(bench_folder, *settings, "--output", whole)], check=True, capture_output=True)
+    start = [sys.executable, "-m", "compresskit", "distill", *map(str, settings), "--output"]
+    subprocess.run([*start, whole], check=True, capture_output=True)
     # The process kills itself in the middle of a step, as hard as any other could.
     suicide = (
         "import os, signal, sys\n"
@@ -237,22 +283,22 @@ def test_killed_and_resumed_run_ends_in_the_same_weights(bench_folder: Path, tmp
         "T.training_step = training_step\n"
         "from compresskit.cli import main; main()"
     )
-    arguments = command(bench_folder, *settings, "--output", broken)
-    killed = subprocess.run([sys.executable, "-c", suicide, *arguments], capture_output=True)
+    killed = subprocess.run([sys.executable, "-c", suicide, *start[3:], broken], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert not broken.exists()
     work = tmp_path / "broken.checkpoints"
-    assert [path.name for path in work.glob("checkpoint-*")] == [f"checkpoint-{kill_at // 10 * 10}"]
+    assert [path.name for path in work.glob("checkpoint-*")] == [f"checkpoint-{kill_at // every * every}"]
     # A half-written checkpoint, as a kill at another moment leaves it.
     (work / "part" / "checkpoint-999").mkdir(parents=True)
-    refused = subprocess.run([*start, *arguments], capture_output=True, text=True)
+    refused = subprocess.run([*start, broken], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "--resume continues it" in refused.stderr
-    subprocess.run([*start, *arguments, "--resume"], check=True, capture_output=True)
+    subprocess.run([*start, broken, "--resume"], check=True, capture_output=True)
     assert same(whole, broken)
     assert not work.exists()
     logs = [json.loads((folder / "training.json").read_text())["stages"][-1]["log"] for folder in (whole, broken)]
     assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
+    assert len(logs[0]) > kill_at
 
 
 def test_resume_refuses_other_settings(bench_folder: Path, tmp_path: Path) -> None:
@@ -317,13 +363,59 @@ def test_loss_that_is_not_finite_stops(bench_folder: Path, tmp_path: Path) -> No
             if state.global_step == 12:
                 next(model.get_input_embeddings().parameters()).data.fill_(float("nan"))
 
-    with pytest.raises(WorkError, match=r"not finite at step 13, epoch 0.9.*last checkpoint is kept"):
+    with pytest.raises(WorkError, match=r"not finite at step 13 \(batch 13 of its epoch, .*last checkpoint is kept"):
         compresskit.distill(
             bench_folder / "student", bench_folder / "teacher", data=bench_folder / "data", output=tmp_path / "out",
             save_every=10, callbacks=[Break()], **TASK,
         )  # fmt: skip
     assert (tmp_path / "out.checkpoints" / "checkpoint-10" / "model.safetensors").is_file()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("step", [10, 13])
+def test_weights_that_are_not_finite_are_never_kept(bench_folder: Path, tmp_path: Path, step: int) -> None:
+    """Broken at a checkpoint, or at the last step: the loss has not shown it yet."""
+
+    class Break(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, model, **_):
+            if state.global_step == step:
+                next(model.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(WorkError, match=f"is not finite after step {step}"):
+        compresskit.distill(
+            bench_folder / "student", bench_folder / "teacher", data=bench_folder / "data", output=tmp_path / "out",
+            save_every=5, max_steps=13, callbacks=[Break()], **TASK,
+        )  # fmt: skip
+    kept = list((tmp_path / "out.checkpoints").glob("checkpoint-*"))
+    assert [path.name for path in kept] == [f"checkpoint-{(step - 1) // 5 * 5}"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights(kept[0]).values())
+    assert not (tmp_path / "out").exists()
+
+
+def test_run_killed_after_its_last_step_resumes_without_another(
+    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"data": bench_folder / "data", "output": tmp_path / "out", "max_steps": 12, **TASK}
+    models = (bench_folder / "student", bench_folder / "teacher")
+    with monkeypatch.context() as patch:
+        patch.setattr("compresskit.training.trainer.DistillationTrainer.check_weights", _fail_at(12))
+        with pytest.raises(KeyboardInterrupt):
+            compresskit.distill(*models, **arguments)
+    record = compresskit.distill(*models, resume=True, **arguments).record
+    assert record["log"][-1]["step"] == 12
+    compresskit.distill(*models, **arguments | {"output": tmp_path / "whole"})
+    assert same(tmp_path / "out", tmp_path / "whole")
+
+
+def _fail_at(step: int):
+    calls = []
+
+    def check_weights(self) -> None:
+        calls.append(self.state.global_step)
+        if calls.count(step) == 2:  # the first one is that of the checkpoint
+            raise KeyboardInterrupt
+
+    return check_weights
 
 
 def test_plain_loop_gives_the_same_gradients(bench_folder: Path, tmp_path: Path) -> None:

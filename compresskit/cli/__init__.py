@@ -13,7 +13,7 @@ from compresskit import __version__
 from compresskit.cli.common import err
 from compresskit.cli.compress import compress, inspect, methods
 from compresskit.cli.train import distill, evaluate, finetune, tasks
-from compresskit.errors import CompresskitError
+from compresskit.errors import CompresskitError, InputError
 
 INTERRUPTED = 130
 
@@ -62,6 +62,10 @@ def main() -> None:
         if debug:
             raise
         expected = isinstance(error, CompresskitError)
+        rank = os.environ.get("RANK", "0")
+        if rank != "0" and not isinstance(error, InputError):  # what is refused is refused by all, and said once
+            err.quiet = False
+            err.print(f"process {rank}:", end=" ")
         text = str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
         err.print(f"compresskit: error: {text}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code if isinstance(error, CompresskitError) else 1)

@@ -60,7 +60,7 @@ def common(command: F) -> F:
 
 
 def prepare(seed: int, threads: int | None, device: str = "cpu") -> None:
-    """Seed, threads, device and quiet libraries, before any work. Only the first of several processes speaks."""
+    """Seed, threads, device and quiet libraries, before any work. Only the first of several processes reports."""
     if os.environ.get("RANK", "0") != "0":
         out.quiet = err.quiet = True
     if threads is not None:

@@ -104,6 +104,7 @@ def _write(dense: Checkpoint, plan: Plan, temporary: Path, title: str) -> tuple[
 
     checkpoints.save(dense, temporary)
     recipe = resolved_recipe(plan)
+    assert dense.folder is not None  # it was read from there
     bytes_before = sum(file.stat().st_size for file in checkpoints.weight_files(dense.folder))
     bytes_after = sum(file.stat().st_size for file in checkpoints.weight_files(temporary))
     record = compression_record(dense, plan, bytes_before=bytes_before, bytes_after=bytes_after)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_LOSSES = ("embedding", "attention", "hidden", "logits", "supervised")
+LOSSES = ("embedding", "attention", "hidden", "logits", "supervised")
 
 
 def _loss(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, float] | None:
@@ -26,8 +26,8 @@ def _loss(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, 
     weights = {}
     for value in values:
         name, _, weight = value.partition("=")
-        if name not in _LOSSES:
-            raise click.BadParameter(f"{name!r}: known losses: {', '.join(_LOSSES)}")
+        if name not in LOSSES:
+            raise click.BadParameter(f"{name!r}: known losses: {', '.join(LOSSES)}")
         try:
             weights[name] = float(weight)
         except ValueError:
@@ -46,7 +46,7 @@ def training(command: F) -> F:
         click.option("--max-length", type=int, help="Tokens per sequence."),
         click.option("--warmup", type=float, help="Share of the steps over which the learning rate rises."),
         click.option("--weight-decay", type=float, help="Of AdamW."),
-        click.option("--dropout", type=float, help="In the trained model, while it trains."),
+        click.option("--dropout", help="While it trains: a probability, or keep for the checkpoint's own."),
         click.option("--accumulation", type=int, help="Micro-batches per step: less memory."),
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default: fp32."),
         click.option("--device", type=click.Choice(["auto", "cpu"]), help="Default: auto, a GPU where there is one."),

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from compresskit.data import files
@@ -17,6 +18,8 @@ from compresskit.errors import InputError
 
 EMBEDDED = "python-help-topics"
 _BATCH = 32
+#: Characters after which a document without a blank line is cut: a file may be one sentence per line.
+_LONGEST = 100_000
 
 
 @dataclass(frozen=True)
@@ -96,24 +99,26 @@ def sequences(corpus: Corpus, tokenizer: Any, max_length: int, tokens: int | Non
     Raises:
         InputError: unreadable, empty or undecodable text.
     """
-    rows: list[list[int]] = []
+    rows: list[np.ndarray] = []
     found = 0
     documents = corpus.documents()
     while (tokens is None or found < tokens) and (batch := list(islice(documents, _BATCH))):
         pieces = tokenizer(batch, truncation=True, max_length=max_length, return_overflowing_tokens=True)["input_ids"]
-        rows += pieces
+        rows += [np.asarray(piece, dtype=np.int32) for piece in pieces]  # Python integers take ten times the memory
         found += sum(map(len, pieces))
     return Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
     gathered: list[str] = []
+    size = 0
     for line in files.lines(path):
         if line.strip():
             gathered.append(line)
-        elif gathered:
+            size += len(line)
+        if gathered and (not line.strip() or size > _LONGEST):
             yield "\n".join(gathered)
-            gathered = []
+            gathered, size = [], 0
     if gathered:
         yield "\n".join(gathered)
 

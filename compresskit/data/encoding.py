@@ -43,25 +43,6 @@ def encode(
     return Dataset.from_dict(columns)
 
 
-def label_ids(task: Task, labels: tuple[str, ...], model: PreTrainedModel) -> tuple[dict[str, int], str | None]:
-    """Class numbers of the task's labels in the model's own order, and a note where they had to be assumed.
-
-    Raises:
-        InputError: the model has other labels; both are shown.
-    """
-    names = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
-    ours = {name.casefold(): number for number, name in names.items()}
-    if set(ours) == {label.casefold() for label in labels}:
-        return {label: ours[label.casefold()] for label in labels}, None
-    if len(names) == len(labels) and all(name == f"LABEL_{number}" for number, name in names.items()):
-        note = f"the model does not name its labels; taken as {', '.join(labels)} in this order"
-        return {label: number for number, label in enumerate(labels)}, note
-    raise InputError(
-        f"labels differ: the model has {', '.join(names[number] for number in sorted(names))}; "
-        f"task {task.name} has {', '.join(labels)}"
-    )
-
-
 def positions(model: PreTrainedModel) -> int | None:
     """How many tokens the model takes at most; None where its positions are relative."""
     limit = getattr(model.config, "max_position_embeddings", None)

@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -18,13 +19,20 @@ FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
 Rows = list[dict[str, Any]]
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None, *, skip_bad_lines: bool = False) -> tuple[Rows, int]:
+def read_rows(
+    path: Path,
+    columns: Sequence[str] | None = None,
+    needed: Sequence[str] = (),
+    *,
+    skip_bad_lines: bool = False,
+) -> tuple[Rows, int]:
     """The rows of a file as dictionaries, and how many lines were skipped. The format follows from the ending.
 
     Args:
         path: ``.tsv`` and ``.txt`` (tabs, no quoting, as GLUE has it), ``.csv`` (quoted as usual), ``.jsonl`` (one
             object a line), ``.parquet``.
         columns: names of the columns of a file without a header line.
+        needed: columns that are used; a first line that names them all is a header even where ``columns`` are given.
         skip_bad_lines: skip lines with the wrong number of fields instead of raising.
 
     Raises:
@@ -39,7 +47,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None, *, skip_bad_line
     elif kind in (".jsonl", ".json"):
         rows = list(_read_jsonl(path))
     else:
-        rows, skipped = _read_delimited(path, "," if kind == ".csv" else "\t", columns, skip_bad_lines)
+        rows, skipped = _read_delimited(path, "," if kind == ".csv" else "\t", columns, needed, skip_bad_lines)
     if not rows:
         raise InputError(f"data {path}: holds no rows")
     return rows, skipped
@@ -65,7 +73,7 @@ def lines(path: Path) -> Iterator[str]:
                 yield line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError(f"data {path}: not UTF-8 text after line {number}: {error.reason}") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"data {path}: cannot be read after line {number}: {error}") from None
 
 
@@ -87,7 +95,7 @@ def _format(path: Path) -> str:
 
 
 def _read_delimited(
-    path: Path, delimiter: str, columns: Sequence[str] | None, skip_bad_lines: bool
+    path: Path, delimiter: str, columns: Sequence[str] | None, needed: Sequence[str], skip_bad_lines: bool
 ) -> tuple[Rows, int]:
     quoting: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     # The csv module needs line ends inside quoted fields; its line_num counts physical lines.
@@ -95,13 +103,13 @@ def _read_delimited(
     reader = csv.reader(source, delimiter=delimiter, quoting=quoting, strict=True)
     rows: Rows = []
     skipped = 0
-    names = list(columns) if columns else None
+    names = columns
     csv.field_size_limit(1 << 30)
     try:
         for fields in reader:
             if not fields:
                 continue
-            if names is None:
+            if names is None or (not rows and names is columns and needed and set(needed) <= set(fields)):
                 names = fields
                 continue
             if len(fields) != len(names):

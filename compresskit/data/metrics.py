@@ -25,22 +25,21 @@ def _correlation(function: Callable[[Values, Values], tuple[float, float]]) -> C
 _pearson = _correlation(stats.pearsonr)
 _spearman = _correlation(stats.spearmanr)
 
-#: Metrics of classification (class numbers) and regression (numbers): ``(targets, predictions) -> score``. ``f1`` is
-#: that of class 1 with two classes, as GLUE has it, and the macro average with more.
-METRICS: dict[str, Callable[[Values, Values], float]] = {
-    "accuracy": lambda targets, predictions: float(sklearn_metrics.accuracy_score(targets, predictions)),
-    "f1": lambda targets, predictions: float(
-        sklearn_metrics.f1_score(
-            targets,
-            predictions,
-            average="binary" if max(targets.max(), predictions.max()) < 2 else "macro",
-            zero_division=0,
-        )
-    ),
-    "matthews": lambda targets, predictions: float(sklearn_metrics.matthews_corrcoef(targets, predictions)),
-    "pearson": _pearson,
-    "spearman": _spearman,
-    "pearson_spearman": lambda targets, predictions: (
+
+def _f1(targets: Values, predictions: Values, classes: int) -> float:
+    average = "binary" if classes == 2 else "macro"
+    return float(sklearn_metrics.f1_score(targets, predictions, average=average, zero_division=0))
+
+
+#: Metrics of classification (class numbers) and regression (numbers): ``(targets, predictions, number of classes) ->
+#: score``. ``f1`` is that of class 1 with two classes, as GLUE has it, and the macro average with more.
+METRICS: dict[str, Callable[[Values, Values, int], float]] = {
+    "accuracy": lambda targets, predictions, _: float(sklearn_metrics.accuracy_score(targets, predictions)),
+    "f1": _f1,
+    "matthews": lambda targets, predictions, _: float(sklearn_metrics.matthews_corrcoef(targets, predictions)),
+    "pearson": lambda targets, predictions, _: _pearson(targets, predictions),
+    "spearman": lambda targets, predictions, _: _spearman(targets, predictions),
+    "pearson_spearman": lambda targets, predictions, _: (
         (_pearson(targets, predictions) + _spearman(targets, predictions)) / 2
     ),
 }

@@ -6,6 +6,7 @@ import collections
 import json
 import re
 import string
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from compresskit.errors import InputError
 
 #: Spans longer than this many tokens are not answers (as in BERT's own evaluation).
 MAX_ANSWER_TOKENS = 30
+#: Longer questions are cut (likewise).
+MAX_QUESTION = 64
 #: Starts and ends that are paired with each other per window.
 _BEST = 20
 
@@ -60,9 +63,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                             },
                         }
                     )
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise InputError(f"data {path}: not valid JSON: {' '.join(str(error).split())[:200]}") from None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"data {path}: not in SQuAD's format: {type(error).__name__} {error}") from None
     if not rows:
         raise InputError(f"data {path}: holds no questions")
@@ -79,7 +82,7 @@ def windows(
         lacks the answer), ``example`` (row number) and ``offsets`` (character span of each context token, else None).
     """
     encoded = tokenizer(
-        [question.strip() for question, _ in texts],
+        _short_questions(tokenizer, [question.strip() for question, _ in texts], min(MAX_QUESTION, max_length // 2)),
         [context for _, context in texts],
         truncation="only_second",
         max_length=max_length,
@@ -99,6 +102,13 @@ def windows(
         columns["example"].append(example)
         columns["offsets"].append(offsets)
     return columns
+
+
+def _short_questions(tokenizer: Any, questions: Sequence[str], limit: int) -> list[str]:
+    """The questions, cut after ``limit`` tokens: the context needs the room."""
+    found = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans = found["offset_mapping"]
+    return [q if len(s) <= limit else q[: s[limit - 1][1]] for q, s in zip(questions, spans, strict=True)]
 
 
 def _token_span(offsets: Sequence[tuple[int, int] | None], answers: Answers) -> tuple[int, int]:

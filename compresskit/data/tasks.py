@@ -192,6 +192,10 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
         for split in (TRAIN, DEV):
             if split in task.files and split not in raw and (split == DEV or need_train) and TRAIN not in raw:
                 raise InputError(f"data {folder}: has no {' or '.join(task.files[split])} (task {task.name})")
+    if train and TRAIN not in raw:
+        raise InputError(f"task {task.name}: names no train file, so nothing can be trained on it")
+    if not raw:
+        raise InputError(f"task {task.name}: names no files; give files: {{train: ..., dev: ...}}")
     labels = _labels(task, raw)
     splits = {name: _split(task, rows, about, labels) for name, (rows, about) in raw.items()}
     if DEV not in splits:
@@ -231,7 +235,8 @@ def _from_file(task: Task, path: Path, notes: list[str]) -> tuple[files.Rows, Sp
     about = Split([], [], path.name, files.file_hash(path), remark)
     if task.kind == "spans":
         return squad.read_rows(path), about
-    rows, skipped = files.read_rows(path, task.columns, skip_bad_lines=task.bad_lines == "skip")
+    needed = (*task.inputs, task.label)
+    rows, skipped = files.read_rows(path, task.columns, needed, skip_bad_lines=task.bad_lines == "skip")
     if skipped:
         notes.append(f"data {path.name}: {skipped} lines with the wrong number of fields were skipped")
     return rows, about

@@ -62,7 +62,7 @@ class Checkpoint:
     Attributes:
         name: short, for output names: the folder's name or the last part of the hub id.
         origin: hub id, or the short name; what a model card may print.
-        folder: where its files lie.
+        folder: where its files lie; None for a model given as an object.
         model: in its stored dtype, eval mode.
         kept: tensors of the base model that this class does not use, by their full name; saved along.
         notes: what the user should know, e.g. a head that the checkpoint lacks.
@@ -71,7 +71,7 @@ class Checkpoint:
 
     name: str
     origin: str
-    folder: Path
+    folder: Path | None
     model: PreTrainedModel
     kept: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -108,8 +108,8 @@ def read(
         folder, origin = _locate(str(model))
         name = origin.rpartition("/")[2]
     config = _read_config(folder, compressed)
-    files = weight_files(folder)
-    stored = _stored_keys(files)
+    stored = _stored_keys(weight_files(folder))
+    _check_labels(config, folder, adopt, as_class, config_changes)
     loader = _model_class(config, folder, as_class) if adopt is None else type(adopt)
     options = {"dtype": "auto", "local_files_only": True, "trust_remote_code": False, **config_changes}
     try:
@@ -125,6 +125,21 @@ def read(
     kept = _kept(loaded, stored)
     notes += _unused(loaded, sorted(info["unexpected_keys"]), kept)
     return Checkpoint(name, origin, folder, loaded.to(device), kept, notes, as_class)
+
+
+def _check_labels(
+    config: Any, folder: Path, adopt: PreTrainedModel | None, as_class: str | None, changes: dict[str, Any]
+) -> None:
+    """Refuse a stored classification head with another number of labels than is asked for."""
+    kind = "ForSequenceClassification"
+    asked = type(adopt).__name__ if adopt is not None else kind if as_class == "sequence-classification" else ""
+    stored = (config.architectures or [""])[0]
+    number = changes.get("num_labels", config.num_labels)
+    if stored.endswith(kind) and asked.endswith(kind) and config.num_labels != number:
+        names = ", ".join(str(name) for _, name in sorted(config.id2label.items()))
+        wanted = changes.get("id2label") or {}
+        theirs = ", ".join(str(name) for _, name in sorted(wanted.items())) or str(number)
+        raise InputError(f"model {folder}: labels differ: it has {names}; asked for are {theirs}")
 
 
 def _line(error: BaseException) -> str:
@@ -340,11 +355,11 @@ def _move_into_place(temporary: Path, output: Path) -> None:
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the model of ``checkpoint`` with its kept tensors and tokenizer files into ``folder``."""
+    """Write the model of ``checkpoint`` with its kept tensors into ``folder``, and the tokenizer files it has."""
     if is_compressed(checkpoint.model):
         quantizer_of(checkpoint.model).extra_tensors = checkpoint.kept
     checkpoint.model.save_pretrained(folder)
-    for file in sorted(checkpoint.folder.iterdir()):
+    for file in sorted(checkpoint.folder.iterdir()) if checkpoint.folder is not None else ():
         if file.is_file() and _TOKENIZER_FILES.fullmatch(file.name):
             shutil.copyfile(file, folder / file.name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -24,7 +24,7 @@ class Stage(BaseModel):
         temperature: of ``kl``, which is multiplied by its square.
         warmup: share of the steps over which the learning rate rises; then it falls linearly to 0.
         weight_decay: of AdamW, on everything but biases and LayerNorm.
-        dropout: in the student while it trains; None keeps the checkpoint's own.
+        dropout: in the trained model while it trains; ``keep`` leaves the checkpoint's own.
         mask_probability: share of the tokens that the masked-LM loss hides.
     """
 
@@ -39,7 +39,7 @@ class Stage(BaseModel):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
-    dropout: float | None = Field(default=0.0, ge=0, lt=1)
+    dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["keep"] = 0.0
     mask_probability: float = Field(default=0.15, gt=0, lt=1)
 
     @field_validator("losses")
@@ -58,4 +58,4 @@ DEFAULTS: dict[StageName, Stage] = {
 }
 
 #: Fine-tuning without a teacher: plain supervision with the checkpoint's own dropout.
-FINE_TUNING = Stage(learning_rate=5e-5, epochs=3, dropout=None, losses={"supervised": 1})
+FINE_TUNING = Stage(learning_rate=5e-5, epochs=3, dropout="keep", losses={"supervised": 1})

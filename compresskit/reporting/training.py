@@ -17,6 +17,7 @@ from accelerate import PartialState
 
 from compresskit import __version__
 from compresskit.data.files import file_hash
+from compresskit.errors import InputError
 from compresskit.model.checkpoint import MARKER, TRAINING, Checkpoint, weight_files
 from compresskit.model.targets import count_parameters
 from compresskit.reporting.tables import markdown
@@ -29,7 +30,7 @@ def identity(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     """Which model this is: its name, class, size and the hash of its weights (None for one given from Python)."""
     if checkpoint is None:
         return None
-    files = weight_files(checkpoint.folder) if checkpoint.folder.is_dir() else []
+    files = weight_files(checkpoint.folder) if checkpoint.folder is not None else []
     return {
         "name": checkpoint.origin,
         "class": type(checkpoint.model).__name__,
@@ -91,19 +92,35 @@ def score_rows(record: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
     return ("split", "metric", *titles, "kept"), rows
 
 
-def write(checkpoint: Checkpoint, record: dict[str, Any], folder: Path, title: str) -> None:
-    """Fill ``folder`` (where the model was saved) with the records, those of the student's own folder included."""
-    source = checkpoint.folder
-    for name in (MARKER, "recipe.yaml"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    earlier = json.loads((source / TRAINING).read_text("utf-8"))["stages"] if (source / TRAINING).is_file() else []
-    stages = [*earlier, record]
+def earlier_stages(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """The records of the stages that made the model, from its folder; what is no record of ours is left alone."""
+    path = checkpoint.folder / TRAINING if checkpoint.folder is not None else None
+    if path is None or not path.is_file():
+        return []
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("stages"), list):
+        return []
+    if record.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path}: format version {record.get('format_version')!r}, known is {FORMAT_VERSION}")
+    return list(record["stages"])
+
+
+def write(checkpoint: Checkpoint, stages: list[dict[str, Any]], folder: Path, title: str) -> None:
+    """Fill ``folder`` (where the model was saved) with the records of ``stages``, the newest one last."""
+    original = ""
+    if checkpoint.folder is not None:
+        for name in (MARKER, "recipe.yaml"):
+            if (checkpoint.folder / name).is_file():
+                shutil.copyfile(checkpoint.folder / name, folder / name)
+        card = checkpoint.folder / "README.md"
+        if (checkpoint.folder / MARKER).is_file() and card.is_file():
+            original = card.read_text(encoding="utf-8")
     text = json.dumps({"format_version": FORMAT_VERSION, "stages": stages}, indent=1)
     (folder / TRAINING).write_text(text + "\n", encoding="utf-8")
-    loss_picture(record, folder / "losses.png")
-    card = source / "README.md"
-    original = card.read_text(encoding="utf-8") if (source / MARKER).is_file() and card.is_file() else ""
+    loss_picture(stages[-1], folder / "losses.png")
     (folder / "README.md").write_text(_card(original, stages, title, checkpoint), encoding="utf-8")
 
 

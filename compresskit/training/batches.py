@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 from transformers import DataCollatorForLanguageModeling
 
 from compresskit.training.losses import IGNORED
@@ -22,8 +22,9 @@ class LengthBatchSampler(Sampler[list[int]]):
     """Micro-batches of this process, of sequences of similar length.
 
     One optimizer step takes ``batch_size`` sequences, cut into ``parts`` micro-batches (devices x accumulation steps)
-    in a fixed way: the same sequences meet in the same step however many processes share it. The order is a function
-    of (seed, epoch) alone, so that a resumed run continues exactly.
+    in a fixed way: the same sequences meet in the same step however many processes share it (a last batch with fewer
+    sequences than micro-batches is left out). The order is a function of (seed, epoch) alone, so that a resumed run
+    continues exactly.
 
     Args:
         lengths: tokens of each sequence.
@@ -64,7 +65,7 @@ class LengthBatchSampler(Sampler[list[int]]):
                 yield part.tolist()
 
     def step_batches(self, epoch: int) -> list[np.ndarray]:
-        """The sequences of every optimizer step of an epoch. A last batch too small to be shared out is left out."""
+        """The sequences of every optimizer step of an epoch."""
         generator = np.random.default_rng((self.seed, epoch))
         order = generator.permutation(len(self.lengths))
         pool = self.batch_size * _POOL
@@ -87,17 +88,6 @@ class LengthBatchSampler(Sampler[list[int]]):
                     break
             epoch += 1
         return steps
-
-
-class EpochLoader(DataLoader[Any]):
-    """A loader whose ``set_epoch`` reaches its batch sampler (the Trainer calls it before each epoch)."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order, and the masks, of this epoch."""
-        if isinstance(self.batch_sampler, LengthBatchSampler):
-            self.batch_sampler.set_epoch(epoch)
-        if isinstance(self.collate_fn, MaskingCollator):
-            self.collate_fn.epoch = epoch
 
 
 class MaskingCollator(DataCollatorForLanguageModeling):

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from compresskit.data import squad
-from compresskit.data.encoding import encode, label_ids
+from compresskit.data.encoding import encode
+from compresskit.data.heads import check_head, map_labels
 from compresskit.data.metrics import METRICS
-from compresskit.data.tasks import TRAIN, Split, Task, TaskData
-from compresskit.errors import InputError
+from compresskit.data.tasks import TRAIN, Split, TaskData
 from compresskit.planning.stage import Stage
 from compresskit.training.attention import attention_kept
 from compresskit.training.batches import MaskingCollator
@@ -35,13 +35,13 @@ def score(
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Every metric on every split but ``train``: ``{split: {metric: score}}``, all as fractions.
+    """Every metric on every split but ``train``: ``{split: {metric: score}}``, all as fractions, in the model's dtype.
 
     A task with ``transfer_of`` is scored with the labels of the model's own task: the probabilities of labels that mean
     the same here are added up. In a group of processes each one predicts its share, and all get the result.
 
     Raises:
-        InputError: the model's labels do not fit the task.
+        InputError: the model's head or its labels do not fit the task.
     """
     was_training = model.training
     model.eval()
@@ -65,6 +65,7 @@ def _score_split(
     progress: Progress | None,
 ) -> dict[str, float]:
     task = data.task
+    check_head(task, model)
     dataset = encode(task, split, tokenizer, max_length)
     outputs = predict(model, tokenizer, dataset, batch_size, progress)
     if task.kind == "spans":
@@ -79,22 +80,12 @@ def _score_split(
     if task.kind == "regression":
         targets, predictions = np.array(split.targets), logits[:, 0]
     else:
-        classes = class_numbers(task, data.labels, model)
+        classes = map_labels(task, data.labels, model).numbers
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         merged = np.stack([shifted[:, numbers].sum(axis=1) for numbers in classes.values()], axis=1)
         order = list(classes)
         targets, predictions = np.array([order.index(label) for label in split.targets]), merged.argmax(axis=1)
-    return {name: METRICS[name](targets, predictions) for name in task.metrics}
-
-
-def class_numbers(task: Task, labels: tuple[str, ...], model: PreTrainedModel) -> dict[str, list[int]]:
-    """For each label of the task, the class numbers of the model that mean it. Raises InputError if they do not fit."""
-    names = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
-    meaning = {number: task.map_labels.get(name, name) for number, name in names.items()}
-    if task.transfer_of and set(meaning.values()) == set(labels):
-        return {label: [number for number, name in meaning.items() if name == label] for label in labels}
-    numbers, _ = label_ids(task, labels, model)
-    return {label: [numbers[label]] for label in labels}
+    return {name: METRICS[name](targets, predictions, len(data.labels)) for name in task.metrics}
 
 
 def predict(
@@ -118,8 +109,6 @@ def predict(
             batch = collate([inputs[row] for row in rows])
             output = model(**{key: value.to(device) for key, value in batch.items()})
             logits = {key: _array(value) for key, value in output.items() if key.endswith("logits")}
-            if not logits:
-                raise InputError(f"{type(model).__name__} has no head that predicts anything; give a fine-tuned model")
             found += [(row, {key: value[i] for key, value in logits.items()}) for i, row in enumerate(rows)]
             if progress is not None:
                 progress("predicting", min(start + batch_size, len(order)), len(order))

@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedModel, TrainerCallback, set_seed
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    TrainerCallback,
+    set_seed,
+)
 
 from compresskit.data import corpus as corpora
-from compresskit.data.encoding import check_length, encode, label_ids
+from compresskit.data.encoding import check_length, encode
+from compresskit.data.heads import check_head, map_labels
 from compresskit.data.tasks import TRAIN, Task, TaskData
 from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
@@ -25,7 +33,7 @@ from compresskit.reporting import training as reports
 from compresskit.training.attention import attention_kept
 from compresskit.training.batches import MaskingCollator
 from compresskit.training.evaluation import Progress, held_out_losses, score
-from compresskit.training.objective import Objective
+from compresskit.training.objective import TARGETS, Objective
 from compresskit.training.run import micro_batches, train
 from compresskit.training.settings import Options
 from compresskit.training.working_folder import WorkingFolder
@@ -73,12 +81,16 @@ class Job:
     def on_task(self, examples: TaskData) -> Result:
         """Train on the task's ``train`` rows; score on the others. Raises InputError, WorkError."""
         task = examples.task
-        length = sequence_length(self.student, self.stage.max_length, task)
+        length = sequence_length(self.stage.max_length, task, self.student, self.teacher)
         notes = list(examples.notes)
         numbers = None
+        for checkpoint in (self.teacher, self.student):
+            if checkpoint is not None:
+                check_head(task, checkpoint.model)
         if task.kind == "classification":
-            numbers, note = label_ids(task, examples.labels, (self.teacher or self.student).model)
-            notes += [note] if note else []
+            labels = map_labels(task, examples.labels, self.student.model)
+            numbers = labels.single
+            notes += [labels.note] if labels.note else []
         encoded = encode(task, examples.splits[TRAIN], self.tokenizer, length, numbers)
         cut = sum(size >= length for size in encoded["length"])
         if cut and task.kind != "spans":
@@ -93,7 +105,7 @@ class Job:
 
     def on_text(self, corpus: corpora.Corpus) -> Result:
         """Train on plain text. Raises InputError, WorkError."""
-        length = sequence_length(self.student, self.stage.max_length)
+        length = sequence_length(self.stage.max_length, None, self.student, self.teacher)
         limit = self.options.max_tokens
         if self.options.max_steps is not None:
             limit = self.options.max_steps * self.stage.batch_size * length
@@ -106,25 +118,37 @@ class Job:
         if "input_ids" not in dataset.column_names:
             columns = ", ".join(dataset.column_names) or "none"
             raise InputError(f"data set: has no column 'input_ids'; tokenise it first (its columns: {columns})")
-        if "length" not in dataset.column_names:
-            dataset = dataset.add_column("length", [len(ids) for ids in dataset["input_ids"]])
+        if "label" in dataset.column_names and "labels" not in dataset.column_names:
+            dataset = dataset.rename_column("label", "labels")
+        used = [name for name in (*self.tokenizer.model_input_names, *TARGETS) if name in dataset.column_names]
+        dataset = dataset.select_columns(used)
+        dataset = dataset.add_column("length", [len(ids) for ids in dataset["input_ids"]])
         if len(dataset) < 2:
             raise InputError(f"data: {len(dataset)} sequences are too few to train on and compare with")
         length = max(dataset["length"])
-        check_length(self.student.model, length)
+        if self.stage.max_length is not None and length > self.stage.max_length:
+            raise InputError(f"data set: holds a sequence of {length} tokens, max length is {self.stage.max_length}")
+        sequence_length(length, None, self.student, self.teacher)
         order = np.random.default_rng(0).permutation(len(dataset))
         count = min(HELD_OUT, max(1, len(dataset) // 10))
         held_out, training = dataset.select(order[:count]), dataset.select(np.sort(order[count:]))
-        collator: Any = DataCollatorWithPadding(self.tokenizer)
-        if type(self.student.model).__name__.endswith("ForMaskedLM") and "labels" not in dataset.column_names:
-            collator = MaskingCollator(self.tokenizer, self.stage.mask_probability, self.options.seed)
+        collators = [self._collator(dataset) for _ in range(2)]  # masks of training move on with the epochs
 
         def measure(model: PreTrainedModel) -> Any:
             assert self.teacher is not None
-            return {"held_out": held_out_losses(model, self.teacher.model, held_out, collator, self.stage)}
+            return {"held_out": held_out_losses(model, self.teacher.model, held_out, collators[0], self.stage)}
 
         data = {**data, "sequences": len(training), "held_out": count}
-        return self._run(training, collator, length, data, measure, [], None)
+        return self._run(training, collators[1], length, data, measure, [], None)
+
+    def _collator(self, dataset: Dataset) -> Any:
+        """Masks words where the class predicts them and the data has no labels; pads labels of tokens."""
+        if "labels" not in dataset.column_names:
+            if type(self.student.model).__name__.endswith("ForMaskedLM"):
+                return MaskingCollator(self.tokenizer, self.stage.mask_probability, self.options.seed)
+        elif isinstance(dataset[0]["labels"], list):
+            return DataCollatorForTokenClassification(self.tokenizer)
+        return DataCollatorWithPadding(self.tokenizer)
 
     def _run(
         self,
@@ -146,6 +170,7 @@ class Job:
             **self.options.model_dump(mode="json", exclude={"device", "save_every"}),
         }
         # Refused before anything is written.
+        earlier = reports.earlier_stages(self.student)
         student: Any = self.student.model
         teacher: Any = self.teacher.model if self.teacher is not None else None
         micro_batches(stage, self.options)
@@ -188,31 +213,52 @@ class Job:
             if PartialState().is_main_process:
                 with checkpoints.output_folder(self.target, self.overwrite) as temporary:
                     checkpoints.save(self.student, temporary)
-                    reports.write(self.student, record, temporary, self.target.name)
+                    self.tokenizer.save_pretrained(temporary)  # the one that it was trained with
+                    reports.write(self.student, [*earlier, record], temporary, self.target.name)
             work.remove()
+            PartialState().wait_for_everyone()
         return Result(student, record, self.target, tuple(all_notes))
 
 
-def load_tokenizer(checkpoint: Checkpoint, given: Any = None) -> Any:
-    """The tokenizer of a checkpoint's folder, unless one is given. Raises InputError where it has none."""
-    if given is not None:
-        return given
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer of a checkpoint's folder; None where it has none. Raises InputError if it cannot be loaded."""
+    # transformers makes an empty tokenizer where there are no files.
+    if checkpoint.folder is None or not any(map(checkpoints.is_vocabulary, checkpoint.folder.iterdir())):
+        return None
     try:
-        # transformers makes an empty tokenizer where there are no files.
-        if not any(checkpoints.is_vocabulary(path) for path in checkpoint.folder.iterdir()):
-            raise OSError("the folder holds no vocabulary")
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"model {checkpoint.origin}: has no tokenizer that can be loaded: {reason}") from None
-    embedding: Any = checkpoint.model.get_input_embeddings()
-    if len(tokenizer) > (rows := embedding.num_embeddings):
-        raise InputError(f"model {checkpoint.origin}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows}")
-    return tokenizer
+        raise InputError(f"model {checkpoint.origin}: its tokenizer cannot be loaded: {reason}") from None
 
 
-def sequence_length(checkpoint: Checkpoint, max_length: int | None, task: Task | None = None) -> int:
+def find_tokenizer(given: Any, *owners: Checkpoint) -> Any:
+    """The tokenizer for a run: the given one, else that of the first checkpoint that has one.
+
+    Raises:
+        InputError: there is none, it does not fit the embedding, or the checkpoints' tokenizers differ.
+    """
+    found = [(owner, load_tokenizer(owner)) for owner in owners] if given is None else []
+    tokenizers = [(owner, tokenizer) for owner, tokenizer in found if tokenizer is not None]
+    if given is None and not tokenizers:
+        names = " and ".join(owner.origin for owner in owners)
+        raise InputError(f"model {names}: has no tokenizer (no tokenizer.json or vocabulary in its folder)")
+    chosen = given if given is not None else tokenizers[0][1]
+    for owner, tokenizer in tokenizers[1:]:
+        if tokenizer.get_vocab() != chosen.get_vocab():
+            raise InputError(f"{tokenizers[0][0].origin} and {owner.origin} have different vocabularies")
+    for owner in owners:
+        embedding: Any = owner.model.get_input_embeddings()
+        if len(chosen) > embedding.num_embeddings:
+            rows = embedding.num_embeddings
+            raise InputError(f"model {owner.origin}: the tokenizer has {len(chosen)} tokens, the embedding {rows}")
+    return chosen
+
+
+def sequence_length(max_length: int | None, task: Task | None, *models: Checkpoint | None) -> int:
     """Tokens per sequence: as set, else the task's, else :data:`DEFAULT_LENGTH`. Raises InputError if too long."""
     length = max_length or (task.max_length if task is not None else DEFAULT_LENGTH)
-    check_length(checkpoint.model, length)
+    for checkpoint in models:
+        if checkpoint is not None:
+            check_length(checkpoint.model, length)
     return length

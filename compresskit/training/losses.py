@@ -64,7 +64,7 @@ def logits_loss(
     student, teacher = student.float(), teacher.float()
     if valid is not None:
         student, teacher = student[valid], teacher[valid]
-    open_classes = torch.isfinite(teacher)
+    open_classes = teacher != -torch.inf
     if form == "mse" or student.shape[-1] == 1:
         # A closed class (minus infinity) must not enter as inf - inf.
         squares = torch.where(open_classes, student - teacher, 0.0).square()

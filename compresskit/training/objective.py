@@ -160,10 +160,13 @@ def _impossible(
     """Why a term cannot be computed; None if it can."""
     if name != "supervised" and teacher is None:
         return "there is no teacher"
+    kind = type(student).__name__
     if name in ("logits", "supervised") and student.base_model is student:
-        return f"{type(student).__name__} has no head that predicts anything"
+        return f"{kind} has no head that predicts anything"
+    if name in ("logits", "supervised") and kind.endswith("ForPreTraining"):
+        return f"what {kind} predicts is not supported (masked-LM and task heads are)"
     if name == "supervised" and not labelled:
-        return "the data has no labels"
+        return "the data has no column labels"
     return None
 
 

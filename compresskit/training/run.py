@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -94,7 +94,11 @@ def train(
         # torch's fused attention is slow in the backward of bf16 on CPUs: 0.5 s a step of 32 x 100 tokens, eager 0.05.
         model.set_attn_implementation("eager")
     with dropout(model, stage.dropout):
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if resume_from is not None and resume_from.name == f"checkpoint-{steps}":
+            trainer.load_finished(resume_from)
+        else:
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            trainer.check_weights()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     # From the log, so that a resumed run counts the time before it was stopped too.
     seconds = sum(entry["seconds"] for entry in log) * steps / log[-1]["step"]
@@ -134,10 +138,10 @@ def tokens_seen(sampler: LengthBatchSampler, steps: int) -> int:
 
 
 @contextmanager
-def dropout(model: PreTrainedModel, probability: float | None) -> Iterator[None]:
-    """Every dropout of the model at ``probability`` for a while; None changes nothing."""
+def dropout(model: PreTrainedModel, probability: float | Literal["keep"]) -> Iterator[None]:
+    """Every dropout of the model at ``probability`` for a while; ``keep`` changes nothing."""
     changed: list[tuple[Any, str, float]] = []
-    for module in model.modules() if probability is not None else ():
+    for module in model.modules() if probability != "keep" else ():
         # Attention modules keep the probability as a number.
         names = ("p",) if isinstance(module, torch.nn.Dropout) else _DROPOUT_NUMBERS
         changed += [(module, name, getattr(module, name)) for name in names if _is_number(module, name)]

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from compresskit.data import corpus as corpora
+from compresskit.data.heads import check_head, map_labels
 from compresskit.data.tasks import Task, load_data, load_task
 from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
@@ -17,7 +18,7 @@ from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.quantizer import is_compressed, quantizer_of
 from compresskit.planning.stage import FINE_TUNING, StageName
 from compresskit.training.evaluation import Progress, score
-from compresskit.training.job import Job, Result, load_tokenizer, sequence_length
+from compresskit.training.job import Job, Result, find_tokenizer, sequence_length
 from compresskit.training.objective import check_fit
 from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
 from compresskit.validation import validate
@@ -73,8 +74,9 @@ def finetune(
     examples = load_data(declared, None if data is None else Path(data))
     head = _new_head(declared, examples.labels)
     read = _read(model, compressed=None, as_class=_CLASS_OF_KIND[declared.kind], **head)
-    words = load_tokenizer(read, tokenizer)
+    words = find_tokenizer(tokenizer, read)
     job = Job("fine-tuning", read, None, words, stage, options, target, overwrite, resume, progress, callbacks)
+    job.explicit_losses = _explicit_losses(explicit)
     return job.on_task(examples)
 
 
@@ -127,9 +129,9 @@ def distill(
     taught_by = _read(teacher, compressed=None)
     read = _read(student, compressed=True, adopt=taught_by.model, **_labels_of(taught_by.model))
     check_fit(read.model, taught_by.model)
-    words = load_tokenizer(taught_by, tokenizer)
+    words = find_tokenizer(tokenizer, taught_by, read)
     job = Job(name, read, taught_by, words, stage, options, target, overwrite, resume, progress, callbacks)
-    job.explicit_losses = tuple(name for name, weight in explicit.get("losses", {}).items() if weight)
+    job.explicit_losses = _explicit_losses(explicit)
     if examples is not None:
         return job.on_task(examples)
     if dataset is not None:
@@ -169,13 +171,22 @@ def evaluate(
     start_processes(options)
     examples = load_data(declared, None if data is None else Path(data), train=False)
     read = _read(model, compressed=None)
-    words = load_tokenizer(read, tokenizer)
-    length = sequence_length(read, max_length, declared)
+    words = find_tokenizer(tokenizer, read)
+    length = sequence_length(max_length, declared, read)
+    check_head(declared, read.model)
+    notes = [*read.notes, *examples.notes]
+    if declared.kind == "classification":
+        note = map_labels(declared, examples.labels, read.model).note
+        notes += [note] if note else []
     moved: Any = read.model
-    moved.to(options.torch_device)
+    moved.float().to(options.torch_device)
     scores = score(moved, words, examples, length, batch_size=batch_size, progress=progress)
-    record = {"model": read.origin, "task": declared.name, "data": examples.record(), "scores": scores}
-    return Result(read.model, record, notes=(*read.notes, *examples.notes))
+    record = {"model": read.origin, "task": declared.name, "data": examples.record(), "scores": scores, "notes": notes}
+    return Result(read.model, record, notes=tuple(notes))
+
+
+def _explicit_losses(explicit: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name, weight in explicit.get("losses", {}).items() if weight)
 
 
 def _read(
@@ -191,7 +202,7 @@ def _read(
         )
     name = model.config.name_or_path or type(model).__name__
     kept = quantizer_of(model).extra_tensors if is_compressed(model) else {}
-    return Checkpoint(Path(name).name, name, Path(name), model, kept)
+    return Checkpoint(Path(name).name, name, None, model, kept)
 
 
 def _new_head(task: Task, labels: Sequence[str]) -> dict[str, Any]:

@@ -14,15 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from compresskit.errors import InputError, WorkError
 from compresskit.planning.stage import LossName, Stage
-from compresskit.training.batches import EpochLoader, LengthBatchSampler, MaskingCollator
+from compresskit.training.batches import LengthBatchSampler, MaskingCollator
 from compresskit.training.objective import TARGETS, Objective, check_fit, count_items
 
-#: Columns that are no input of a model.
-_ASIDE = ("length", "example", "offsets")
 _PART = "part"
 
 
@@ -59,6 +57,8 @@ class DistillationTrainer(Trainer):
         if "input_ids" not in getattr(train_dataset, "column_names", ()):
             found = ", ".join(getattr(train_dataset, "column_names", ())) or "none"
             raise InputError(f"data set: has no column 'input_ids'; tokenise it first (its columns: {found})")
+        if "label" in train_dataset.column_names and "labels" not in train_dataset.column_names:
+            train_dataset = train_dataset.rename_column("label", "labels")
         if teacher is not None:
             check_fit(model, teacher)
         args.remove_unused_columns = False
@@ -66,6 +66,7 @@ class DistillationTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, callbacks=list(callbacks), **rest)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+        self.add_callback(_SetEpoch(self))
         # Says that compute_loss divides by the counts of the whole step, so that Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         masked = isinstance(self.data_collator, MaskingCollator)
@@ -82,8 +83,8 @@ class DistillationTrainer(Trainer):
         """Batches by length, of this process's share."""
         data: Any = self.train_dataset
         lengths = data["length"] if "length" in data.column_names else [len(ids) for ids in data["input_ids"]]
-        columns = [name for name in data.column_names if name not in _ASIDE]
-        sampler = LengthBatchSampler(
+        columns = [name for name in data.column_names if name in self.signature or name in TARGETS]
+        self.sampler = LengthBatchSampler(
             lengths,
             self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
             world=self.args.world_size,
@@ -91,7 +92,13 @@ class DistillationTrainer(Trainer):
             accumulation=self.args.gradient_accumulation_steps,
             seed=self.args.seed,
         )
-        return EpochLoader(data.select_columns(columns), batch_sampler=sampler, collate_fn=self.data_collator)
+        return DataLoader(
+            data.select_columns(columns),
+            batch_sampler=self.sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Valid tokens, (query, key) pairs, sequences and labels of the whole step, over all devices."""
@@ -120,18 +127,40 @@ class DistillationTrainer(Trainer):
         outputs = model(**features, **self.loss.wanted)
         terms = self.loss.terms(outputs, taught, features["attention_mask"], targets, counts)
         loss = self.loss.total(terms)
-        if not torch.isfinite(loss):
+        if not self._everywhere(torch.isfinite(loss)):
+            batch = self.state.global_step % self.sampler.steps + 1 if model.training else 0
             broken = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
             raise WorkError(
-                f"the loss is not finite at step {self.state.global_step + 1}, epoch {self.state.epoch or 0:.2f} "
-                f"({broken}; a batch of {tuple(features['input_ids'].shape)} tokens): lower the learning rate; "
+                f"the loss is not finite at step {self.state.global_step + 1} (batch {batch} of its epoch, "
+                f"{' x '.join(map(str, features['input_ids'].shape))} tokens: {broken}): lower the learning rate; "
                 "the last checkpoint is kept"
             )
         if model.training:
             self.meter.add(loss, terms, counts[0] / self.args.gradient_accumulation_steps)
-        # DDP takes the mean of the gradients over processes; the terms are shares of one sum.
-        loss = loss * self.args.world_size
+            # DDP takes the mean of the gradients over processes; the terms are shares of one sum.
+            loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
+
+    def _everywhere(self, holds: Tensor) -> bool:
+        """Whether something holds in every process, so that all of them stop together."""
+        if self.args.world_size > 1:
+            holds = self.accelerator.gather(holds[None]).all()
+        return bool(holds)
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take over the last checkpoint of a run that ended: ``train`` would add a step."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+    def check_weights(self) -> None:
+        """Raise WorkError unless every weight is finite: a loss shows it one step too late."""
+        model: Any = self.model
+        for name, parameter in model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise WorkError(
+                    f"{name} is not finite after step {self.state.global_step}: lower the learning rate; "
+                    "the last checkpoint is kept"
+                )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each term since the last log, seconds, and real tokens per second over all devices."""
@@ -145,7 +174,10 @@ class DistillationTrainer(Trainer):
         return os.path.join(folder, _PART) if getattr(self, "_saving", False) else folder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As Trainer, but written aside and renamed, so that a checkpoint folder is always complete."""
+        """As Trainer, but written aside and renamed, so that a checkpoint folder is always complete. Raises WorkError
+        instead of saving weights that are not finite.
+        """
+        self.check_weights()
         final = Path(str(self.args.output_dir))
         self._saving = True
         try:
@@ -168,6 +200,25 @@ class DistillationTrainer(Trainer):
                 # Renamed first: a kill while it is deleted must not leave half a checkpoint.
                 shutil.rmtree(path.rename(path.with_name(f"old-{path.name}")), ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells sampler and masks the epoch. Trainer itself does not reach them after a resume."""
+
+    def __init__(self, trainer: DistillationTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """The clock starts here, not when the Trainer was made."""
+        self.trainer.meter.reset()
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Called before the first batch is drawn."""
+        sampler = self.trainer.sampler
+        epoch = state.global_step // sampler.steps
+        sampler.set_epoch(epoch)
+        if isinstance(self.trainer.data_collator, MaskingCollator):
+            self.trainer.data_collator.epoch = epoch
 
 
 def checkpoints(folder: Path) -> list[Path]:
