@@ -4,6 +4,7 @@ Run: python benchmarks/distill.py --data DIR       (DIR holds SST-2/train.tsv)
 Writes README.md and results.json into reports/distill-speed/.
 
 Plain: texts padded to 128 tokens, eager attention, every loss written down as in a tutorial. Ours: DistillationTrainer.
+Both compare attention maps of every layer; eager attention gives probabilities, ours the scores before the softmax.
 Both start from the embedded checkpoint and its 19x low-rank student. Rounds alternate, each in a process of its own;
 speed is real (non-padding) tokens per second after five warm-up steps, memory the peak resident size of the process.
 """
@@ -11,6 +12,7 @@ speed is real (non-padding) tokens per second after five warm-up steps, memory t
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import platform
 import resource
@@ -84,7 +86,7 @@ def measure(which: str, data: Path, losses: dict[str, float], threads: int) -> d
             Clock.tokens += int(kwargs["attention_mask"].sum())
             return forward(*args, **kwargs)
 
-        counted.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
+        counted.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
         student.forward = counted
         trainer.train()
         seconds = time.perf_counter() - Clock.started
@@ -128,6 +130,7 @@ def plain(student: Any, teacher: Any, tokenizer: Any, dataset: Any, losses: Any,
                 taught = teacher(**inputs, **wanted)
             found = model(**inputs, **wanted)
             mask = inputs["attention_mask"].bool()
+            pairs = (mask[:, None, :, None] & mask[:, None, None, :]).expand_as(found.attentions[0])
             terms = {
                 "embedding": functional.mse_loss(found.hidden_states[0][mask], taught.hidden_states[0][mask]),
                 "hidden": sum(
@@ -135,7 +138,8 @@ def plain(student: Any, teacher: Any, tokenizer: Any, dataset: Any, losses: Any,
                     for s, t in zip(found.hidden_states[1:], taught.hidden_states[1:], strict=True)
                 ),
                 "attention": sum(
-                    functional.mse_loss(s, t) for s, t in zip(found.attentions, taught.attentions, strict=True)
+                    functional.mse_loss(s[pairs], t[pairs])
+                    for s, t in zip(found.attentions, taught.attentions, strict=True)
                 ),
                 "logits": functional.kl_div(
                     found.logits.log_softmax(-1), taught.logits.log_softmax(-1), log_target=True, reduction="batchmean"

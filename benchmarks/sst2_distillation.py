@@ -56,37 +56,45 @@ class Road:
         (work / "mix.yaml").write_text(MIX, encoding="utf-8")
 
     def run(self, name: str, *arguments: str) -> dict[str, Any]:
-        """One training command, unless its result is there; returns the newest stage's record."""
-        record = OUTPUT / f"{name}.json"
+        """One training command, unless its model is there; returns the newest stage's record."""
         if not (self.work / name).is_dir():
             self._call(*arguments, "--output", name, "--resume")
-        if not record.is_file():
-            shutil.copyfile(self.work / name / "training.json", record)
-        stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
-        result: dict[str, Any] = stages[-1]
-        return result
+        record = OUTPUT / f"{name}.json"
+        shutil.copyfile(self.work / name / "training.json", record)
+        return self._read(record)
+
+    @staticmethod
+    def _read(record: Path) -> dict[str, Any]:
+        stage: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))["stages"][-1]
+        return stage
 
     def _call(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "compresskit", *arguments, "--threads", str(self.threads)]
         print("$ compresskit", shlex.join(arguments), flush=True)
         subprocess.run(command, check=True, cwd=self.work)
 
-    def teacher(self, rate: str) -> dict[str, Any]:
-        """The embedded checkpoint, fine-tuned."""
+    def teacher(self, rate: str, *, needed: bool = False) -> dict[str, Any]:
+        """The embedded checkpoint, fine-tuned; a record of another day will do unless the model itself is needed."""
+        record = OUTPUT / f"teacher-{rate}.json"
+        if record.is_file() and not needed:
+            return self._read(record)
         data = ("--task", "sst2", "--data", str(self.glue))
         return self.run(f"teacher-{rate}", "finetune", *data, "--learning-rate", rate, *TEACHER)
 
-    def student(self, name: str, teacher: str, *, general: bool = True) -> dict[str, Any]:
-        """Compress, stage 1, stage 2."""
+    def student(self, name: str, rate: str, *, general: bool = True) -> dict[str, Any]:
+        """Compress, stage 1, stage 2 with the teacher of that learning rate."""
+        final = f"{name}-final" if general else f"{name}-final-without-general"
+        if (OUTPUT / f"{final}.json").is_file() and not (self.work / final).is_dir():
+            return self._read(OUTPUT / f"{final}.json")  # done on another day
+        self.teacher(rate, needed=True)
         if not (self.work / name).is_dir():
             self._call("compress", *STUDENTS[name], "--output", name)
         start = name
         if general:
             start = f"{name}-general"
             self.run(start, "distill", "--student", name, "--text", str(self.text), *GENERAL)
-        final = f"{name}-final" if general else f"{name}-final-without-general"
         data = ("--task", "sst2", "--data", str(self.glue))
-        return self.run(final, "distill", "--student", start, "--teacher", teacher, *data, *TASK)
+        return self.run(final, "distill", "--student", start, "--teacher", f"teacher-{rate}", *data, *TASK)
 
 
 def accuracy(record: dict[str, Any], who: str = "student_after") -> float:
@@ -111,9 +119,9 @@ def main() -> None:
     teachers = {rate: road.teacher(rate) for rate in LEARNING_RATES}
     best = max(teachers, key=lambda rate: accuracy(teachers[rate]))
     wanted = [options.only] if options.only else list(STUDENTS)
-    finals = {name: road.student(name, f"teacher-{best}") for name in wanted}
+    finals = {name: road.student(name, best) for name in wanted}
     if WITHOUT_GENERAL in wanted:
-        finals[f"{WITHOUT_GENERAL}, without stage 1"] = road.student(WITHOUT_GENERAL, f"teacher-{best}", general=False)
+        finals[f"{WITHOUT_GENERAL}, without stage 1"] = road.student(WITHOUT_GENERAL, best, general=False)
     if not options.only:
         write_report(teachers, best, finals)
 

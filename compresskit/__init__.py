@@ -17,6 +17,7 @@ from wrapt import when_imported
 if TYPE_CHECKING:
     from compresskit.api import compress, load, plan, to_dense
     from compresskit.errors import CompresskitError, InputError, WorkError
+    from compresskit.planning.stage import Stage
     from compresskit.training.stages import distill, evaluate, finetune
     from compresskit.training.trainer import DistillationTrainer
 
@@ -31,6 +32,7 @@ _PUBLIC = {
     "evaluate": "compresskit.training.stages",
     "finetune": "compresskit.training.stages",
     "DistillationTrainer": "compresskit.training.trainer",
+    "Stage": "compresskit.planning.stage",
     "CompresskitError": "compresskit.errors",
     "InputError": "compresskit.errors",
     "WorkError": "compresskit.errors",
@@ -40,6 +42,7 @@ __all__ = [
     "CompresskitError",
     "DistillationTrainer",
     "InputError",
+    "Stage",
     "WorkError",
     "__version__",
     "compress",

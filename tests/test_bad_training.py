@@ -62,6 +62,7 @@ def test_bad_rows(run: Run, bench_folder: Path, tmp_path: Path, train: str | byt
         ("just text", ["must be a mapping"]),
         (": {", ["not valid YAML"]),
         (OWN, ["column 'kind' has 1 different labels"]),
+        (OWN.replace("label: kind", "label: sort"), ["no column 'sort'", "its columns: text, kind"]),
     ],
 )
 def test_bad_declarations(run: Run, bench_folder: Path, tmp_path: Path, text: str, words: list[str]) -> None:
@@ -101,7 +102,7 @@ def test_bad_settings(run: Run, bench_folder: Path, arguments: list[str], words:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--student", "{}/model"], ["is not compressed", "compresskit compress"]),
+        (["--student", "{}/teacher"], ["is not compressed", "compresskit compress"]),
         (["--student", "nowhere"], ["nowhere"]),
         (["--teacher", "nowhere"], ["nowhere"]),
         (["--text", "nowhere.txt"], ["text nowhere.txt: no such file"]),
@@ -111,8 +112,8 @@ def test_bad_settings(run: Run, bench_folder: Path, arguments: list[str], words:
         (["--text", "{}/other.jsonl"], ["other.jsonl, line 1", "no field 'text'"]),
         (["--data", "{}/data"], ["--data belongs to --task"]),
         (["--text", "{}/text.txt", "--task", "sst2"], ["one of task, text and dataset"]),
-        (["--loss", "hiden=1"], ["hiden", "known losses"]),
-        (["--loss", "hidden"], ["hidden", "NAME=WEIGHT"]),
+        (["--loss", "hiden=1"], ["unknown loss 'hiden'", "did you mean 'hidden'"]),
+        (["--loss", "hidden"], ["--loss hidden", "NAME=WEIGHT"]),
         (["--loss", "hidden=-1"], ["losses: hidden", "at least 0"]),
         (["--loss", "hidden=0", "--loss", "embedding=0"], ["no loss term is left", "no head"]),
         (["--loss", "logits=1"], ["loss logits", "has no head", "weight was given"]),
@@ -257,6 +258,24 @@ def test_outputs_are_not_overwritten(run: Run, bench_folder: Path, tmp_path: Pat
     refused(run(*arguments[:-1], tmp_path / "other"), "is no working folder of compresskit")
     refused(run(*arguments[:-1], tmp_path / "other", "--overwrite"), "is no working folder of compresskit")
     assert (foreign / "mine.txt").read_text() == "mine"
+
+
+def test_outputs_are_not_inputs(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    student, teacher = (shutil.copytree(bench_folder / name, tmp_path / name) for name in ("student", "teacher"))
+    arguments = ("distill", "--student", student, "--teacher", teacher, "--max-length", "32", "--overwrite")
+    for folder in (student, teacher):
+        refused(run(*arguments, "--output", folder), "is also a model that is read")
+    refused(run("distill", "--student", student, "--teacher", student, "--output", "out"), "the same model")
+    refused(run(*arguments, "--resume", "--output", "out"), "not both")
+    refused(run(*arguments[:-1], "--resume", "--output", bench_folder / "data"), "nothing to resume")
+
+
+def test_label_that_train_lacks(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "own.yaml", OWN)
+    write_tsv(tmp_path / "train.tsv", "text\tkind", [("good", "x"), ("bad", "y")])
+    write_tsv(tmp_path / "dev.tsv", "text\tkind", [("good", "x"), ("bad", "purple")])
+    arguments = ("--task", tmp_path / "own.yaml", "--data", tmp_path, "--output", "out")
+    refused(run("finetune", "--model", bench_folder / "model", *arguments), "unknown label 'purple'", "known: x, y")
 
 
 def test_hub_that_cannot_be_reached(run: Run, bench_folder: Path) -> None:

@@ -44,6 +44,15 @@ def test_the_same_sequences_meet_in_a_step(world: int, accumulation: int) -> Non
         assert sorted(i for part in parts for i in part) == sorted(batch)
 
 
+def test_a_remainder_too_small_to_share_changes_nothing_else() -> None:
+    lengths = LENGTHS[: 24 * 10 + 1]  # the last batch has one sequence
+    one = list(LengthBatchSampler(lengths, 24))
+    two = [list(LengthBatchSampler(lengths, 24, world=2, rank=rank)) for rank in range(2)]
+    joined = [sorted([*a, *b]) for a, b in zip(*two, strict=True)]
+    assert joined == [sorted(batch) for batch in one if len(batch) > 1]
+    assert len(one) == len(joined) + 1
+
+
 def test_token_budget() -> None:
     sampler = LengthBatchSampler(LENGTHS, 16)
     for tokens in (1, 1000, int(LENGTHS.sum()), int(2.5 * LENGTHS.sum())):

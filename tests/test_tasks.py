@@ -71,7 +71,7 @@ def test_own_task_in_every_format(tmp_path: Path, kind: str) -> None:
     assert data.labels == ("x", "y")
     assert list(data.splits["dev"].texts) == [(row["text"],) for row in rows]
     assert data.splits["train"].targets == ["x", "y"]
-    assert data.notes == ()
+    assert data.notes == ("task own: labels found: x, y",)
 
 
 def test_glue_layout_variants_and_hold_out(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_two_stages_bring_a_student_back(bench_folder: Path, tmp_path: Path) -> 
     assert "**general**" in card
     assert "**task**" in card
     assert f"{100 * scores['student_after']:.2f}" in card
+    assert "import BertForSequenceClassification" in card
+    assert f"{count(final.model):,} parameters" in card
     again = compresskit.load(folder)
     assert again.config.id2label == {0: "negative", 1: "positive"}
     evaluated = compresskit.evaluate(folder, task="sst2", data=bench_folder / "data", max_length=32)
@@ -142,6 +144,13 @@ def test_own_data_set_and_models(bench_folder: Path, tmp_path: Path) -> None:
     assert result.record["student"]["sha256"] is None
     scores = result.record["scores"]
     assert scores["student_after"]["held_out"]["hidden"] < scores["student_before"]["held_out"]["hidden"]
+    beyond = Dataset.from_dict({"input_ids": [[2, 500, 3]] * 9})
+    for bad, words in ((beyond, "token 500 is beyond"), ([[1, 2]], "give a datasets.Dataset, not a list")):
+        with pytest.raises(InputError, match=words):
+            compresskit.distill(student, teacher, **options | {"dataset": bad})
+    long = Dataset.from_dict({"input_ids": [[2, 3], [5] * 50, [2, 3]]})
+    with pytest.raises(InputError, match="row 1 has 50 tokens, the models take 40"):
+        compresskit.distill(student, teacher, **options | {"dataset": long.with_format("torch")})
     with pytest.raises(InputError, match=r"input_ids.*its columns: text"):
         compresskit.distill(student, teacher, **options | {"dataset": Dataset.from_dict({"text": ["a"]})})
 

@@ -51,7 +51,7 @@ def main() -> None:
         if debug:
             raise
         err.print(
-            "compresskit: interrupted, nothing half-written (an unfinished training run continues with --resume)",
+            "compresskit: interrupted, nothing half-written",
             style="bold red",
         )
         sys.exit(INTERRUPTED)

@@ -86,9 +86,10 @@ def compress(
         megabytes = _write(dense, plan, temporary, folder.name)
     show(dense, plan, megabytes)
     out.print(f"Written to {folder}/ (weights, tokenizer, recipe.yaml, compression.json, model card)", markup=False)
+    teacher = f"--teacher {model} " if model else ""
     out.print(
         f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
-        f"  compresskit distill {f'--teacher {model} ' if model else ''}--student {folder} --output {folder}-general\n"
+        f"  compresskit distill {teacher}--student {folder} --text FILE --output {folder}-general\n"
         f"Load it:\n  python -c \"import compresskit; model = compresskit.load('{folder}')\"",
         soft_wrap=True,
         highlight=False,

@@ -11,7 +11,7 @@ import click
 from rich.markup import escape
 
 from compresskit.cli.common import err, out, prepare, print_notes, progress_bar, shared
-from compresskit.errors import InputError
+from compresskit.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from compresskit.training.stages import Result
@@ -27,26 +27,28 @@ def _loss(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, 
     for value in values:
         name, _, weight = value.partition("=")
         if name not in LOSSES:
-            raise click.BadParameter(f"{name!r}: known losses: {', '.join(LOSSES)}")
+            raise unknown("loss", name, LOSSES)
         try:
             weights[name] = float(weight)
         except ValueError:
-            raise click.BadParameter(f"{value!r}: give NAME=WEIGHT, such as hidden=1") from None
+            raise InputError(f"--loss {value}: give NAME=WEIGHT, such as hidden=1") from None
     return weights or None
 
 
 def training(command: F) -> F:
     """The flags of both training commands. None of them has a default here: the stage's settings have."""
     options = (
-        click.option("--epochs", type=float, help="Passes over the data."),
+        click.option("--epochs", type=float, help="Passes over the data. Default: distill 1, finetune 3."),
         click.option("--max-steps", type=int, help="Optimizer steps, instead of epochs."),
         click.option("--max-tokens", type=int, help="Real (non-padding) tokens, instead of epochs."),
-        click.option("--learning-rate", type=float, help="At its peak, after the warm-up."),
-        click.option("--batch-size", type=int, help="Sequences per step, over all devices."),
-        click.option("--max-length", type=int, help="Tokens per sequence."),
-        click.option("--warmup", type=float, help="Share of the steps over which the learning rate rises."),
-        click.option("--weight-decay", type=float, help="Of AdamW."),
-        click.option("--dropout", help="While it trains: a probability, or keep for the checkpoint's own."),
+        click.option(
+            "--learning-rate", type=float, help="At its peak. Default: general 1e-3, task 5e-4, finetune 5e-5."
+        ),
+        click.option("--batch-size", type=int, help="Sequences per step, over all devices. Default: 32."),
+        click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's, else 128."),
+        click.option("--warmup", type=float, help="Share of the steps with rising learning rate. Default: 0.1."),
+        click.option("--weight-decay", type=float, help="Of AdamW. Default: 0.01."),
+        click.option("--dropout", help="A probability, or keep (the checkpoint's). Default: distill 0, finetune keep."),
         click.option("--accumulation", type=int, help="Micro-batches per step: less memory."),
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default: fp32."),
         click.option("--device", type=click.Choice(["auto", "cpu"]), help="Default: auto, a GPU where there is one."),
@@ -71,12 +73,21 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
 @_task
 @_data
 @click.option("--text", metavar="FILE|HUB_ID", help="General stage: .txt, .jsonl, .gz. Default: the embedded text.")
-@click.option("--loss", "losses", multiple=True, metavar="NAME=WEIGHT", callback=_loss, help="A loss term's weight.")
+@click.option(
+    "--loss",
+    "losses",
+    multiple=True,
+    metavar="NAME=WEIGHT",
+    callback=_loss,
+    help="embedding, attention, hidden, logits or supervised; 1 each, attention 0.",
+)
 @click.option("--logits-loss", type=click.Choice(["kl", "mse"]), help="Form of the logits term. Default: kl.")
 @click.option("--temperature", type=float, help="Of kl. Default: 1.")
 @training
 def distill(student: str, teacher: str | None, debug: bool, threads: int | None, **flags: Any) -> None:
     """Bring a compressed student back to its teacher.
+
+    Settings that are not given come from the recipe in the student's folder, where it has some.
 
     Without --task the general stage: the pre-trained teacher, on plain text. With --task the task stage: the teacher
     that was fine-tuned on the task (`compresskit finetune`). Several devices: the same command under torchrun.
@@ -86,9 +97,10 @@ def distill(student: str, teacher: str | None, debug: bool, threads: int | None,
     prepare(flags["seed"], threads)
     from compresskit.training import stages
 
-    with _progress("distilling") as tools:
+    with _progress("distilling", flags["output"]) as tools:
         result = stages.distill(student, teacher, **flags, **tools)
-    _report(result)
+    general = flags["task"] is None
+    _report(result, "compresskit distill --teacher TASK_TEACHER --student {} --task TASK" if general else "")
 
 
 @click.command()
@@ -101,11 +113,15 @@ def finetune(model: str | None, task: str | None, debug: bool, threads: int | No
     if task is None:
         raise InputError("--task is needed: what to train on; `compresskit tasks` lists what is there")
     prepare(flags["seed"], threads)
+    from compresskit.model.quantizer import is_compressed
     from compresskit.training import stages
 
-    with _progress("fine-tuning") as tools:
+    with _progress("fine-tuning", flags["output"]) as tools:
         result = stages.finetune(model, task=task, **flags, **tools)
-    _report(result)
+    _report(
+        result,
+        "" if is_compressed(result.model) else f"compresskit distill --teacher {{}} --student STUDENT --task {task}",
+    )
 
 
 @click.command()
@@ -157,9 +173,10 @@ def tasks(debug: bool) -> None:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[dict[str, Any]]:
+def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
     """Progress of predictions and of training, for a stage."""
     from compresskit.training.progress import ProgressBar
+    from compresskit.training.working_folder import working_folder
 
     bar = ProgressBar(err, what)
     try:
@@ -170,11 +187,20 @@ def _progress(what: str) -> Iterator[dict[str, Any]]:
 
             bar.before_start = status.stop
             yield {"progress": predicting, "callbacks": [bar]}
+    except KeyboardInterrupt:
+        bar.close()
+        if working_folder(output).exists():
+            err.print(
+                f"{working_folder(output)}/ keeps what was done: the same command with --resume continues it",
+                markup=False,
+                soft_wrap=True,
+            )
+        raise
     finally:
         bar.close()
 
 
-def _report(result: Result) -> None:
+def _report(result: Result, following: str = "") -> None:
     from compresskit.reporting.tables import grid
     from compresskit.reporting.training import score_rows
 
@@ -187,3 +213,5 @@ def _report(result: Result) -> None:
     )
     print_notes(result.notes)
     out.print(f"Written to {result.folder}/ (weights, training.json, losses.png, model card)", markup=False)
+    if following:
+        out.print(f"Next: {following.format(result.folder)}", markup=False, highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from compresskit.data import files
 from compresskit.errors import InputError
+from compresskit.model import hub
 
 EMBEDDED = "python-help-topics"
 _BATCH = 32
@@ -146,11 +147,9 @@ def _embedded() -> Iterator[str]:
 
 
 def _from_hub(name: str) -> Iterator[str]:
-    from datasets import load_dataset
-
     path, _, config = name.partition(":")
     try:
-        dataset = load_dataset(path, config or None, split="train", streaming=True)
+        dataset = hub.load_dataset(path, config or None, split="train", streaming=True)
         for row in dataset:
             yield str(row["text"])
     except Exception as error:  # the library raises a dozen kinds, from no network to no such column

@@ -72,9 +72,13 @@ def lines(path: Path) -> Iterator[str]:
             for number, line in enumerate(stream, start=1):  # noqa: B007 (used below)
                 yield line.rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"data {path}: not UTF-8 text after line {number}: {error.reason}") from None
+        raise InputError(f"data {path}: not UTF-8 text{_after(number)}: {error.reason}") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"data {path}: cannot be read after line {number}: {error}") from None
+        raise InputError(f"data {path}: cannot be read{_after(number)}: {error}") from None
+
+
+def _after(line: int) -> str:
+    return f" after line {line}" if line else ""
 
 
 def file_hash(path: Path) -> str:

@@ -83,7 +83,8 @@ def map_labels(task: Task, labels: Sequence[str], model: PreTrainedModel) -> Lab
     if len(names) == len(labels) and all(name == f"LABEL_{number}" for number, name in enumerate(names)):
         note = f"the model does not name its labels; taken as {', '.join(labels)}, in this order"
         return LabelMap({label: (number,) for number, label in enumerate(labels)}, note)
-    raise InputError(f"labels differ: the model has {', '.join(names)}; task {task.name} has {', '.join(labels)}")
+    hint = f" (it scores models of {' or '.join(task.transfer_of)})" if task.transfer_of else ""
+    raise InputError(f"labels differ: the model has {', '.join(names)}; task {task.name} has {', '.join(labels)}{hint}")
 
 
 class _lookup:  # noqa: N801 (used as a function)

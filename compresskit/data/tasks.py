@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from compresskit.data import files, metrics, squad
 from compresskit.errors import InputError, unknown
+from compresskit.model import hub
 from compresskit.validation import parse_mapping, read_named, validate
 
 TRAIN, DEV = "train", "dev"
@@ -196,12 +197,17 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
         raise InputError(f"task {task.name}: names no train file, so nothing can be trained on it")
     if not raw:
         raise InputError(f"task {task.name}: names no files; give files: {{train: ..., dev: ...}}")
+    for rows, about in raw.values():
+        _check_columns(task, rows, about)
+        if about.remark:
+            notes.append(f"task {task.name}: reads {about.source} ({about.remark})")
     labels = _labels(task, raw)
+    if task.kind == "classification" and task.labels is None:
+        notes.append(f"task {task.name}: labels found: {', '.join(labels)}")
     splits = {name: _split(task, rows, about, labels) for name, (rows, about) in raw.items()}
     if DEV not in splits:
         splits[TRAIN], splits[DEV] = _hold_out(splits[TRAIN], task.holdout)
-        notes.append(f"task {task.name}: no dev file, so {splits[DEV].remark}")
-    notes += [f"task {task.name}: {name} is {s.source} ({s.remark})" for name, s in splits.items() if s.remark]
+        notes.append(f"task {task.name}: no dev file, so {len(splits[DEV])} rows of train are held out (seed 0)")
     if not train:
         splits.pop(TRAIN, None)
     return TaskData(task, splits, labels, tuple(dict.fromkeys(notes)))
@@ -245,15 +251,13 @@ def _from_file(task: Task, path: Path, notes: list[str]) -> tuple[files.Rows, Sp
 def _from_hub(task: Task, train: bool) -> dict[str, tuple[files.Rows, Split]]:
     if task.hub is None:
         raise InputError(f"task {task.name}: names no data set on the hub; give its folder with --data")
-    from datasets import load_dataset
-
     wanted = [split for split in task.files if split != TRAIN or train] or ([TRAIN] if train else []) + [DEV]
     raw = {}
     for split in wanted:
         theirs = task.hub.splits.get(split, split)
         address = "/".join(part for part in (task.hub.path, task.hub.name, theirs) if part)
         try:
-            dataset = load_dataset(task.hub.path, task.hub.name, split=theirs)
+            dataset = hub.load_dataset(task.hub.path, task.hub.name, split=theirs)
         except Exception as error:  # the library raises a dozen kinds, from no network to no such split
             reason = " ".join(str(error).split())[:200]
             raise InputError(
@@ -278,7 +282,8 @@ def _labels(task: Task, raw: Mapping[str, tuple[files.Rows, Split]]) -> tuple[st
         return ()
     if task.labels is not None:
         return tuple(task.labels)
-    values = {str(row[task.label]) for rows, _ in raw.values() for row in rows if row.get(task.label) is not None}
+    sources = [raw[TRAIN]] if TRAIN in raw else raw.values()  # a label that train lacks is a mistake
+    values = {str(row[task.label]) for rows, _ in sources for row in rows if row.get(task.label) is not None}
     if len(values) < 2:
         raise InputError(
             f"task {task.name}: column {task.label!r} has {len(values)} different labels, needs two or more"
@@ -290,15 +295,17 @@ def _labels(task: Task, raw: Mapping[str, tuple[files.Rows, Split]]) -> tuple[st
     return tuple(sorted(values))
 
 
+def _check_columns(task: Task, rows: files.Rows, about: Split) -> None:
+    for column in (*task.inputs, *(() if task.kind == "spans" else (task.label,))):
+        if column not in rows[0]:
+            found = ", ".join(map(str, rows[0]))
+            raise InputError(f"data {about.source}: has no column {column!r}; its columns: {found}")
+
+
 def _split(task: Task, rows: files.Rows, about: Split, labels: Sequence[str]) -> Split:
     by_value = {value: name for name, value in task.labels.items()} if task.labels else {name: name for name in labels}
     texts: list[tuple[str, ...]] = []
     targets: list[Any] = []
-    for column in (*task.inputs, *(() if task.kind == "spans" else (task.label,))):
-        if column not in rows[0]:
-            raise InputError(
-                f"data {about.source}: has no column {column!r}; its columns: {', '.join(map(str, rows[0]))}"
-            )
     for number, row in enumerate(rows, start=1):
         where = f"data {about.source}, row {number}"
         if any(not isinstance(row.get(column), str) for column in task.inputs):

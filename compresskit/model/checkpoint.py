@@ -109,7 +109,7 @@ def read(
         name = origin.rpartition("/")[2]
     config = _read_config(folder, compressed)
     stored = _stored_keys(weight_files(folder))
-    _check_labels(config, folder, adopt, as_class, config_changes)
+    config_changes = _check_labels(config, folder, adopt, as_class, config_changes)
     loader = _model_class(config, folder, as_class) if adopt is None else type(adopt)
     options = {"dtype": "auto", "local_files_only": True, "trust_remote_code": False, **config_changes}
     try:
@@ -129,17 +129,26 @@ def read(
 
 def _check_labels(
     config: Any, folder: Path, adopt: PreTrainedModel | None, as_class: str | None, changes: dict[str, Any]
-) -> None:
-    """Refuse a stored classification head with another number of labels than is asked for."""
+) -> dict[str, Any]:
+    """The changes without those to labels, where the stored head has the same ones; refuse a head with others."""
     kind = "ForSequenceClassification"
     asked = type(adopt).__name__ if adopt is not None else kind if as_class == "sequence-classification" else ""
     stored = (config.architectures or [""])[0]
-    number = changes.get("num_labels", config.num_labels)
-    if stored.endswith(kind) and asked.endswith(kind) and config.num_labels != number:
-        names = ", ".join(str(name) for _, name in sorted(config.id2label.items()))
-        wanted = changes.get("id2label") or {}
-        theirs = ", ".join(str(name) for _, name in sorted(wanted.items())) or str(number)
-        raise InputError(f"model {folder}: labels differ: it has {names}; asked for are {theirs}")
+    if not (stored.endswith(kind) and asked.endswith(kind) and "num_labels" in changes):
+        return changes
+    theirs, ours = (
+        [str(name) for _, name in sorted(labels.items())]
+        for labels in (config.id2label, changes.get("id2label") or dict.fromkeys(range(changes["num_labels"]), "?"))
+    )
+    unnamed = any(all(name in (f"LABEL_{i}", "?") for i, name in enumerate(names)) for names in (theirs, ours))
+    same = {name.casefold() for name in theirs} == {name.casefold() for name in ours}
+    if len(theirs) != len(ours) or not (same or unnamed):
+        raise InputError(
+            f"model {folder}: labels differ: its head has {', '.join(theirs)}; asked for are {', '.join(ours)}; "
+            "start from a model without this head"
+        )
+    # Its own order of the labels is the one its head was trained with.
+    return {key: value for key, value in changes.items() if not (same and key in ("id2label", "label2id"))}
 
 
 def _line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -45,6 +46,25 @@ def download(repo: str) -> Path:
     except (HTTPError, HFValidationError, OSError) as error:
         answer = " ".join(str(error).split())[:200]
         raise InputError(f"model {repo}: no such folder, and the hub answers: {answer}") from None
+
+
+def load_dataset(repo: str, name: str | None, *, split: str, streaming: bool = False) -> Any:
+    """A split of a data set of the hub; from the local cache alone where the hub does not answer in seconds.
+
+    Raises whatever the library raises: a dozen kinds of errors.
+    """
+    import datasets
+
+    try:
+        HfApi().dataset_info(repo, timeout=TIMEOUT)
+    except HfHubHTTPError:
+        raise  # it was reached, and refuses
+    except (HTTPError, OfflineModeIsEnabled, OSError):
+        if streaming:
+            raise
+        cached = datasets.DownloadConfig(local_files_only=True)
+        return datasets.load_dataset(repo, name, split=split, download_config=cached)
+    return datasets.load_dataset(repo, name, split=split, streaming=streaming)
 
 
 def _remote_files(repo: str) -> list[str] | None:

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from compresskit import __version__
 from compresskit.data.files import file_hash
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import MARKER, TRAINING, Checkpoint, weight_files
+from compresskit.model.quantizer import is_compressed
 from compresskit.model.targets import count_parameters
 from compresskit.reporting.tables import markdown
 
 FORMAT_VERSION = 1
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WHO = {"teacher": "teacher", "student_before": "student before", "student_after": "student after"}
 
 
@@ -49,6 +52,7 @@ def stage_record(
     """One stage as plain data: settings, what happened, scores, and all that is needed to do it again."""
     state = PartialState()
     record = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **settings,
         **history,
         "tokens_per_second": history["tokens"] / history["seconds"],
@@ -83,13 +87,14 @@ def score_rows(record: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
     titles = ["before", "after"] if fine_tuned else [_WHO[name] for name in who]
     rows = []
     losses = record["primary_metric"] is None
+    shares = not losses and not fine_tuned
     for split, values in scores[who[-1]].items():
         for metric in values:
             cells = [scores[name][split][metric] for name in who]
             text = [f"{cell:.4g}" if losses else f"{100 * cell:.2f}" for cell in cells]
-            kept = "-" if losses or fine_tuned or cells[0] <= 0 else f"{100 * cells[-1] / cells[0]:.1f} %"
-            rows.append((split.replace("_", " "), f"loss {metric}" if losses else metric, *text, kept))
-    return ("split", "metric", *titles, "kept"), rows
+            kept = [f"{100 * cells[-1] / cells[0]:.1f} %" if cells[0] > 0 and cells[-1] > 0 else "-"] if shares else []
+            rows.append((split.replace("_", " "), f"loss {metric}" if losses else metric, *text, *kept))
+    return ("split", "metric", *titles, *(["kept"] if shares else [])), rows
 
 
 def earlier_stages(checkpoint: Checkpoint) -> list[dict[str, Any]]:
@@ -127,6 +132,7 @@ def write(checkpoint: Checkpoint, stages: list[dict[str, Any]], folder: Path, ti
 def loss_picture(record: Mapping[str, Any], path: Path) -> None:
     """The loss terms over the steps, logarithmic."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -137,23 +143,49 @@ def loss_picture(record: Mapping[str, Any], path: Path) -> None:
         if points:
             label = "total" if name == "loss" else name.removeprefix("loss_")
             axes.plot(*zip(*points, strict=True), label=label, color="black" if name == "loss" else None)
-    axes.set(xlabel="step", ylabel="loss (each term unweighted)", yscale="log", title=f"{record['stage']} stage")
-    axes.grid(alpha=0.3)
+    axes.set(xlabel="step", ylabel="loss; terms without their weights", yscale="log", title=record["stage"])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3, which="both")
     if axes.lines:
-        axes.legend(frameon=False)
+        figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=120)
 
 
+_CARD = """---
+library_name: transformers
+tags:
+- compresskit
+---
+
+# {title}
+
+{origin}, trained by compresskit.
+
+## Load
+
+```python
+{before}from transformers import {loader}
+
+model = {loader}.from_pretrained("FOLDER_OR_REPOSITORY")
+```
+
+"""
+
+
 def _card(original: str, stages: Sequence[Mapping[str, Any]], title: str, checkpoint: Checkpoint) -> str:
-    section = "## Training\n\n" + "\n".join(_stage_text(stage) for stage in stages) + "\n"
-    if "## Quality" in original:
-        text = re.sub(r"## Quality\n.*?(?=\n## )", lambda _: section, original, flags=re.DOTALL)
-    elif "## Training" in original:
-        text = re.sub(r"## Training\n.*?(?=\n## |\Z)", lambda _: section, original, flags=re.DOTALL)
-    else:
-        header = "---\nlibrary_name: transformers\ntags:\n- compresskit\n---\n"
-        text = f"{header}\n# {title}\n\n{checkpoint.origin}, fine-tuned by compresskit.\n\n{section}"
-    return re.sub(r"^# .*$", lambda _: f"# {title}", text, count=1, flags=re.MULTILINE)
+    loader = type(checkpoint.model).__name__
+    count = count_parameters(checkpoint.model)
+    section = f"## Training\n\nThis {loader} has {count:,} parameters.\n\n"
+    section += "\n\n".join(_stage_text(stage) for stage in stages) + "\n"
+    if heading := re.search(r"^## (Quality|Training)$", original, flags=re.MULTILINE):
+        text = re.sub(rf"{heading[0]}\n.*?(?=\n## |\Z)", lambda _: section, original, flags=re.DOTALL)
+        # The student took over its teacher's class.
+        text = re.sub(r"(?<=from transformers import )\w+|(?<=model = )\w+(?=\.from_pretrained)", loader, text)
+        return re.sub(r"^# .*$", lambda _: f"# {title}", text, count=1, flags=re.MULTILINE)
+    before = "import compresskit  # lets transformers read the factorised layers\n" * is_compressed(checkpoint.model)
+    # A path of this machine says nothing to the reader of a card.
+    origin = checkpoint.origin if _HUB_ID.fullmatch(checkpoint.origin) else checkpoint.name
+    return _CARD.format(title=title, origin=origin, before=before, loader=loader) + section
 
 
 def _stage_text(stage: Mapping[str, Any]) -> str:
@@ -168,4 +200,4 @@ def _stage_text(stage: Mapping[str, Any]) -> str:
     if stage["teacher"] is not None:
         lines.append(f"Teacher: {stage['teacher']['name']} ({stage['teacher']['parameters']:,} parameters).")
     columns, rows = score_rows(stage)
-    return "\n".join([*lines, "", markdown(columns, rows), ""])
+    return "\n".join([*lines, "", markdown(columns, rows)])

@@ -74,8 +74,8 @@ class LengthBatchSampler(Sampler[list[int]]):
             chunk = order[start : start + pool]
             chunk = chunk[np.argsort(-self.lengths[chunk], kind="stable")]
             batches += [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
-        batches = [batch for batch in batches if len(batch) >= self.world * self.accumulation]
-        return [batches[i] for i in generator.permutation(len(batches))]
+        shuffled = [batches[i] for i in generator.permutation(len(batches))]
+        return [batch for batch in shuffled if len(batch) >= self.world * self.accumulation]
 
     def steps_for_tokens(self, tokens: int) -> int:
         """Optimizer steps until at least ``tokens`` real (non-padding) tokens were seen."""

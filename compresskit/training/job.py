@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from compresskit.data import corpus as corpora
-from compresskit.data.encoding import check_length, encode
+from compresskit.data.encoding import check_length, encode, positions
 from compresskit.data.heads import check_head, map_labels
 from compresskit.data.tasks import TRAIN, Task, TaskData
 from compresskit.errors import InputError
@@ -124,11 +124,16 @@ class Job:
         dataset = dataset.select_columns(used)
         dataset = dataset.add_column("length", [len(ids) for ids in dataset["input_ids"]])
         if len(dataset) < 2:
-            raise InputError(f"data: {len(dataset)} sequences are too few to train on and compare with")
-        length = max(dataset["length"])
+            raise InputError(f"{data['source']}: {len(dataset)} sequences are too few; two are the least")
+        length, longest = max((length, row) for row, length in enumerate(dataset["length"]))
+        limit = min(positions(each.model) or length for each in (self.student, self.teacher) if each is not None)
+        if length > limit:
+            raise InputError(f"{data['source']}: row {longest} has {length} tokens, the models take {limit}: cut it")
+        embedding: Any = self.student.model.get_input_embeddings()
+        if (token := max(map(max, dataset["input_ids"]))) >= embedding.num_embeddings:
+            raise InputError(f"{data['source']}: token {token} is beyond the vocabulary of {embedding.num_embeddings}")
         if self.stage.max_length is not None and length > self.stage.max_length:
-            raise InputError(f"data set: holds a sequence of {length} tokens, max length is {self.stage.max_length}")
-        sequence_length(length, None, self.student, self.teacher)
+            raise InputError(f"{data['source']}: holds {length} tokens in a row, max length is {self.stage.max_length}")
         order = np.random.default_rng(0).permutation(len(dataset))
         count = min(HELD_OUT, max(1, len(dataset) // 10))
         held_out, training = dataset.select(order[:count]), dataset.select(np.sort(order[count:]))
@@ -180,6 +185,8 @@ class Job:
         work = None
         if self.target is not None:
             work = WorkingFolder(self.target, settings, resume=self.resume, overwrite=self.overwrite)
+            if self.resume and not work.found:
+                notes = [*notes, f"{work.path}: there was no run to resume, so one was started"]
         dtypes = {model: model.dtype for model in (student, teacher) if model is not None}
         scores = {}
         for who, model in (("student_before", student), ("teacher", teacher)):

@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from transformers import TrainerCallback
 
-#: Seconds between two lines where there is no terminal.
-INTERVAL = 60.0
+#: Seconds between two lines where there is no terminal, and until the first one.
+INTERVAL, FIRST = 60.0, 15.0
 
 
 class ProgressBar(TrainerCallback):
@@ -19,14 +20,14 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, console: Console, what: str) -> None:
         columns = (
-            TextColumn("{task.description:>12}"),
-            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[terms]}"),
+            TextColumn("{task.fields[terms]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.bar = Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal)
         self.console = console
         self.what = what
         self.task: Any = None
@@ -42,7 +43,8 @@ class ProgressBar(TrainerCallback):
             self.bar.start()
             self.task = self.bar.add_task(self.what, total=state.max_steps, completed=state.global_step, terms="")
             self.first_step = state.global_step
-            self.started = self.printed = time.monotonic()
+            self.started = time.monotonic()
+            self.printed = self.started - INTERVAL + FIRST
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One step further."""

@@ -21,6 +21,7 @@ from compresskit.training.evaluation import Progress, score
 from compresskit.training.job import Job, Result, find_tokenizer, sequence_length
 from compresskit.training.objective import check_fit
 from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
+from compresskit.training.working_folder import working_folder
 from compresskit.validation import validate
 
 ModelLike = PreTrainedModel | str | Path | None
@@ -68,7 +69,7 @@ def finetune(
     explicit, options = split_settings(settings)
     stage = with_settings(FINE_TUNING, explicit)
     declared = task if isinstance(task, Task) else load_task(task)
-    target = _check_output(output, overwrite)
+    target = _check_output(output, overwrite, resume, model)
     start_processes(options)
     set_seed(options.seed)
     examples = load_data(declared, None if data is None else Path(data))
@@ -122,7 +123,10 @@ def distill(
     stage = with_settings(recipe_stage(student, name), explicit)
     declared = task if task is None or isinstance(task, Task) else load_task(task)
     corpus = corpora.find_corpus(text) if task is None and dataset is None else None
-    target = _check_output(output, overwrite)
+    target = _check_output(output, overwrite, resume, student, teacher)
+    named = isinstance(student, str | Path) and isinstance(teacher, str | Path)
+    if student is teacher or (named and Path(str(student)) == Path(str(teacher))):
+        raise InputError("teacher and student are the same model")
     start_processes(options)
     set_seed(options.seed)
     examples = None if declared is None else load_data(declared, None if data is None else Path(data))
@@ -135,6 +139,9 @@ def distill(
     if examples is not None:
         return job.on_task(examples)
     if dataset is not None:
+        if not isinstance(dataset, Dataset):
+            raise InputError(f"data set: give a datasets.Dataset, not a {type(dataset).__name__}")
+        dataset = dataset.with_format(None)
         return job.on_dataset(dataset, {"source": "a data set given from Python", "fingerprint": dataset._fingerprint})
     assert corpus is not None
     return job.on_text(corpus)
@@ -225,8 +232,16 @@ def _labels_of(teacher: PreTrainedModel) -> dict[str, Any]:
     return {name: getattr(teacher.config, name) for name in names}
 
 
-def _check_output(output: str | Path | None, overwrite: bool) -> Path | None:
+def _check_output(output: str | Path | None, overwrite: bool, resume: bool, *inputs: ModelLike) -> Path | None:
+    if resume and overwrite:
+        raise InputError("give --resume (continue a run) or --overwrite (start again), not both")
     if output is None:
         return None
-    checkpoints.check_output(Path(output), overwrite)
-    return Path(output)
+    target = Path(output)
+    for given in inputs:
+        if isinstance(given, str | Path) and Path(given).resolve() == target.resolve():
+            raise InputError(f"output {output}: is also a model that is read; choose another folder")
+    if resume and target.exists() and not working_folder(target).exists():
+        raise InputError(f"output {output}: exists, so the run is finished: nothing to resume")
+    checkpoints.check_output(target, overwrite)
+    return target

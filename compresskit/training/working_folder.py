@@ -16,6 +16,11 @@ from compresskit.training.trainer import checkpoints
 _SETTINGS = "settings.json"
 
 
+def working_folder(output: Path) -> Path:
+    """The folder beside ``output`` that holds the state of its unfinished run."""
+    return output.with_name(output.name + ".checkpoints")
+
+
 class WorkingFolder:
     """Where an unfinished run keeps its state: ``<output>.checkpoints``, removed once the output is written.
 
@@ -24,7 +29,9 @@ class WorkingFolder:
     """
 
     def __init__(self, output: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-        self.path = output.with_name(output.name + ".checkpoints")
+        self.path = working_folder(output)
+        #: Whether there was a run to continue.
+        self.found = self.path.exists()
         state = PartialState()
         text = json.dumps(settings, indent=2, sort_keys=True, default=str)
         if self.path.exists():
@@ -54,9 +61,9 @@ class WorkingFolder:
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
+                before, now = (_short(value.get(key)) for value in (old, new))
                 raise InputError(
-                    f"{self.path}: belongs to a run with another {key} ({old.get(key)}; now {new.get(key)}); "
-                    "--overwrite starts again"
+                    f"{self.path}: belongs to a run with another {key} ({before}; now {now}); --overwrite starts again"
                 )
 
     @property
@@ -81,3 +88,11 @@ class WorkingFolder:
         """Forget the run."""
         if PartialState().is_main_process:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _short(value: Any) -> str:
+    """A setting for a message: a model or data set by its name."""
+    if isinstance(value, dict):
+        value = value.get("name") or value.get("source") or value.get("task", {}).get("name") or value
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
