@@ -170,7 +170,7 @@ def test_own_labels(bench_folder: Path) -> None:
     assert {"supervised", "logits"} <= set(
         compresskit.distill(student, teacher, dataset=given, **options).record["losses"]
     )
-    with pytest.raises(InputError, match="31 tokens, max length is 20"):
+    with pytest.raises(InputError, match="31 tokens in a row, max length is 20"):
         compresskit.distill(student, teacher, dataset=given, max_length=20, **options)
 
 
