@@ -124,6 +124,8 @@ def write(checkpoint: Checkpoint, stages: list[dict[str, Any]], folder: Path, ti
         if (checkpoint.folder / MARKER).is_file() and card.is_file():
             original = card.read_text(encoding="utf-8")
     text = json.dumps({"format_version": FORMAT_VERSION, "stages": stages}, indent=1)
+    # One line per entry of the log.
+    text = re.sub(r"\{[^{}]*\}", lambda leaf: re.sub(r"\n\s*", " ", leaf[0]), text)
     (folder / TRAINING).write_text(text + "\n", encoding="utf-8")
     loss_picture(stages[-1], folder / "losses.png")
     (folder / "README.md").write_text(_card(original, stages, title, checkpoint), encoding="utf-8")
