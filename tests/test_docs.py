@@ -44,3 +44,16 @@ def test_shape_table_is_that_of_the_report() -> None:
         r = json.loads(file.read_text(encoding="utf-8"))
         row = f"| {r['flops'] / 1e9:.3f} G | {r['error']:.3f} | {r['before']:.3f} | {r['after']:.3f} |"
         assert row in text, r["name"]
+
+
+def test_distillation_table_is_that_of_the_records() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    finals = sorted((ROOT / "reports" / "sst2-distillation").glob("*-final*.json"))
+    assert len(finals) >= 5
+    for file in finals:
+        stage = json.loads(file.read_text(encoding="utf-8"))["stages"][-1]
+        before, after = (100 * stage["scores"][who]["dev"]["accuracy"] for who in ("student_before", "student_after"))
+        assert f"| {before:.2f} | {after:.2f} | {100 * stage['kept']:.1f} % |" in text, file.name
+    for file in (ROOT / "reports" / "sst2-distillation").glob("teacher-*.json"):
+        stage = json.loads(file.read_text(encoding="utf-8"))["stages"][-1]
+        assert f" | {100 * stage['scores']['student_after']['dev']['accuracy']:.2f} |" in text, file.name

@@ -53,6 +53,7 @@ def compress(
     prepare(seed, threads, device)
     from compresskit.api import choose_recipe
     from compresskit.model import checkpoint as checkpoints
+    from compresskit.model import output as outputs
     from compresskit.model.sources import ModelSource
     from compresskit.planning.apply import apply_plan
     from compresskit.planning.planner import make_plan
@@ -63,7 +64,7 @@ def compress(
     # What needs no model is refused before one is read; a size becomes a ratio once the model is known.
     asked = chosen(2.0 if size is not None else ratio)
     if output is not None and not dry_run:
-        checkpoints.check_output(output, overwrite)
+        outputs.check_output(output, overwrite)
     with reading(model):
         dense = checkpoints.read(model, as_class, device)
     if size_bytes is not None:
@@ -77,10 +78,10 @@ def compress(
         return
     suffix = size.strip() if size else f"{asked.ratio:.4g}x" if asked.ratio else ""
     folder = output or Path("-".join(part for part in (dense.name, asked.name, suffix) if part))
-    checkpoints.check_output(folder, overwrite)
+    outputs.check_output(folder, overwrite)
     with progress_bar() as progress:
         plan = make_plan(dense.model, asked, source, progress=progress)
-    with checkpoints.output_folder(folder, overwrite) as temporary:
+    with outputs.output_folder(folder, overwrite) as temporary:
         with progress_bar() as progress:
             plan = apply_plan(dense.model, plan, progress)
         megabytes = _write(dense, plan, temporary, folder.name)
@@ -100,6 +101,7 @@ def compress(
 def _write(dense: Checkpoint, plan: Plan, temporary: Path, title: str) -> tuple[float, float]:
     """Fill the folder; returns MB before and after."""
     from compresskit.model import checkpoint as checkpoints
+    from compresskit.model import output as outputs
     from compresskit.reporting.card import model_card
     from compresskit.reporting.record import compression_record, resolved_recipe
 
@@ -110,7 +112,7 @@ def _write(dense: Checkpoint, plan: Plan, temporary: Path, title: str) -> tuple[
     bytes_after = sum(file.stat().st_size for file in checkpoints.weight_files(temporary))
     record = compression_record(dense, plan, bytes_before=bytes_before, bytes_after=bytes_after)
     megabytes = (bytes_before / 1e6, bytes_after / 1e6)
-    (temporary / checkpoints.MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (temporary / outputs.MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     model_card(dense, plan, recipe, title, megabytes).save(temporary / "README.md")
     return megabytes

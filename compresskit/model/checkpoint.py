@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +17,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from compresskit.data import demo
-from compresskit.errors import InputError, WorkError
+from compresskit.errors import InputError
 from compresskit.model import hub
+from compresskit.model.output import TOKENIZER_FILES, one_line
 from compresskit.model.quantizer import QUANT_METHOD, is_compressed, quantizer_of
 from compresskit.model.sources import check_finite
 from compresskit.model.targets import base_prefix, check_supported, find_targets
@@ -37,20 +34,8 @@ MODEL_CLASSES = {
     "multiple-choice": transformers.AutoModelForMultipleChoice,
 }
 
-#: One of them is present in every folder that compresskit wrote.
-MARKER = "compression.json"
-TRAINING = "training.json"
-
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_TOKENIZER_FILES = re.compile(
-    r"tokenizer.*\.json|tokenizer\.model|vocab.*|merges\.txt|special_tokens_map\.json|added_tokens\.json"
-    r"|.*\.spm|sentencepiece.*\.model|spiece\.model|bpe\.codes|dict\.txt"
-)
 _SETTINGS_ONLY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_OUR_FILES = re.compile(
-    rf"{_TOKENIZER_FILES.pattern}|config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?"
-    rf"|README\.md|recipe\.yaml|losses\.png|{re.escape(MARKER)}|{re.escape(TRAINING)}"
-)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, SafetensorError)
 
@@ -115,9 +100,9 @@ def read(
     try:
         loaded, info = loader.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[misc]
     except pickle.UnpicklingError as error:
-        raise InputError(f"{folder}: weights are refused: {_line(error)} (only plain tensors are read)") from None
+        raise InputError(f"{folder}: weights are refused: {one_line(error)} (only plain tensors are read)") from None
     except _LOAD_ERRORS as error:
-        raise InputError(f"{folder}: cannot be loaded: {_line(error)}") from None
+        raise InputError(f"{folder}: cannot be loaded: {one_line(error)}") from None
     if not is_compressed(loaded):
         check_supported(loaded)
     notes = _check_missing(loaded, sorted(info["missing_keys"]), folder, adopt)
@@ -151,10 +136,6 @@ def _check_labels(
     return {key: value for key, value in changes.items() if not (same and key in ("id2label", "label2id"))}
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def _locate(model: str) -> tuple[Path, str]:
     path = Path(model)
     if path.exists():
@@ -179,7 +160,7 @@ def _read_config(folder: Path, compressed: bool | None) -> Any:
         if not isinstance(data.get("architectures") or [], list):
             raise ValueError("architectures must be a list")
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a valid configuration: {_line(error)}") from None
+        raise InputError(f"{path}: not a valid configuration: {one_line(error)}") from None
     if quantized == QUANT_METHOD and compressed is False:
         raise InputError(f"model {folder}: is compressed already; start from the dense checkpoint")
     if quantized is None and compressed is True:
@@ -189,7 +170,7 @@ def _read_config(folder: Path, compressed: bool | None) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise InputError(f"{path}: model type {model_type!r} cannot be read: {_line(error)}") from None
+        raise InputError(f"{path}: model type {model_type!r} cannot be read: {one_line(error)}") from None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -203,7 +184,7 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: not a valid shard index: {_line(error)}") from None
+        raise InputError(f"{path}: not a valid shard index: {one_line(error)}") from None
     for shard in shards:
         if not (folder / shard).is_file():
             raise InputError(f"{path}: names {shard}, which is missing")
@@ -221,10 +202,10 @@ def _stored_keys(files: list[Path]) -> dict[str, Path]:
             else:
                 keys |= dict.fromkeys(torch.load(file, map_location="meta", weights_only=True), file)
         except pickle.UnpicklingError as error:
-            reason = _line(error).split(". ")[0]
+            reason = one_line(error).split(". ")[0]
             raise InputError(f"{file}: refused, it holds more than plain tensors: {reason}") from None
         except _LOAD_ERRORS as error:
-            raise InputError(f"{file}: damaged or incomplete: {_line(error)}") from None
+            raise InputError(f"{file}: damaged or incomplete: {one_line(error)}") from None
     return keys
 
 
@@ -296,86 +277,19 @@ def _kept(model: PreTrainedModel, stored: dict[str, Path]) -> dict[str, Tensor]:
     return kept
 
 
-@contextmanager
-def output_folder(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside ``output`` that takes its name once the block ends well, and vanishes otherwise.
-
-    Raises:
-        InputError: before the block: ``output`` exists (and may not be overwritten) or cannot be written.
-    """
-    check_output(output, overwrite)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.part-", dir=output.parent))
-    except OSError as error:
-        raise InputError(f"output {output}: cannot be written: {error.strerror or error}") from None
-    try:
-        yield temporary
-        _open_permissions(temporary)
-        _move_into_place(temporary, output)
-    except (OSError, SafetensorError) as error:
-        raise WorkError(f"output {output}: could not be written: {_line(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse an output that exists, unless it may be overwritten and holds nothing but what compresskit writes."""
-    if not output.exists() and not output.is_symlink():
-        return
-    if not overwrite:
-        raise InputError(f"output {output}: exists; choose another with --output, or give --overwrite")
-    if not output.is_dir() or output.is_symlink():
-        raise InputError(f"output {output}: is not a folder, so it is not overwritten")
-    if output.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise InputError(f"output {output}: holds the current folder, so it is not overwritten")
-    found = sorted(output.iterdir())
-    if found and not any((output / marker).is_file() for marker in (MARKER, TRAINING)):
-        raise InputError(f"output {output}: was not written by compresskit, so it is not overwritten")
-    for path in found:
-        if not path.is_file() or not _OUR_FILES.fullmatch(path.name):
-            raise InputError(f"output {output}: holds {path.name}, which compresskit did not write; move it away first")
-
-
-def _open_permissions(folder: Path) -> None:
-    """The permissions that any new file gets: those of temporary folders and of safetensors are for secrets."""
-    mask = os.umask(0)
-    os.umask(mask)
-    folder.chmod(0o777 & ~mask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
-
-
-def _move_into_place(temporary: Path, output: Path) -> None:
-    if not output.exists():
-        temporary.rename(output)
-        return
-    retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
-    try:
-        output.rename(retired / output.name)
-        temporary.rename(output)
-    except BaseException:  # an interrupt between the two renames must not lose the old result
-        if not output.exists() and (retired / output.name).exists():
-            (retired / output.name).rename(output)
-        with suppress(OSError):
-            retired.rmdir()  # only if empty: what could not be put back stays where it is
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
-
-
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the model of ``checkpoint`` with its kept tensors into ``folder``, and the tokenizer files it has."""
     if is_compressed(checkpoint.model):
         quantizer_of(checkpoint.model).extra_tensors = checkpoint.kept
     checkpoint.model.save_pretrained(folder)
     for file in sorted(checkpoint.folder.iterdir()) if checkpoint.folder is not None else ():
-        if file.is_file() and _TOKENIZER_FILES.fullmatch(file.name):
+        if file.is_file() and TOKENIZER_FILES.fullmatch(file.name):
             shutil.copyfile(file, folder / file.name)
 
 
 def is_vocabulary(path: Path) -> bool:
     """Whether a file holds a tokenizer's vocabulary, not only its settings."""
-    return _TOKENIZER_FILES.fullmatch(path.name) is not None and path.name not in _SETTINGS_ONLY
+    return TOKENIZER_FILES.fullmatch(path.name) is not None and path.name not in _SETTINGS_ONLY
 
 
 def load_compressed(folder: Path, **kwargs: Any) -> PreTrainedModel:
@@ -386,7 +300,7 @@ def load_compressed(folder: Path, **kwargs: Any) -> PreTrainedModel:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         method = (config.get("quantization_config") or {}).get("quant_method")
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder}: config.json cannot be read: {_line(error)}") from None
+        raise InputError(f"{folder}: config.json cannot be read: {one_line(error)}") from None
     if method != QUANT_METHOD:
         raise InputError(f"{folder}: was not written by compresskit")
     _stored_keys(weight_files(folder))
@@ -398,7 +312,7 @@ def load_compressed(folder: Path, **kwargs: Any) -> PreTrainedModel:
     except InputError:
         raise
     except _LOAD_ERRORS as error:
-        raise InputError(f"{folder}: cannot be loaded: {_line(error)}") from None
+        raise InputError(f"{folder}: cannot be loaded: {one_line(error)}") from None
     loaded: PreTrainedModel = model
     for keys, problem in ((info["missing_keys"], "lacks weight"), (_foreign(loaded, info), "holds an unknown weight,")):
         if keys:

@@ -19,7 +19,8 @@ from accelerate import PartialState
 from compresskit import __version__
 from compresskit.data.files import file_hash
 from compresskit.errors import InputError
-from compresskit.model.checkpoint import MARKER, TRAINING, Checkpoint, weight_files
+from compresskit.model.checkpoint import Checkpoint, weight_files
+from compresskit.model.output import MARKER, TRAINING
 from compresskit.model.quantizer import is_compressed
 from compresskit.model.targets import count_parameters
 from compresskit.reporting.tables import markdown

@@ -27,6 +27,7 @@ from compresskit.data.heads import check_head, map_labels
 from compresskit.data.tasks import TRAIN, Task, TaskData
 from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
+from compresskit.model import output as outputs
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.planning.stage import Stage
 from compresskit.reporting import training as reports
@@ -218,7 +219,7 @@ class Job:
         record = reports.stage_record(settings, history, scores, primary, list(all_notes))
         if self.target is not None and work is not None:
             if PartialState().is_main_process:
-                with checkpoints.output_folder(self.target, self.overwrite) as temporary:
+                with outputs.output_folder(self.target, self.overwrite) as temporary:
                     checkpoints.save(self.student, temporary)
                     self.tokenizer.save_pretrained(temporary)  # the one that it was trained with
                     reports.write(self.student, [*earlier, record], temporary, self.target.name)

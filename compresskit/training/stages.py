@@ -14,6 +14,7 @@ from compresskit.data.heads import check_head, map_labels
 from compresskit.data.tasks import Task, load_data, load_task
 from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
+from compresskit.model import output as outputs
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.quantizer import is_compressed, quantizer_of
 from compresskit.planning.stage import FINE_TUNING, StageName
@@ -243,5 +244,5 @@ def _check_output(output: str | Path | None, overwrite: bool, resume: bool, *inp
             raise InputError(f"output {output}: is also a model that is read; choose another folder")
     if resume and target.exists() and not working_folder(target).exists():
         raise InputError(f"output {output}: exists, so the run is finished: nothing to resume")
-    checkpoints.check_output(target, overwrite)
+    outputs.check_output(target, overwrite)
     return target
