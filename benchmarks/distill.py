@@ -197,7 +197,7 @@ def write_report(runs: dict[str, list[dict[str, float]]], options: argparse.Name
     base = statistics.median(speeds["plain"])
     titles = {
         "plain": "plain Trainer loop: padded to 128, eager attention, all losses",
-        "ours": "compresskit, the same losses",
+        "ours": "compresskit, the same loss terms (attention scores in place of probabilities)",
         "ours, default": "compresskit, its default losses (no attention maps)",
     }
     rows = []

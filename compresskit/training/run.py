@@ -91,7 +91,7 @@ def train(
         callbacks=callbacks,
     )
     if arguments.bf16 and options.use_cpu and trainer.loss.attention_maps is None:
-        # torch's fused attention is slow in the backward of bf16 on CPUs: 0.5 s a step of 32 x 100 tokens, eager 0.05.
+        # The backward of torch's fused attention is slow in bf16 on CPUs (figures in docs/design.md).
         model.set_attn_implementation("eager")
     with dropout(model, stage.dropout):
         if resume_from is not None and resume_from.name == f"checkpoint-{steps}":
