@@ -8,8 +8,8 @@ OUT ?= out
 
 demo: install
 	$(BIN)/compresskit compress --method low-rank --ratio 19 --output $(OUT)/low-rank-19x --overwrite
-	$(BIN)/compresskit compress --method kronecker --ratio 19 --output $(OUT)/kronecker-19x --overwrite
-	@echo "Demo done. Results: $(OUT)/low-rank-19x/ and $(OUT)/kronecker-19x/ (open README.md in each)."
+	$(BIN)/compresskit bench --quick --output $(OUT)/bench --overwrite
+	@echo "Demo done. Every method 19x smaller, compared: open $(OUT)/bench/index.html (tables: $(OUT)/bench/README.md)."
 
 test: install
 	$(BIN)/python -m pytest

@@ -16,6 +16,7 @@ from wrapt import when_imported
 
 if TYPE_CHECKING:
     from compresskit.api import compress, load, plan, to_dense
+    from compresskit.benchmark.runner import bench
     from compresskit.errors import CompresskitError, InputError, WorkError
     from compresskit.planning.stage import Stage
     from compresskit.training.stages import distill, evaluate, finetune
@@ -28,6 +29,7 @@ _PUBLIC = {
     "load": "compresskit.api",
     "plan": "compresskit.api",
     "to_dense": "compresskit.api",
+    "bench": "compresskit.benchmark.runner",
     "distill": "compresskit.training.stages",
     "evaluate": "compresskit.training.stages",
     "finetune": "compresskit.training.stages",
@@ -45,6 +47,7 @@ __all__ = [
     "Stage",
     "WorkError",
     "__version__",
+    "bench",
     "compress",
     "distill",
     "evaluate",

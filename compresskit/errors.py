@@ -18,6 +18,10 @@ class InputError(CompresskitError, ValueError):
     exit_code = 2
 
 
+class UnreachableError(InputError):
+    """A ratio that a method cannot give for a model."""
+
+
 class WorkError(CompresskitError, RuntimeError):
     """Failed while working: the request was fine, something on the way was not (exit code 1)."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from compresskit import __version__
+from compresskit.cli.bench import bench, report
 from compresskit.cli.common import err
 from compresskit.cli.compress import compress, inspect, methods
 from compresskit.cli.train import distill, evaluate, finetune, tasks
@@ -30,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (compress, distill, finetune, evaluate, inspect, methods, tasks):
+for command in (compress, distill, finetune, evaluate, bench, report, inspect, methods, tasks):
     cli.add_command(command)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +56,7 @@ def compress(
     from compresskit.model.sources import ModelSource
     from compresskit.planning.apply import apply_plan
     from compresskit.planning.planner import make_plan
+    from compresskit.reporting.compressed import write_compressed
 
     def chosen(at_ratio: float | None) -> Recipe:
         return choose_recipe(method=method, recipe=recipe, ratio=at_ratio, allocation=allocation, allow_slow=allow_slow)
@@ -84,7 +84,7 @@ def compress(
     with outputs.output_folder(folder, overwrite) as temporary:
         with progress_bar() as progress:
             plan = apply_plan(dense.model, plan, progress)
-        megabytes = _write(dense, plan, temporary, folder.name)
+        megabytes = write_compressed(dense, plan, temporary, folder.name)
     show(dense, plan, megabytes)
     out.print(f"Written to {folder}/ (weights, tokenizer, recipe.yaml, compression.json, model card)", markup=False)
     teacher = f"--teacher {model} " if model else ""
@@ -96,26 +96,6 @@ def compress(
         highlight=False,
         markup=False,
     )
-
-
-def _write(dense: Checkpoint, plan: Plan, temporary: Path, title: str) -> tuple[float, float]:
-    """Fill the folder; returns MB before and after."""
-    from compresskit.model import checkpoint as checkpoints
-    from compresskit.model import output as outputs
-    from compresskit.reporting.card import model_card
-    from compresskit.reporting.record import compression_record, resolved_recipe
-
-    checkpoints.save(dense, temporary)
-    recipe = resolved_recipe(plan)
-    assert dense.folder is not None  # it was read from there
-    bytes_before = sum(file.stat().st_size for file in checkpoints.weight_files(dense.folder))
-    bytes_after = sum(file.stat().st_size for file in checkpoints.weight_files(temporary))
-    record = compression_record(dense, plan, bytes_before=bytes_before, bytes_after=bytes_after)
-    megabytes = (bytes_before / 1e6, bytes_after / 1e6)
-    (temporary / outputs.MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    (temporary / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    model_card(dense, plan, recipe, title, megabytes).save(temporary / "README.md")
-    return megabytes
 
 
 @click.command()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -18,6 +18,8 @@ from compresskit.errors import InputError
 from compresskit.model import hub
 
 EMBEDDED = "python-help-topics"
+#: One document in so many is held out of the part ``training``.
+HELD_OUT_SHARE = 5
 _BATCH = 32
 #: Characters after which a document without a blank line is cut: a file may be one sentence per line.
 _LONGEST = 100_000
@@ -30,10 +32,12 @@ class Corpus:
     Attributes:
         name: what a record prints: file name or hub id, or :data:`EMBEDDED`.
         path: the file; None for the others.
+        part: ``training`` and ``held-out`` share no document; a document's own hash decides.
     """
 
     name: str
     path: Path | None = None
+    part: Literal["all", "training", "held-out"] = "all"
 
     def documents(self) -> Iterator[str]:
         """The documents, in order. A text file's are separated by blank lines; a JSON line's is its ``text``."""
@@ -45,11 +49,18 @@ class Corpus:
             documents = _from_hub(self.name)
         empty = True
         for document in documents:
-            if document.strip():
+            if document.strip() and self._takes(document):
                 empty = False
                 yield document
         if empty:
-            raise InputError(f"text {self.name}: holds no text")
+            part = "" if self.part == "all" else f" in its {self.part} part"
+            raise InputError(f"text {self.name}: holds no text{part}")
+
+    def _takes(self, document: str) -> bool:
+        if self.part == "all":
+            return True
+        held_out = hashlib.sha256(document.encode()).digest()[0] % HELD_OUT_SHARE == 0
+        return held_out == (self.part == "held-out")
 
     def record(self) -> dict[str, Any]:
         """Which text this is, as plain data."""
@@ -59,16 +70,18 @@ class Corpus:
             digest = hashlib.sha256("\n".join(_embedded()).encode()).hexdigest()
         else:
             digest = None
-        return {"source": self.name, "sha256": digest}
+        return {"source": self.name, "sha256": digest} | ({"part": self.part} if self.part != "all" else {})
 
 
-def find_corpus(text: str | Path | None) -> Corpus:
+def find_corpus(text: str | Path | Corpus | None) -> Corpus:
     """The corpus that ``--text`` means: a file, a hub data set (``owner/name`` or ``owner/name:config``), or without
     any the embedded text (the help topics of Python itself: real English, the same everywhere for one version).
 
     Raises:
         InputError: no such file, or a folder.
     """
+    if isinstance(text, Corpus):
+        return text
     if text is None:
         return Corpus(EMBEDDED)
     path = Path(text)

@@ -30,7 +30,7 @@ def find_targets(model: PreTrainedModel) -> list[Target]:
     prefix = base_prefix(model)
     word_embedding = model.get_input_embeddings()
     tied = {id(model.get_submodule(name)) for name in tied_heads(model)}
-    blocks = _block_prefixes(model)
+    blocks = block_prefixes(model)
     found = []
     role: Role | None
     for name, module in model.named_modules():  # a module shared by several parents comes once
@@ -58,7 +58,7 @@ def find_targets(model: PreTrainedModel) -> list[Target]:
     return found
 
 
-def _block_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
+def block_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
     """Module paths of the base model's repeated blocks, e.g. ``bert.encoder.layer.0.``; outermost ones only."""
     prefix = base_prefix(model)
     paths: list[str] = []

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from compresskit.decomposers import registry
 from compresskit.decomposers.base import DENSE, NEAR, Decomposer, Group, Source, Spec
-from compresskit.errors import InputError
+from compresskit.errors import InputError, UnreachableError
 from compresskit.model.measure import Flops, count_flops
 from compresskit.model.swap import mount
 from compresskit.model.targets import count_parameters, find_targets, skeleton
@@ -217,7 +217,7 @@ def _check_reach(tasks: Sequence[_Task], recipe: Recipe, before: int, rest: int)
     assert recipe.ratio is not None
     if before / recipe.ratio < least:
         methods = " and ".join(sorted({task.decomposer.name for task in tasks}))
-        raise InputError(
+        raise UnreachableError(
             f"ratio {recipe.ratio:g} is out of reach: with {methods} this model gets at most "
             f"{math.floor(100 * before / least) / 100:g}x smaller ({rest:,} of its {before:,} parameters stay dense)"
         )

@@ -119,9 +119,11 @@ class Objective:
                 ours, theirs = student.hidden_states[0], teacher.hidden_states[0]
                 terms[name] = losses.embedding_loss(ours, theirs, mask, count.tokens)
             elif name == "attention":
-                terms[name] = losses.attention_loss(student.attentions, teacher.attentions, mask, count.pairs)
+                theirs = _matching(teacher.attentions, len(student.attentions))
+                terms[name] = losses.attention_loss(student.attentions, theirs, mask, count.pairs)
             elif name == "hidden":
-                ours, theirs = student.hidden_states[1:], teacher.hidden_states[1:]
+                ours = student.hidden_states[1:]
+                theirs = _matching(teacher.hidden_states[1:], len(ours))
                 terms[name] = losses.hidden_loss(ours, theirs, mask, count.tokens)
             elif name == "logits":
                 terms[name] = self._logits(student, teacher, mask, targets, count)
@@ -170,6 +172,12 @@ def _impossible(
     return None
 
 
+def _matching(layers: Sequence[Tensor], count: int) -> Sequence[Tensor]:
+    """The teacher's layers that ``count`` student layers learn from: all, or every second, third, ... and the last."""
+    every = len(layers) // count
+    return layers[every - 1 :: every]
+
+
 def _supervised(student: Output, mask: Tensor, targets: Mapping[str, Tensor], count: Counts) -> Tensor:
     if "start_logits" in student:
         terms = []
@@ -186,15 +194,23 @@ def _predictions(output: Output) -> Tensor:
 
 
 def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Refuse a pair of models whose outputs cannot be compared. Raises InputError naming what differs."""
+    """Refuse a pair of models whose outputs cannot be compared. Raises InputError naming what differs.
+
+    A student may have a half, a third, ... of the teacher's layers.
+    """
     for name, what in (
         ("model_type", "families"),
         ("vocab_size", "vocabularies"),
         ("hidden_size", "hidden sizes"),
-        ("num_hidden_layers", "numbers of layers"),
         ("num_attention_heads", "numbers of attention heads"),
         ("num_labels", "numbers of labels"),
     ):
         theirs, ours = getattr(teacher.config, name, None), getattr(student.config, name, None)
         if theirs != ours:
             raise InputError(f"teacher and student have different {what} ({name}): {theirs} and {ours}")
+    theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
+    if theirs % ours:
+        raise InputError(
+            f"teacher and student have different numbers of layers (num_hidden_layers): {theirs} and {ours}; "
+            "the student's must divide the teacher's"
+        )

@@ -88,12 +88,13 @@ def distill(
     *,
     task: Task | str | Path | None = None,
     data: str | Path | None = None,
-    text: str | Path | None = None,
+    text: str | Path | corpora.Corpus | None = None,
     dataset: Dataset | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
     tokenizer: Any = None,
+    allow_dense: bool = False,
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     **settings: Any,
@@ -111,6 +112,7 @@ def distill(
         text: for the general stage: a file (plain, .gz, .jsonl) or a data set of the hub. Default: the embedded text.
         dataset: instead of both: a ``datasets.Dataset`` with ``input_ids``, and ``labels`` for the supervised loss.
         output, overwrite, resume, tokenizer, progress, callbacks: as for :func:`finetune`.
+        allow_dense: also take a student that is not compressed, such as one with half the teacher's layers.
         settings: as for :func:`finetune`. Defaults: :data:`compresskit.planning.stage.DEFAULTS`.
 
     Raises:
@@ -132,7 +134,7 @@ def distill(
     set_seed(options.seed)
     examples = None if declared is None else load_data(declared, None if data is None else Path(data))
     taught_by = _read(teacher, compressed=None)
-    read = _read(student, compressed=True, adopt=taught_by.model, **_labels_of(taught_by.model))
+    read = _read(student, compressed=None if allow_dense else True, adopt=taught_by.model, **labels_of(taught_by.model))
     check_fit(read.model, taught_by.model)
     words = find_tokenizer(tokenizer, taught_by, read)
     job = Job(name, read, taught_by, words, stage, options, target, overwrite, resume, progress, callbacks)
@@ -227,7 +229,7 @@ def _new_head(task: Task, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _labels_of(teacher: PreTrainedModel) -> dict[str, Any]:
+def labels_of(teacher: PreTrainedModel) -> dict[str, Any]:
     """The teacher's labels, for the student's configuration."""
     names = ("num_labels", "id2label", "label2id", "problem_type")
     return {name: getattr(teacher.config, name) for name in names}

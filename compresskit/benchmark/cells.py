@@ -1,0 +1,295 @@
+"""One cell from the dense checkpoint to its record; a killed one continues where its folder says it was."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from compresskit.benchmark import quality
+from compresskit.benchmark.baselines import int8_megabytes, quantise, with_fewer_layers
+from compresskit.benchmark.grid import Cell
+from compresskit.benchmark.records import LayerError, Record
+from compresskit.benchmark.sources import Sources
+from compresskit.errors import InputError, UnreachableError, WorkError
+from compresskit.model import checkpoint as checkpoints
+from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.measure import count_flops
+from compresskit.model.output import one_line, output_folder
+from compresskit.model.sources import ModelSource
+from compresskit.model.targets import count_parameters, find_targets
+from compresskit.planning.apply import apply_plan
+from compresskit.planning.planner import make_plan
+from compresskit.reporting.compressed import write_compressed
+from compresskit.training import stages
+from compresskit.training.evaluation import score
+from compresskit.training.job import sequence_length
+from compresskit.training.working_folder import working_folder
+
+#: Of a cell: the model that was scored, and what it is made from on the way.
+MODEL, WORK = "model", "work"
+
+
+@dataclass
+class Workshop:
+    """Where a cell is made.
+
+    Attributes:
+        cell: what to make.
+        sources: what all cells share.
+        folder: of the cell.
+        dense: folder of the dense cell of the same model and task.
+        callbacks: for trainings.
+        say: called with what is being done.
+    """
+
+    cell: Cell
+    sources: Sources
+    folder: Path
+    dense: Path
+    callbacks: tuple[TrainerCallback, ...] = ()
+    say: Callable[[str], None] = lambda _: None
+
+    def failure(self, message: str) -> Record:
+        """The record of a cell that could not be made."""
+        cell = self.cell
+        return Record(
+            key=cell.key,
+            status="failed",
+            message=message,
+            model=cell.model,
+            method=cell.method,
+            kind="baseline" if cell.recipe is None else "student",
+            ratio_asked=cell.ratio,
+            task=cell.task_name or None,
+            seed=cell.seed,
+            made_by=self.sources.made_by(cell),
+        )
+
+    def run(self) -> Record:
+        """Make and measure the cell. What goes wrong is a record too; only an interrupt leaves without one."""
+        try:
+            found = self._run()
+        except UnreachableError as error:
+            shutil.rmtree(self.folder / WORK, ignore_errors=True)
+            return self.failure(str(error)).model_copy(update={"status": "unreachable"})
+        except Exception as error:  # one cell must not stop the others
+            known = isinstance(error, InputError | WorkError)
+            return self.failure(str(error) if known else f"{type(error).__name__}: {one_line(error)}")
+        shutil.rmtree(self.folder / WORK, ignore_errors=True)
+        return Record.model_validate(self.failure("").model_dump() | found | {"status": "finished"})
+
+    def _run(self) -> dict[str, Any]:
+        method = self.cell.method if self.cell.recipe is None else ""
+        found: dict[str, Any]
+        if method == "dense":
+            found = self._teacher()
+        elif method == "int8":
+            found = self._int8()
+        else:
+            found = self._student(half_layers=method == "half-layers")
+        found["score_teacher"] = found["score"] if method == "dense" else self._teacher_score()
+        if self.cell.task is None:
+            found["chance"] = 0.0
+            found["scores"]["retrieval chance"] = self.sources.passages(self.cell.origin).chance
+            found["scores"]["retrieval teacher"] = self.sources.encoded(self.cell.origin)[1]
+        return found
+
+    # -- the three kinds of cells ---------------------------------------------------------------------------------
+
+    def _teacher(self) -> dict[str, Any]:
+        cell, grid = self.cell, self.sources.grid
+        found: dict[str, Any] = {}
+        if cell.task is not None and not (self.folder / MODEL).exists():
+            self.say("fine-tuning the teacher")
+            settings = {**grid.teacher, "precision": grid.precision}
+            self._train(stages.finetune, MODEL, cell.origin, task=cell.task, data=grid.data, **settings)
+        read = self._read_dense()
+        if cell.task is not None:
+            found["seconds_distill"] = self._stages()[-1]["seconds"]
+        return found | self._size(read.model, read.folder) | self._score(read.model)
+
+    def _int8(self) -> dict[str, Any]:
+        self.say("quantising")
+        dense = self._read_dense()
+        size = self._size(dense.model, dense.folder)
+        start = time.perf_counter()
+        quantised = quantise(dense.model)
+        seconds = time.perf_counter() - start
+        size |= {"megabytes": int8_megabytes(quantised), "seconds_compress": seconds}
+        return size | self._score(quantised)
+
+    def _student(self, *, half_layers: bool) -> dict[str, Any]:
+        cell, grid = self.cell, self.sources.grid
+        made = self._once("compressed", lambda: self._halve() if half_layers else self._compress())
+        start = self.folder / WORK / "compressed"
+        self.say("scoring before training")
+        before = self._once("before", lambda: self._score(self._read(start).model))
+        tokens = {"allow_dense": half_layers, "precision": grid.precision}
+        seconds, made_by = 0.0, self.sources.made_by(cell)
+        if grid.general is not False:
+            self.say("stage 1: general text")
+            target = f"{WORK}/general" if cell.task is not None else MODEL
+            text = self.sources.corpus("training" if cell.task is None else "all")
+            self._train(stages.distill, target, start, cell.origin, text=text, **grid.general, **tokens)
+            start = self.folder / target
+            stage = self._stages(target)[-1]
+            seconds += stage["seconds"]
+            made_by["general"]["losses"] = stage["losses"]  # those that the model's class allowed
+        if cell.task is not None:
+            self.say(f"stage 2: {cell.task_name}")
+            teacher = self.dense / MODEL
+            self._train(stages.distill, MODEL, start, teacher, task=cell.task, data=grid.data, **grid.task, **tokens)
+            stage = self._stages()[-1]
+            seconds += stage["seconds"]
+            made_by["task_stage"]["losses"] = stage["losses"]
+        read = self._read(self.folder / MODEL)
+        found = self._size(read.model, read.folder) | self._score(read.model)
+        return made | found | {"score_before": before["score"], "seconds_distill": seconds, "made_by": made_by}
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    def _compress(self) -> dict[str, Any]:
+        recipe = self.cell.recipe
+        assert recipe is not None
+        self.say("compressing")
+        dense = self.sources.read_dense(self.cell.origin)
+        start = time.perf_counter()
+        plan = make_plan(dense.model, recipe, ModelSource(dense.model))
+        norms = {
+            a.group.name: math.hypot(*(_norm(dense.model, target.name) for target in a.group.targets))
+            for a in plan.assignments
+        }
+        plan = apply_plan(dense.model, plan)
+        seconds = time.perf_counter() - start
+        with output_folder(self.folder / WORK / "compressed", overwrite=True) as temporary:
+            write_compressed(dense, plan, temporary, self.cell.folder)
+        residual = math.hypot(*((a.error or 0.0) * norms[a.group.name] for a in plan.assignments))
+        errors = [LayerError(name=a.group.name, role=a.group.role, error=a.error or 0.0) for a in plan.assignments]
+        return {
+            "seconds_compress": seconds,
+            "error": residual / math.hypot(*norms.values()),
+            "errors": [error.model_dump() for error in errors],
+        }
+
+    def _halve(self) -> dict[str, Any]:
+        dense = self.sources.read_dense(self.cell.origin)
+        start = time.perf_counter()
+        smaller = replace(dense, model=with_fewer_layers(dense.model))
+        seconds = time.perf_counter() - start
+        target = self.folder / WORK / "compressed"
+        shutil.rmtree(target, ignore_errors=True)
+        part = target.with_name("compressed.part")
+        part.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(smaller, part)
+        part.rename(target)
+        return {"seconds_compress": seconds}
+
+    def _train(self, train: Callable[..., Any], target: str, *models: Any, **settings: Any) -> None:
+        """A stage into ``target``, unless it is there; a stopped one continues."""
+        output = self.folder / target
+        if output.exists():
+            return
+        output.parent.mkdir(parents=True, exist_ok=True)
+        seed = self.cell.seed
+        resume = working_folder(output).exists()
+        train(*models, output=output, resume=resume, seed=seed, callbacks=self.callbacks, **settings)
+
+    def _once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of ``compute``, kept in the working folder."""
+        path = self.folder / WORK / f"{name}.json"
+        if path.is_file():
+            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return kept
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = compute()
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(found), encoding="utf-8")
+        part.replace(path)
+        return found
+
+    def _stages(self, name: str = MODEL) -> list[dict[str, Any]]:
+        data = json.loads((self.folder / name / "training.json").read_text(encoding="utf-8"))
+        stages_: list[dict[str, Any]] = data["stages"]
+        return stages_
+
+    # -- reading and measuring ----------------------------------------------------------------------------------------
+
+    def _read_dense(self) -> Checkpoint:
+        return read_dense(self.cell, self.sources, self.dense)
+
+    def _read(self, folder: Path) -> Checkpoint:
+        """A student in the class in which it is scored, with the teacher's head where it has none yet."""
+        adopt = self._read_dense().model if self.cell.task is not None else None
+        changes = stages.labels_of(adopt) if adopt is not None else {}
+        return checkpoints.read(folder, compressed=None, adopt=adopt, **changes)
+
+    def _teacher_score(self) -> float:
+        record = json.loads((self.dense / "record.json").read_text(encoding="utf-8"))
+        return float(record["score"])
+
+    def _size(self, model: PreTrainedModel, folder: Path | None) -> dict[str, Any]:
+        assert folder is not None
+        flops, total = count_flops(model), count_parameters(model)
+        dense = self._read_dense().model
+        return {
+            "parameters": total,
+            "parameters_by_role": _by_role(model, dense),
+            "ratio": count_parameters(dense) / total,
+            "megabytes": sum(file.stat().st_size for file in checkpoints.weight_files(folder)) / 1e6,
+            "flops": flops.total,
+            "flops_linear": flops.linear,
+        }
+
+    def _score(self, model: PreTrainedModel) -> dict[str, Any]:
+        cell = self.cell
+        if cell.task is None:
+            teacher, _ = self.sources.encoded(cell.origin)
+            passages = self.sources.passages(cell.origin)
+            ours = quality.encode(model.float().eval(), self.sources.tokenizer(cell.origin), passages)
+            scores = quality.closeness(ours, teacher, passages)
+            return {"metric": quality.METRIC, "score": scores[quality.METRIC], "scores": dict(scores)}
+        task, data = self.sources.task(cell.task)
+        length = sequence_length(self.sources.grid.stage("task")["max_length"], task, None)
+        found = score(model.float(), self.sources.tokenizer(cell.origin), data, length)
+        mean = float(np.mean([values[task.primary] for values in found.values()]))
+        return {"metric": task.primary, "score": mean, "scores": dict(found)}
+
+
+def read_dense(cell: Cell, sources: Sources, dense: Path) -> Checkpoint:
+    """The dense model that the cell is compared with: the task's teacher, or the pre-trained checkpoint itself."""
+    return sources.read_dense(cell.origin) if cell.task is None else checkpoints.read(dense / MODEL)
+
+
+def read_model(cell: Cell, sources: Sources, folder: Path, dense: Path) -> PreTrainedModel:
+    """The model of a finished cell, for timing."""
+    if cell.recipe is not None or cell.method == "half-layers":
+        return checkpoints.read(folder / MODEL, compressed=None).model.float().eval()
+    model = read_dense(cell, sources, dense).model.float().eval()
+    return quantise(model) if cell.method == "int8" else model
+
+
+def _norm(model: nn.Module, name: str) -> float:
+    weight: Any = model.get_submodule(name).weight
+    return float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64))
+
+
+def _by_role(model: PreTrainedModel, dense: PreTrainedModel) -> dict[str, int]:
+    """Parameters of the targets of each role; ``rest`` is everything else."""
+    roles: dict[str, int] = {}
+    modules = dict(model.named_modules())
+    for target in find_targets(dense):
+        if target.role is not None and target.name in modules:  # a model with fewer layers lacks some
+            own = sum(parameter.numel() for parameter in modules[target.name].parameters())
+            roles[target.role] = roles.get(target.role, 0) + own
+    return roles | {"rest": count_parameters(model) - sum(roles.values())}

@@ -1,0 +1,200 @@
+"""What a benchmark compares: a grid of models, methods, ratios, tasks and seeds, and the budget every cell gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from compresskit.data.tasks import Task, load_task
+from compresskit.decomposers import registry
+from compresskit.errors import InputError, unknown
+from compresskit.planning.recipe import Recipe, check_ratio, for_method, load_recipe, shipped_recipes
+from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage
+from compresskit.training.settings import split_settings, with_settings
+from compresskit.validation import parse_mapping, read_named, validate
+
+Baseline = Literal["dense", "int8", "half-layers"]
+BASELINES: tuple[Baseline, ...] = ("dense", "int8", "half-layers")
+#: Tokens of general text per student where the grid says nothing: short, for a first look.
+GENERAL_TOKENS = 60_000
+
+
+class Grid(BaseModel):
+    """A benchmark. Every field has a default; a bench recipe (YAML) and the command line change some.
+
+    Attributes:
+        models: folders or hub ids; empty: the embedded checkpoint.
+        methods: registered methods, shipped recipes or recipe files; empty: every registered method.
+        ratios: dense parameters / compressed parameters, above 1. Recipes with explicit shapes have their own.
+        tasks: names or YAML files; empty: quality without labels.
+        data: folder with the tasks' files; None: the hub.
+        text: general text for stage 1 and for quality without labels; None: the embedded text.
+        seeds: of order, masks and new heads. The teacher of a task and the int8 baseline take the first one.
+        baselines: rows without compression by factors: ``dense`` (the teacher; always there), ``int8`` (its linear
+            layers quantised dynamically), ``half-layers`` (every second layer, distilled on the students' budget).
+        teacher: settings of :func:`compresskit.finetune` for a task's teacher.
+        general: settings of stage 1 (:func:`compresskit.distill` on text) of every student; False leaves it out.
+        task: settings of stage 2 of every student, where there are tasks.
+        precision: of all training: ``fp32`` or ``bf16``.
+        latency_rounds: how often every model is timed in the closing phase; the table shows medians.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    name: str = Field(default="bench", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    models: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    ratios: tuple[float, ...] = Field(default=(4.0, 8.0, 19.0), min_length=1)
+    tasks: tuple[str, ...] = ()
+    data: str | None = None
+    text: str | None = None
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    baselines: tuple[Baseline, ...] = BASELINES
+    teacher: dict[str, Any] = Field(default_factory=dict)
+    general: dict[str, Any] | Literal[False] = Field(default_factory=lambda: {"max_tokens": GENERAL_TOKENS})
+    task: dict[str, Any] = Field(default_factory=dict)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    latency_rounds: int = Field(default=7, ge=1)
+
+    @field_validator("models", "methods", "ratios", "tasks", "seeds", "baselines")
+    @classmethod
+    def _no_twins(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if twins := [entry for entry in value if value.count(entry) > 1]:
+            raise ValueError(f"{twins[0]} is there twice")
+        return value
+
+    @field_validator("ratios")
+    @classmethod
+    def _above_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(check_ratio(ratio) for ratio in value)
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if bad := [seed for seed in value if not 0 <= seed < 2**32]:
+            raise ValueError(f"seed {bad[0]} is not between 0 and 2^32 - 1")
+        return value
+
+    def checked(self) -> Grid:
+        """The grid itself, once methods, tasks and settings are known to be valid. Raises InputError."""
+        for method in self.all_methods():
+            self._recipe(method, self.ratios[0])
+        for task in self.tasks:
+            if load_task(task).transfer_of:
+                raise InputError(f"task {task}: is for evaluation only, so nothing can be trained on it")
+        if self.data is not None and not self.tasks:
+            raise InputError("data belongs to a task: give --task")
+        for what in ("teacher", "general", "task"):
+            self.stage(what)
+        if self.general is False and not self.tasks:
+            raise InputError("nothing would be trained: without a task, stage 1 (general) is what distils a student")
+        return self
+
+    def all_methods(self) -> tuple[str, ...]:
+        """The methods, the registered ones where none are named."""
+        return self.methods or tuple(registry.decomposers())
+
+    def stage(self, what: str) -> dict[str, Any]:
+        """All settings of one kind of training run, defaults included, as plain data. Raises InputError."""
+        given = getattr(self, what)
+        if given is False:
+            return {}
+        own = {"seed", "device", "precision", "save_every", "accumulation"} & set(given)
+        if own:
+            raise InputError(f"grid {self.name}: {what}: {own.pop()} cannot be set here")
+        default: Stage = FINE_TUNING if what == "teacher" else DEFAULTS["general" if what == "general" else "task"]
+        try:
+            explicit, options = split_settings(given)
+            stage = with_settings(default, explicit)
+        except InputError as error:
+            raise InputError(f"grid {self.name}: {what}: {error}") from None
+        budget = {"max_steps": options.max_steps, "max_tokens": options.max_tokens, "precision": self.precision}
+        return stage.model_dump(mode="json") | budget
+
+    def rows(self) -> Iterator[tuple[str | None, str | None, str, Recipe | None, float | None, int]]:
+        """Every cell as (model, task, method, recipe, ratio, seed), the dense model of a task before its students."""
+        for model in self.models or (None,):
+            for task in self.tasks or (None,):
+                for baseline in ("dense", *(name for name in self.baselines if name != "dense")):
+                    for seed in self.seeds if baseline == "half-layers" else self.seeds[:1]:
+                        yield model, task, baseline, None, None, seed
+                for method in self.all_methods():
+                    first = self._recipe(method, self.ratios[0])
+                    for ratio in (None,) if first.explicit else self.ratios:
+                        recipe = first if ratio is None else self._recipe(method, ratio)
+                        for seed in self.seeds:
+                            yield model, task, recipe.name, recipe, ratio, seed
+
+    def _recipe(self, method: str, ratio: float) -> Recipe:
+        """A method or recipe at that ratio; every student gets the grid's training, so a recipe's own is dropped."""
+        if method in registry.decomposers():
+            return for_method(method, ratio)
+        if Path(method).suffix not in (".yaml", ".yml") and method not in shipped_recipes():
+            raise unknown("method or recipe", method, [*registry.decomposers(), *shipped_recipes()])
+        recipe = load_recipe(method)
+        return recipe.model_copy(update={"distill": None, "ratio": None if recipe.explicit else ratio})
+
+    def task_of(self, name: str) -> Task:
+        """The declared task."""
+        return load_task(name)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One result to be: a model made smaller one way, for one task, with one seed.
+
+    Attributes:
+        model: the short name of the dense checkpoint.
+        origin: what reads it: None for the embedded one.
+        method: name of the method or recipe, or of the baseline.
+        recipe: None for a baseline.
+        ratio: as asked; None for baselines and explicit shapes.
+        task: None for quality without labels.
+        seed: of its training.
+        key: hash of all that decides the result.
+    """
+
+    model: str
+    origin: str | None
+    method: str
+    recipe: Recipe | None
+    ratio: float | None
+    task: str | None
+    seed: int
+    key: str
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder, unique through the key."""
+        parts = [self.model, self.method, f"{self.ratio:g}x" if self.ratio else "", self.task_name, f"seed{self.seed}"]
+        return "-".join(part for part in (*parts, self.key[:8]) if part)
+
+    @property
+    def task_name(self) -> str:
+        """The task's name; empty without one."""
+        return load_task(self.task).name if self.task is not None else ""
+
+    def __str__(self) -> str:
+        ratio = f" {self.ratio:g}x" if self.ratio else ""
+        return f"{self.method}{ratio}" + (f", {self.task_name}" if self.task else "") + f", seed {self.seed}"
+
+
+def load_grid(name_or_path: str | Path) -> Grid:
+    """Read a bench recipe by short name (shipped) or from a YAML file. Raises InputError."""
+    text = read_named("bench recipe", name_or_path, shipped_grids())
+    data = parse_mapping(text, f"bench recipe {name_or_path}", "version, name and what to compare")
+    grid: Grid = validate(Grid, data, f"bench recipe {name_or_path}")
+    return grid
+
+
+def shipped_grids() -> Mapping[str, Any]:
+    """Short name -> file of every bench recipe that comes with compresskit."""
+    folder = resources.files("compresskit.benchmark") / "grids"
+    return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}

@@ -1,0 +1,141 @@
+"""How fast the finished models are, timed side by side: every round times each model once."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.benchmark import Timer
+from transformers import PreTrainedModel
+
+from compresskit.benchmark.records import Latency, Timing
+
+#: Sequences at a time; the first one is the table's ``latency``.
+BATCHES = (1, 32)
+TOKENS = 128
+#: Seconds that one timing of one model takes at least.
+_LEAST = 0.05
+
+Progress = Callable[[str, int, int], None]
+
+
+def time_models(
+    models: Mapping[str, PreTrainedModel], dense: Mapping[str, str], phase: str, rounds: int, progress: Progress
+) -> dict[str, Latency]:
+    """Time every model on full sequences of random words.
+
+    Args:
+        models: by name, in eval mode.
+        dense: name of a model -> name of the dense one it is compared with.
+        phase: name of this phase, for the record.
+        rounds: how often each is timed; the speed-up is the median of the rounds' own ratios.
+    """
+    seconds: dict[tuple[str, int], list[float]] = {}
+    timers = {(name, size): _timer(model, size) for size in BATCHES for name, model in models.items()}
+    repeats = {}
+    for done, (which, timer) in enumerate(timers.items()):
+        timer.timeit(1)  # the first pass allocates
+        repeats[which] = max(1, round(_LEAST / timer.timeit(1).mean))
+        progress("warming up", done + 1, len(timers))
+    for done in range(rounds):
+        for which, timer in timers.items():
+            seconds.setdefault(which, []).append(timer.timeit(repeats[which]).mean)
+        progress("timing", done + 1, rounds)
+    device = str(next(iter(models.values())).device)
+    return {
+        name: Latency(
+            phase=phase,
+            tokens=_length(models[name]),
+            threads=torch.get_num_threads(),
+            device=device,
+            batches={str(size): _timing(seconds[name, size], seconds[dense[name], size]) for size in BATCHES},
+        )
+        for name in models
+    }
+
+
+def _timer(model: PreTrainedModel, size: int) -> Timer:
+    # Timer runs with one thread unless told.
+    threads = torch.get_num_threads()
+    return Timer("forward(model, batch)", globals=_names(model, size), num_threads=threads)
+
+
+def _names(model: PreTrainedModel, size: int) -> dict[str, Any]:
+    return {"forward": forward, "model": model, "batch": _batch(model, size)}
+
+
+def _batch(model: PreTrainedModel, size: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(5, model.config.vocab_size, (size, _length(model)), generator=generator)
+    device = next(model.parameters()).device
+    return {"input_ids": words.to(device), "attention_mask": torch.ones_like(words).to(device)}
+
+
+def _length(model: PreTrainedModel) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None) or TOKENS
+    return min(TOKENS, positions - 2)
+
+
+def forward(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> None:
+    """One pass, to its end also on a GPU."""
+    with torch.inference_mode():
+        model(**batch)
+    if batch["input_ids"].is_cuda:
+        torch.cuda.synchronize()
+
+
+def _timing(ours: list[float], dense: list[float]) -> Timing:
+    milliseconds = 1e3 * np.array(ours)
+    low, middle, high = np.percentile(milliseconds, [25, 50, 75])
+    ratios = np.array(dense) / np.array(ours)
+    return Timing(milliseconds=float(middle), spread=float(high - low), speedup=float(np.median(ratios)))
+
+
+def peak_memory(load: Callable[[], PreTrainedModel]) -> float | None:
+    """MB that a model and one forward pass of the largest batch add to this process; None where that is not known.
+
+    On Linux the high-water mark of resident memory is reset and read. On a GPU its allocator is asked.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        model = load()
+        forward(model, _batch(model, BATCHES[-1]))
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    _give_back()
+    before_kb = _status("VmRSS")
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return None
+    model = load()
+    forward(model, _batch(model, BATCHES[-1]))
+    peak = _status("VmHWM")
+    del model
+    _give_back()
+    return None if peak is None or before_kb is None else (peak - before_kb) * 1024 / 1e6
+
+
+def _give_back() -> None:
+    """Free memory goes back to the system, so that it is not counted as the next model's."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _status(field: str) -> int | None:
+    """A field of /proc/self/status in kB."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1])
+    return None

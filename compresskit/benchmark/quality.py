@@ -1,0 +1,134 @@
+"""Quality without labels: how close a student is to its teacher on held-out text, and what it still finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from compresskit.data.corpus import Corpus
+from compresskit.errors import InputError
+
+#: Tokens of a passage; passages of one document; about so many passages in all.
+PASSAGE, PER_DOCUMENT, PASSAGES = 64, 12, 512
+#: Passages whose hidden states are compared: those of all would not fit everywhere.
+HIDDEN = 64
+METRIC = "sentence similarity"
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Equally long pieces of held-out documents.
+
+    Attributes:
+        tokens: (N, T) token ids with special tokens; every passage is full.
+        document: (N,) number of the document of each passage; every document has at least two.
+    """
+
+    tokens: Tensor
+    document: np.ndarray
+
+    @property
+    def chance(self) -> float:
+        """Share of the other passages that come from the same document: retrieval by guessing."""
+        counts = np.bincount(self.document)[self.document]
+        return float(np.mean((counts - 1) / (len(self.document) - 1)))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a model makes of the passages.
+
+    Attributes:
+        hidden: hidden states of the first :data:`HIDDEN` passages, one (HIDDEN, T, H) tensor a layer, embeddings first.
+        vectors: (N, H) mean over the tokens of the last layer.
+    """
+
+    hidden: tuple[Tensor, ...]
+    vectors: Tensor
+
+
+def find_passages(corpus: Corpus, tokenizer: Any, length: int = PASSAGE) -> Passages:
+    """Passages of ``length`` tokens from documents that are long enough for two; of a long one evenly spread ones.
+
+    Raises:
+        InputError: there are fewer than two such documents.
+    """
+    pieces: list[list[int]] = []
+    owners: list[int] = []
+    number = 0
+    documents = corpus.documents()
+    while len(pieces) < PASSAGES and (batch := list(islice(documents, _BATCH))):
+        options = {"truncation": True, "max_length": length, "return_overflowing_tokens": True}
+        encoded = tokenizer(batch, **options)
+        for index in range(len(batch)):
+            if len(pieces) >= PASSAGES:
+                break
+            own = [
+                ids
+                for ids, of in zip(encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True)
+                if of == index and len(ids) == length
+            ]
+            if len(own) >= 2:
+                spread = np.linspace(0, len(own) - 1, min(PER_DOCUMENT, len(own))).round().astype(int)
+                pieces += [own[place] for place in spread]
+                owners += [number] * len(spread)
+                number += 1
+    if number < 2:
+        raise InputError(f"text {corpus.name}: holds too few documents of {2 * length} tokens to measure quality on")
+    return Passages(torch.tensor(pieces), np.array(owners))
+
+
+def encode(model: PreTrainedModel, tokenizer: Any, passages: Passages) -> Encoded:
+    """The passages through a model."""
+    base = model.base_model
+    device = next(model.parameters()).device
+    collate = DataCollatorWithPadding(tokenizer)
+    hidden: list[list[Tensor]] = []
+    vectors: list[Tensor] = []
+    with torch.inference_mode():
+        for batch in passages.tokens.split(_BATCH):
+            inputs = collate([{"input_ids": row.tolist()} for row in batch])
+            output = base(**{k: v.to(device) for k, v in inputs.items()}, output_hidden_states=True)
+            vectors.append(output.hidden_states[-1].float().mean(1).cpu())
+            if len(hidden) * _BATCH < HIDDEN:
+                hidden.append([state.float().cpu() for state in output.hidden_states])
+    return Encoded(tuple(torch.cat(states) for states in zip(*hidden, strict=True)), torch.cat(vectors))
+
+
+def closeness(student: Encoded, teacher: Encoded, passages: Passages) -> dict[str, float]:
+    """Three figures for a student.
+
+    ``sentence similarity``: mean over the passages of cos(v, v'), v and v' the sentence vectors of teacher and student,
+    both without the mean over all passages, so that a constant vector scores 0. ``hidden error``: ||H - H'||_F /
+    ||H||_F over the layers that both have, H without its mean. ``retrieval``: share of passages whose nearest other
+    passage (cosine) comes from the same document.
+    """
+    ours, theirs = (vectors - vectors.mean(0) for vectors in (student.vectors, teacher.vectors))
+    every = (len(teacher.hidden) - 1) // (len(student.hidden) - 1)
+    residual = total = 0.0
+    for ours_, theirs_ in zip(student.hidden[1:], teacher.hidden[every::every], strict=True):
+        residual += float((ours_ - theirs_).square().sum())
+        total += float((theirs_ - theirs_.mean((0, 1))).square().sum())
+    return {
+        METRIC: float(torch.cosine_similarity(ours, theirs).mean()),
+        "hidden error": (residual / total) ** 0.5,
+        "retrieval": retrieval(student.vectors, passages.document),
+    }
+
+
+def retrieval(vectors: Tensor, document: Sequence[int] | np.ndarray) -> float:
+    """Share of rows of ``vectors`` (N, H) whose nearest other row, by cosine, has the same document number."""
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    similarity = unit @ unit.T
+    similarity.fill_diagonal_(-2.0)
+    nearest = similarity.argmax(1).numpy()
+    owners = np.asarray(document)
+    return float(np.mean(owners[nearest] == owners))

@@ -1,0 +1,211 @@
+"""The record of a cell: one validated, versioned JSON file; every table is a view of these."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from compresskit.errors import InputError
+from compresskit.validation import validate
+
+FORMAT_VERSION: Literal[1] = 1
+RECORD = "record.json"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Timing(_Strict):
+    """Milliseconds of one forward pass, and of the dense model's between the same two rounds.
+
+    Attributes:
+        milliseconds: median over the rounds.
+        spread: interquartile range over the rounds.
+        speedup: median of dense / this, round by round.
+    """
+
+    milliseconds: float
+    spread: float
+    speedup: float
+
+
+class Latency(_Strict):
+    """What the closing phase measured, for all cells of a folder together.
+
+    Attributes:
+        phase: name of the phase; only figures of one phase can be compared.
+        tokens: per sequence, no padding.
+        threads: CPU threads.
+        device: where it ran.
+        batches: batch size -> timing.
+    """
+
+    phase: str
+    tokens: int
+    threads: int
+    device: str
+    batches: dict[str, Timing]
+
+
+class LayerError(_Strict):
+    """||W - W'||_F / ||W||_F of one group before any training."""
+
+    name: str
+    role: str | None
+    error: float
+
+
+class Record(_Strict):
+    """One cell.
+
+    Attributes:
+        key: hash of the cell's whole configuration.
+        status: ``unreachable``: the method cannot give this ratio; ``failed``: see ``message``.
+        message: why there is no result.
+        method, ratio_asked, task, seed: what was asked; a baseline has no ratio_asked.
+        kind: ``baseline``, or ``student``: compressed by a method or recipe.
+        ratio: achieved, dense parameters / parameters, of the model that was scored.
+        parameters: total; by role in ``parameters_by_role`` (what has none counts as ``rest``).
+        megabytes: 10^6 bytes of weight files.
+        flops: 2 x multiply-adds of one sequence of 128 tokens; ``flops_linear`` without the products of attention.
+        error: ||W - W'||_F / ||W||_F over all factorised matrices together, before any training.
+        peak_memory: MB that the model and a forward pass of the largest timed batch add to the process.
+        seconds_compress, seconds_distill: for making it; a teacher's fine-tuning is not its students'.
+        metric: what the scores are.
+        scores: further figures: every metric of every split, or the closeness to the teacher.
+        score_before: of the student before any training.
+        chance: the score of guessing, where it is known.
+        made_by: all that is needed to do it again.
+    """
+
+    format_version: Literal[1] = FORMAT_VERSION
+    key: str
+    status: Literal["finished", "unreachable", "failed"]
+    message: str = ""
+    model: str
+    method: str
+    kind: Literal["baseline", "student"]
+    ratio_asked: float | None
+    task: str | None
+    seed: int
+    ratio: float | None = None
+    parameters: int | None = None
+    parameters_by_role: dict[str, int] = Field(default_factory=dict)
+    megabytes: float | None = None
+    flops: int | None = None
+    flops_linear: int | None = None
+    error: float | None = None
+    errors: tuple[LayerError, ...] = ()
+    latency: Latency | None = None
+    peak_memory: float | None = None
+    seconds_compress: float | None = None
+    seconds_distill: float | None = None
+    metric: str | None = None
+    scores: dict[str, Any] = Field(default_factory=dict)
+    score: float | None = None
+    score_before: float | None = None
+    score_teacher: float | None = None
+    chance: float | None = None
+    made_by: dict[str, Any]
+
+    @property
+    def kept(self) -> float | None:
+        """Score / the teacher's."""
+        if self.score is None or not self.score_teacher:
+            return None
+        return self.score / self.score_teacher
+
+
+def digest(data: Any) -> str:
+    """SHA-256 of plain data."""
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write(record: Record, path: Path) -> None:
+    """Write the record with its own hash, complete or not at all."""
+    data = record.model_dump(mode="json")
+    text = json.dumps({**data, "digest": digest(data)}, indent=1, ensure_ascii=False)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read(path: Path) -> Record:
+    """Read a record.
+
+    Raises:
+        InputError: unreadable, truncated, edited, or written by a newer compresskit.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"record {path}: cannot be read: {error}") from None
+    except ValueError as error:
+        raise InputError(f"record {path}: truncated or not JSON: {error}; remove it to compute it again") from None
+    if not isinstance(data, dict):
+        raise InputError(f"record {path}: is no record of compresskit; remove it to compute it again")
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        advice = "upgrade compresskit" if newer else "it is no record of compresskit; remove it to compute it again"
+        raise InputError(
+            f"record {path}: format version {version!r}, this compresskit reads {FORMAT_VERSION}: {advice}"
+        )
+    seal = data.pop("digest", None)
+    record: Record = validate(Record, data, f"record {path}")
+    if seal != digest(data):
+        raise InputError(f"record {path}: was edited (its digest differs); remove it to compute it again")
+    return record
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per cell; the columns of ``results.csv``."""
+    rows = []
+    for record in records:
+        timings = record.latency.batches if record.latency is not None else {}
+        row: dict[str, Any] = {
+            "model": record.model,
+            "task": record.task or "",
+            "method": record.method,
+            "kind": record.kind,
+            "seed": record.seed,
+            "status": record.status,
+            "ratio_asked": record.ratio_asked,
+            "ratio": record.ratio,
+            "parameters": record.parameters,
+            "megabytes": record.megabytes,
+            "flops": record.flops,
+            "flops_linear": record.flops_linear,
+            "latency_ms": None,
+            "speedup": None,
+        }
+        for size, timing in timings.items():
+            suffix = "" if size == "1" else f"_batch{size}"
+            row |= {f"latency_ms{suffix}": timing.milliseconds, f"latency_spread{suffix}": timing.spread}
+            row[f"speedup{suffix}"] = timing.speedup
+        row |= {
+            "peak_memory_mb": record.peak_memory,
+            "seconds_compress": record.seconds_compress,
+            "seconds_distill": record.seconds_distill,
+            "metric": record.metric,
+            "score": record.score,
+            "score_before": record.score_before,
+            "score_teacher": record.score_teacher,
+            "score_kept": record.kept,
+            "chance": record.chance,
+            "retrieval": record.scores.get("retrieval"),
+            "hidden_error": record.scores.get("hidden error"),
+            "error": record.error,
+            "message": record.message,
+            "key": record.key,
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,249 @@
+"""From records to a report: README.md, results.csv, results.json, table.tex, pictures and index.html."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from compresskit import __version__
+from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.quality import METRIC
+from compresskit.benchmark.records import FORMAT_VERSION, Record, frame
+from compresskit.benchmark.store import Store
+from compresskit.errors import InputError
+from compresskit.reporting import comparison, plots
+from compresskit.reporting.page import page
+from compresskit.reporting.tables import markdown
+
+_WITHOUT_LABELS = (
+    f"Quality without labels on held-out text: **score** is the {METRIC}, the mean cosine between the sentence vectors "
+    "of student and teacher (mean over the tokens of the last layer, minus the mean over all passages): 100 is the "
+    "teacher itself, 0 no relation. Retrieval: share of passages whose nearest other passage comes from the same "
+    "document (teacher {teacher:.1f}, chance {chance:.1f}). Hidden error: ‖H − H'‖ / ‖H‖ over all layers."
+)
+#: Fields of the grid with a flag that takes them as they are.
+_FLAGS = {
+    "models": "model",
+    "methods": "methods",
+    "ratios": "ratios",
+    "tasks": "task",
+    "data": "data",
+    "text": "text",
+    "seeds": "seeds",
+    "baselines": "baselines",
+    "precision": "precision",
+}
+_LEGEND = (
+    "Arrows: which way is better. **Bold**: keeps most of the students at one asked ratio. ●: Pareto-optimal, nothing "
+    "is as small and keeps as much. Ratio: dense parameters / parameters. MB: 10^6 bytes of weight files. GFLOPs: 2 x "
+    "multiply-adds of one sequence of 128 tokens. ms: median of one such sequence ± half the interquartile range. "
+    "Speedup: over the dense model of the same phase, full sequences. Peak MB: resident memory that the model and one "
+    "pass of batch 32 add. Error: ‖W − W'‖ / ‖W‖ over all factorised matrices, before training. Before: score before "
+    "training. Kept: score / the teacher's."
+)
+
+
+def render(store: Store) -> tuple[Record, ...]:
+    """Write the report of a benchmark's folder; returns its records. Raises InputError: there are none."""
+    grid = store.grid()
+    records = tuple(_ordered(store.records(), grid))
+    if not records:
+        raise InputError(f"report {store.folder}: holds no records; `compresskit bench` makes some")
+    folder = store.folder
+    cells = frame(records)
+    found = comparison.sections(cells)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    pictures = plots.draw(found, _errors(records), folder)
+    facts = _facts(records, grid)
+    title = _title(records)
+    _write(folder / "results.csv", cells.to_csv(index=False))
+    plain = [record.model_dump(mode="json") for record in records]
+    data = {"format_version": FORMAT_VERSION, "grid": grid.model_dump(mode="json"), "records": plain}
+    _write(folder / "results.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    _write(folder / "table.tex", "\n".join(comparison.latex(table) for _, table in found))
+    _write(folder / "index.html", page(title, found, facts, __version__))
+    _write(folder / "README.md", _readme(title, found, facts, pictures, records))
+    return records
+
+
+def tables(folder: Path) -> str:
+    """The tables of kept as Markdown, for another document."""
+    store = Store(folder)
+    records = list(_ordered(store.records(), store.grid()))
+    if not records:
+        raise InputError(f"report {folder}: holds no records")
+    return comparison.summary_markdown(comparison.sections(frame(records)))
+
+
+def paste(folder: Path, document: Path) -> None:
+    """Replace what stands between ``<!-- bench: FOLDER -->`` and ``<!-- /bench -->`` in a Markdown document.
+
+    Raises:
+        InputError: the document cannot be read or has no such place.
+    """
+    try:
+        text = document.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"document {document}: cannot be read: {error}") from None
+    begin, end = f"<!-- bench: {folder.as_posix().rstrip('/')} -->", "<!-- /bench -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise InputError(f"document {document}: has no place for the tables: add {begin} and {end}")
+    _write(document, f"{before}{begin}\n{tables(folder)}\n{end}{after}")
+
+
+def command(grid: Grid) -> str:
+    """The command that makes this grid. What has no flag stands in bench.json, whose ``grid`` is a bench recipe."""
+    default = Grid()
+    given = {name for name in Grid.model_fields if getattr(grid, name) != getattr(default, name)}
+    given -= {"version", "name", "description"}
+    flags = [
+        f"--{_FLAGS[name]} {_words(getattr(grid, name))}" for name in Grid.model_fields if name in given & {*_FLAGS}
+    ]
+    for name, key, flag in (("general", "max_tokens", "--general-tokens"), ("task", "epochs", "--task-epochs")):
+        settings = getattr(grid, name)
+        if name in given and (settings is False or set(settings) == {key}):
+            flags.append(f"{flag} {settings[key] if settings else 0}")
+            given.discard(name)
+    if given - {*_FLAGS}:
+        flags = ["--recipe grid.yaml", *(["--data DIR"] if grid.data else []), *(["--text FILE"] if grid.text else [])]
+    return " ".join(["compresskit bench", *flags])
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    return ",".join(f"{entry:g}" if isinstance(entry, float) else str(entry) for entry in value)
+
+
+def _ordered(records: list[Record], grid: Grid) -> list[Record]:
+    """In the order of the grid: models, tasks, baselines, methods, ratios, seeds."""
+    methods = [*grid.baselines, *grid.all_methods()]
+    tasks = list(dict.fromkeys(record.task or "" for record in records))
+
+    def place(record: Record) -> tuple[Any, ...]:
+        method = methods.index(record.method) if record.method in methods else len(methods)
+        return (
+            record.model,
+            tasks.index(record.task or ""),
+            method,
+            record.method,
+            record.ratio_asked or 0,
+            record.seed,
+        )
+
+    return sorted(records, key=place)
+
+
+def _errors(records: tuple[Record, ...]) -> pd.DataFrame:
+    """The error of every matrix, once per method and ratio."""
+    rows = {}
+    for record in records:
+        for entry in record.errors:
+            row = {"method": record.method, "ratio_asked": record.ratio_asked, **entry.model_dump()}
+            rows[record.model, record.method, record.ratio_asked, entry.name] = row
+    return pd.DataFrame(rows.values())
+
+
+def _title(records: tuple[Record, ...]) -> str:
+    models = ", ".join(dict.fromkeys(record.model for record in records))
+    tasks = ", ".join(dict.fromkeys(record.task for record in records if record.task))
+    return f"{models} made smaller: " + (f"what is kept on {tasks}" if tasks else "what is kept, without labels")
+
+
+def _facts(records: tuple[Record, ...], grid: Grid) -> dict[str, Any]:
+    """What a reader must know, as (name, text) lines."""
+    trained = [record for record in records if record.kind == "student" and record.status == "finished"]
+    made = (trained or records)[0].made_by
+    labels = records[0].task is not None
+    general, task = made.get("general"), made.get("task_stage")
+    lines = [("Command", command(grid))]
+    if labels:
+        teacher = made["teacher"]
+        lines.append(("Teacher", f"fine-tuned: {_budget(teacher)}"))
+    text = made["text"]["source"]
+    lines.append(("Stage 1, every student", f"{text}: {_budget(general)}" if general else "none"))
+    if task:
+        lines.append(("Stage 2, every student", _budget(task)))
+    remarks = {
+        f"{record.task}: {name}, {part['rows']:,} rows" + (f" ({part['remark']})" if part["remark"] else "")
+        for record in records
+        for name, part in record.made_by.get("data", {}).items()
+    }
+    lines += [("Data", remark) for remark in sorted(remarks)]
+    notes = dict.fromkeys(note for record in records for note in record.made_by.get("notes", []))
+    lines += [("Note", note) for note in notes]
+    lines.append(("Seeds", ", ".join(map(str, grid.seeds))))
+    timed = next((record.latency for record in records if record.latency is not None), None)
+    if timed is not None:
+        what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {timed.threads} threads, {timed.device}"
+        lines.append(("Latency", f"{what}; {grid.latency_rounds} rounds, every model once per round"))
+    hardware = made["hardware"]
+    machine = (
+        f"{hardware['processor']} ({hardware['machine']}), {hardware['cores']} cores, {hardware['memory_gib']} GiB"
+    )
+    lines.append(("Machine", f"{machine}, trained on {hardware['device']} with {hardware['threads']} threads"))
+    lines.append(("Versions", ", ".join(f"{name} {number}" for name, number in made["versions"].items())))
+    if made["git"]:
+        lines.append(("Commit", made["git"]))
+    first = next((r.scores for r in records if "retrieval teacher" in r.scores), None)
+    lead = "Equal parameters, equal training: every student of a column has about the same size and the same budget."
+    quality = ""
+    if first is not None:
+        quality = _WITHOUT_LABELS.format(
+            teacher=100 * first["retrieval teacher"], chance=100 * first["retrieval chance"]
+        )
+        lead += " Score: " + f"{METRIC} to the teacher on held-out text."
+    elif labels:
+        metrics = dict.fromkeys(f"{r.task}: {r.metric}" for r in records if r.metric is not None)
+        quality = f"Score: {'; '.join(metrics)}; the mean over the splits that are not for training."
+        lead += f" {quality}"
+    return {"lead": lead, "lines": lines, "quality": quality}
+
+
+def _budget(stage: dict[str, Any]) -> str:
+    """A stage's settings in words."""
+    amount = f"{stage['epochs']:g} epochs"
+    for name in ("max_steps", "max_tokens"):
+        if stage[name] is not None:
+            amount = f"{stage[name]:,} {name.removeprefix('max_')}"
+    losses = ", ".join(name for name, weight in stage["losses"].items() if weight)
+    return (
+        f"{amount}, batch {stage['batch_size']}, learning rate {stage['learning_rate']:g}, losses {losses}, "
+        f"{stage['precision']}"
+    )
+
+
+def _readme(
+    title: str,
+    found: list[tuple[str, pd.DataFrame]],
+    facts: dict[str, Any],
+    pictures: list[tuple[str, str]],
+    records: tuple[Record, ...],
+) -> str:
+    parts = [f"# {title}", "", facts["lead"], "", "```", dict(facts["lines"])["Command"], "```", ""]
+    parts += [comparison.summary_markdown(found), "", facts["quality"], ""]
+    for name, what in pictures:
+        parts += [f"![{what}]({name})", ""]
+    for section, table in found:
+        parts += [f"## {section.capitalize()}: everything", "", markdown(*comparison.full(table)), ""]
+    parts += [_LEGEND, ""]
+    troubles = [line for _, table in found for line in comparison.problems(table)]
+    if troubles:
+        parts += ["## Without a result", "", *(f"- {line}" for line in dict.fromkeys(troubles)), ""]
+    facts_ = [f"- {name}: {text}" for name, text in facts["lines"] if name != "Command"]
+    parts += ["## How it was made", "", *facts_, ""]
+    parts += [f"{len(records)} cells: one record each in `cells/`, all of them in `results.csv` and `results.json`;"]
+    parts += ["`index.html` sorts and filters them and needs no network.", ""]
+    return "\n".join(parts)
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,194 @@
+"""``bench``: run every cell of a grid that has no result yet, time all models together, write the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerCallback
+
+from compresskit.benchmark import cells as work
+from compresskit.benchmark import latency
+from compresskit.benchmark.grid import Cell, Grid, load_grid
+from compresskit.benchmark.records import Record, digest
+from compresskit.benchmark.report import render
+from compresskit.benchmark.sources import Sources
+from compresskit.benchmark.store import Store
+from compresskit.validation import validate
+
+#: Seconds between two looks at a cell that another process works on.
+_PATIENCE = 1.0
+
+
+@dataclass
+class Watcher:
+    """Is told what happens; the command line draws it."""
+
+    callbacks: tuple[TrainerCallback, ...] = field(default=())
+
+    def opened(self, cells: Sequence[Cell], records: Sequence[Record | None]) -> None:
+        """The grid with what is finished already."""
+
+    def started(self, cell: Cell) -> None:
+        """Work on a cell begins."""
+
+    def says(self, what: str) -> None:
+        """What is done now."""
+
+    def finished(self, cell: Cell, record: Record) -> None:
+        """A cell has its record."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """In the closing phase."""
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What a benchmark made.
+
+    Attributes:
+        folder: with README.md, results.csv, index.html, ...
+        records: one per cell.
+    """
+
+    folder: Path
+    records: tuple[Record, ...]
+
+    @property
+    def failed(self) -> tuple[Record, ...]:
+        """Cells that failed, each with its message."""
+        return tuple(record for record in self.records if record.status == "failed")
+
+
+def bench(
+    recipe: Grid | str | Path | None = None,
+    *,
+    output: str | Path,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+    **changes: Any,
+) -> BenchResult:
+    """Compare methods across ratios at equal parameters and equal training budget.
+
+    Finished cells are skipped, a killed one continues, a failed one is tried again. Processes may share a folder.
+
+    Args:
+        recipe: a bench recipe: short name, YAML file or :class:`Grid`. Default: the default grid.
+        output: folder for records, models and report.
+        overwrite: remove cells of other configurations from it.
+        watcher: is told what happens.
+        changes: fields of :class:`Grid` that replace the recipe's.
+
+    Raises:
+        InputError: refused before any cell runs: bad grid, model, data or folder; a damaged record.
+
+    Example (two cells and two baselines, a minute)::
+
+        result = compresskit.bench(methods=("low-rank", "kronecker"), ratios=(8,), output="reports/local/first")
+        print((result.folder / "README.md").read_text())
+    """
+    start = recipe if isinstance(recipe, Grid) else Grid() if recipe is None else load_grid(recipe)
+    given = {name: value for name, value in changes.items() if value is not None}
+    grid: Grid = validate(Grid, start.model_dump() | given, "bench").checked()
+    watch = watcher or Watcher()
+    store = Store(Path(output))
+    sources = Sources(grid)
+    cells = sources.cells()
+    found = {cell: store.record(cell) for cell in cells}
+    store.records()  # a damaged record of a cell that is no longer asked for is named too
+    store.open(grid, cells, overwrite=overwrite)
+    watch.opened(cells, [found[cell] for cell in cells])
+    _run_all(cells, store, sources, watch)
+    try:
+        _closing_phase(cells, store, sources, watch)
+    finally:
+        records = render(store)
+    return BenchResult(store.folder, records)
+
+
+def _run_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher) -> None:
+    """Every cell without a result, in order; those that another process works on are waited for."""
+    failed_before = {cell.key for cell in cells if (record := store.record(cell)) and record.status == "failed"}
+    waiting = list(cells)
+    dense = {(cell.origin, cell.task): cell for cell in cells if cell.method == "dense"}
+    while waiting:
+        busy = []
+        for cell in waiting:
+            teacher = dense[cell.origin, cell.task]
+            if teacher in busy:
+                busy.append(cell)
+                continue
+            with store.lock(cell) as mine:
+                if not mine:
+                    busy.append(cell)
+                    continue
+                record = store.record(cell)
+                if record is None or cell.key in failed_before:
+                    failed_before.discard(cell.key)
+                    watch.started(cell)
+                    record = _run(cell, teacher, store, sources, watch)
+                    store.write(cell, record)
+                watch.finished(cell, record)
+        if len(busy) == len(waiting):
+            watch.says("waiting for another process")
+            time.sleep(_PATIENCE)
+        waiting = busy
+
+
+def _run(cell: Cell, teacher: Cell, store: Store, sources: Sources, watch: Watcher) -> Record:
+    shop = work.Workshop(cell, sources, store.path(cell), store.path(teacher), watch.callbacks, watch.says)
+    known = store.record(teacher)
+    if cell != teacher and known is not None and known.status != "finished":
+        return shop.failure(f"its teacher failed: {known.message}")
+    return shop.run()
+
+
+def _closing_phase(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher) -> None:
+    """Time all finished models in one go, unless their records come from one phase already."""
+    while True:
+        with store.lock() as mine:
+            if mine:
+                _time_all(cells, store, sources, watch)
+                return
+        watch.says("waiting for another process, which times the models")
+        time.sleep(_PATIENCE)
+
+
+def _time_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher) -> None:
+    found = {cell: store.record(cell) for cell in cells}
+    records = {cell: record for cell, record in found.items() if record is not None and record.status == "finished"}
+    phases = {record.latency.phase if record.latency is not None else None for record in records.values()}
+    if not records or (len(phases) == 1 and None not in phases):
+        return
+    dense = {(cell.origin, cell.task): cell for cell in records if cell.method == "dense"}
+    # Equally built models are equally fast: of cells that differ in seed or data alone one is timed.
+    builds = {cell: _build(cell, sources) for cell in records}
+    timed = {build: cell for cell, build in reversed(builds.items())}
+    models: dict[str, PreTrainedModel] = {}
+    memory: dict[str, float | None] = {}
+    compared: dict[str, str] = {}
+    for place, (build, cell) in enumerate(timed.items()):
+        teacher = dense[cell.origin, cell.task]
+        load = partial(work.read_model, cell, sources, store.path(cell), store.path(teacher))
+        memory[build] = latency.peak_memory(load)
+        models[build] = load()
+        compared[build] = builds[teacher]
+        watch.progress("measuring memory", place + 1, len(timed))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    phase = digest([now, sorted(cell.key for cell in records)])[:12]
+    timings = latency.time_models(models, compared, phase, sources.grid.latency_rounds, watch.progress)
+    for cell, record in records.items():
+        build = builds[cell]
+        store.write(cell, record.model_copy(update={"latency": timings[build], "peak_memory": memory[build]}))
+
+
+def _build(cell: Cell, sources: Sources) -> str:
+    """What decides how a cell's model is built."""
+    head = sources.task(cell.task)[0].kind if cell.task is not None else ""
+    recipe = cell.recipe.model_dump(mode="json") if cell.recipe is not None else None
+    return digest([cell.origin, cell.method, recipe, cell.ratio, head])

@@ -1,0 +1,177 @@
+"""What the cells of a benchmark share, read once: checkpoints, tasks, texts, and the machine they run on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from compresskit import __version__
+from compresskit.benchmark import quality
+from compresskit.benchmark.grid import Cell, Grid
+from compresskit.benchmark.records import digest
+from compresskit.data import corpus as corpora
+from compresskit.data.corpus import Corpus
+from compresskit.data.encoding import positions
+from compresskit.data.files import file_hash
+from compresskit.data.tasks import Task, TaskData, load_data, load_task
+from compresskit.model import checkpoint as checkpoints
+from compresskit.model.checkpoint import Checkpoint
+from compresskit.training.job import find_tokenizer
+
+_LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
+
+
+class Sources:
+    """Everything that is read for a grid. Raises InputError where something is missing, before any cell runs."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self._texts = corpora.find_corpus(grid.text)
+        # Instances are few and live as long as the benchmark.
+        self.identity = cache(self._identity)
+        self.tokenizer = cache(self._tokenizer)
+        self.task = cache(self._task)
+        self.passages = cache(self._passages)
+        self.encoded = cache(self._encoded)
+        self._text_record = cache(self._texts.record)
+
+    def cells(self) -> list[Cell]:
+        """Every cell of the grid with its key."""
+        grid, machine = self.grid, host()
+        stages = {what: grid.stage(what) for what in ("teacher", "general", "task")}
+        found = []
+        for origin, task, method, recipe, ratio, seed in grid.rows():
+            everything: dict[str, Any] = {
+                "model": self.identity(origin),
+                "method": method,
+                "recipe": recipe.model_dump(mode="json") if recipe is not None else None,
+                "ratio": ratio,
+                "seed": seed,
+                "first seed": grid.seeds[0],
+                "text": self._text_record(),
+                "host": machine,
+                "compresskit": __version__,
+                "general": stages["general"],
+            }
+            if task is not None:
+                declared, data = self.task(task)
+                everything |= {
+                    "task": declared.model_dump(mode="json"),
+                    "data": data.record(),
+                    "stages": [stages["teacher"], stages["task"]],
+                }
+            name = self.identity(origin)["name"].rpartition("/")[2]
+            found.append(Cell(name, origin, method, recipe, ratio, task, seed, digest(everything)))
+        return found
+
+    def read_dense(self, origin: str | None) -> Checkpoint:
+        """The pre-trained checkpoint, freshly read: a cell may change it."""
+        return checkpoints.read(origin)
+
+    def corpus(self, part: Literal["all", "training", "held-out"]) -> Corpus:
+        """The general text, or a part of it."""
+        return Corpus(self._texts.name, self._texts.path, part)
+
+    def made_by(self, cell: Cell) -> dict[str, Any]:
+        """All that is needed to do a cell again."""
+        grid = self.grid
+        made: dict[str, Any] = {
+            "model": self.identity(cell.origin),
+            "recipe": cell.recipe.model_dump(mode="json", exclude_defaults=True) if cell.recipe is not None else None,
+            "text": self._text_record(),
+            "general": grid.stage("general"),
+        }
+        if cell.task is not None:
+            declared, data = self.task(cell.task)
+            made |= {
+                "task": declared.model_dump(mode="json", exclude_defaults=True),
+                "data": data.record(),
+                "notes": list(data.notes),
+                "teacher": grid.stage("teacher"),
+                "task_stage": grid.stage("task"),
+            }
+        versions = {"python": platform.python_version(), "compresskit": __version__}
+        versions |= {name: version(name) for name in _LIBRARIES}
+        return made | {"versions": versions, "hardware": hardware(), "git": git_state()}
+
+    def _identity(self, origin: str | None) -> dict[str, Any]:
+        read = checkpoints.read(origin)
+        assert read.folder is not None
+        files = [*checkpoints.weight_files(read.folder), read.folder / "config.json"]
+        return {"name": read.origin, "sha256": {file.name: file_hash(file) for file in files}}
+
+    def _tokenizer(self, origin: str | None) -> Any:
+        return find_tokenizer(None, checkpoints.read(origin))
+
+    def _task(self, name: str) -> tuple[Task, TaskData]:
+        declared = load_task(name)
+        return declared, load_data(declared, None if self.grid.data is None else Path(self.grid.data))
+
+    def _passages(self, origin: str | None) -> quality.Passages:
+        limit = positions(self.read_dense(origin).model) or quality.PASSAGE
+        return quality.find_passages(self.corpus("held-out"), self.tokenizer(origin), min(quality.PASSAGE, limit))
+
+    def _encoded(self, origin: str | None) -> tuple[quality.Encoded, float]:
+        """The passages through the teacher, and its own retrieval score."""
+        passages = self.passages(origin)
+        encoded = quality.encode(self.read_dense(origin).model.float().eval(), self.tokenizer(origin), passages)
+        return encoded, quality.retrieval(encoded.vectors, passages.document)
+
+
+@cache
+def hardware() -> dict[str, Any]:
+    """The machine, without its name."""
+    memory = None
+    if hasattr(os, "sysconf"):
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": memory,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def host() -> str:
+    """A hash that tells machines apart and names none."""
+    return digest({**hardware(), "node": platform.node()})[:16]
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+@cache
+def git_state() -> str | None:
+    """Commit of the checkout that runs, with ``-dirty`` where files differ; None for an installed package."""
+    folder = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        tracked = subprocess.run(
+            ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name],
+            capture_output=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() if tracked.returncode == 0 else None

@@ -1,0 +1,126 @@
+"""The folder of a benchmark: one folder per cell, locked while a process works on it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from compresskit.benchmark.grid import Cell, Grid
+from compresskit.benchmark.records import FORMAT_VERSION, RECORD, Record, read, write
+from compresskit.errors import InputError
+from compresskit.validation import validate
+
+#: Says that a folder is a benchmark's, and which grid it holds.
+MARKER = "bench.json"
+CELLS = "cells"
+_LOCK = ".lock"
+
+
+class Store:
+    """Records and models below ``folder``.
+
+    Raises:
+        InputError: the folder is not a benchmark's; a record in it is damaged or edited.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"output {folder}: is a file")
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+            raise InputError(f"output {folder}: is not empty and holds no benchmark ({MARKER}); choose another folder")
+
+    def open(self, grid: Grid, cells: Sequence[Cell], *, overwrite: bool) -> None:
+        """Make the folder ready for these cells.
+
+        Raises:
+            InputError: it holds cells of another configuration and ``overwrite`` is False, or cannot be written.
+        """
+        wanted = {cell.folder for cell in cells}
+        foreign = [folder for folder in self._cell_folders() if folder.name not in wanted]
+        if foreign and not overwrite:
+            raise InputError(
+                f"output {self.folder}: holds {len(foreign)} cells of another configuration, model, data, version or "
+                f"machine, e.g. {foreign[0].name}; choose another --output, or remove them with --overwrite"
+            )
+        for folder in foreign:
+            shutil.rmtree(folder)
+        try:
+            (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
+            data = {"format_version": FORMAT_VERSION, "grid": _without_places(grid).model_dump(mode="json")}
+            part = self.folder / (MARKER + ".part")
+            part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+            part.replace(self.folder / MARKER)
+        except OSError as error:
+            raise InputError(f"output {self.folder}: cannot be written: {error.strerror or error}") from None
+
+    def grid(self) -> Grid:
+        """The grid that the folder was made for. Raises InputError: there is none, or it cannot be read."""
+        path = self.folder / MARKER
+        try:
+            data: Any = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"report {self.folder}: holds no readable {MARKER}: {error}") from None
+        found = data.get("format_version") if isinstance(data, dict) else None
+        if found != FORMAT_VERSION:
+            raise InputError(
+                f"report {path}: format version {found!r}, this compresskit reads {FORMAT_VERSION}"
+                + (": upgrade compresskit" if isinstance(found, int) and found > FORMAT_VERSION else "")
+            )
+        grid: Grid = validate(Grid, data.get("grid"), f"report {path}")
+        return grid
+
+    def records(self) -> list[Record]:
+        """Every record in the folder. Raises InputError: one is damaged or edited."""
+        return [read(folder / RECORD) for folder in self._cell_folders() if (folder / RECORD).exists()]
+
+    def record(self, cell: Cell) -> Record | None:
+        """The cell's record, if it has one."""
+        path = self.path(cell) / RECORD
+        return read(path) if path.exists() else None
+
+    def write(self, cell: Cell, record: Record) -> None:
+        """Keep the record."""
+        self.path(cell).mkdir(parents=True, exist_ok=True)
+        write(record, self.path(cell) / RECORD)
+
+    def path(self, cell: Cell) -> Path:
+        """The cell's folder."""
+        return self.folder / CELLS / cell.folder
+
+    @contextmanager
+    def lock(self, cell: Cell | None = None) -> Iterator[bool]:
+        """Whether this process may work on the cell (without one: on the closing phase). Freed when a process dies."""
+        folder = self.path(cell) if cell is not None else self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _cell_folders(self) -> list[Path]:
+        folder = self.folder / CELLS
+        return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _without_places(grid: Grid) -> Grid:
+    """The grid with file names for paths: where files lie is this machine's affair; records hold their hashes."""
+    names = {name: tuple(map(_short, getattr(grid, name))) for name in ("models", "methods", "tasks")}
+    text = _short(grid.text) if grid.text else None
+    return grid.model_copy(update={**names, "text": text, "data": "DIR" if grid.data else None})
+
+
+def _short(name: str) -> str:
+    return Path(name).name if Path(name).exists() else name

@@ -1,0 +1,137 @@
+"""``bench`` and ``report``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compresskit.cli.common import err, out, prepare, print_notes
+from compresskit.errors import InputError
+
+if TYPE_CHECKING:
+    from compresskit.benchmark.runner import BenchResult
+
+#: What ``--quick`` replaces, where the flag itself is not given.
+QUICK = {"ratios": (19.0,), "general": {"max_tokens": 15_000}, "latency_rounds": 3}
+OUTPUT = Path("reports/local")
+
+
+def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
+    def parse(_context: Any, parameter: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
+        if value is None:
+            return None
+        entries = []
+        for entry in filter(None, (part.strip() for part in value.split(","))):
+            try:
+                entries.append(kind(entry))
+            except ValueError:
+                name = parameter.opts[0]
+                raise InputError(f"{name} {value}: {entry!r} is no number; give them like {name} 4,8,19") from None
+        return tuple(entries)
+
+    return parse
+
+
+@click.command()
+@click.option("--recipe", metavar="NAME|FILE", help="A bench recipe (YAML); the other flags change it.")
+@click.option("--model", "models", multiple=True, metavar="FOLDER|HUB_ID", help="Dense. Default: the embedded MiniLM.")
+@click.option("--methods", callback=_list(str), metavar="A,B", help="Methods or recipes. Default: every method.")
+@click.option("--ratios", callback=_list(float), metavar="X,Y", help="Default: 4,8,19.")
+@click.option("--task", "tasks", callback=_list(str), metavar="A,B", help="Tasks. Default: quality without labels.")
+@click.option("--data", metavar="DIR", help="Folder with the tasks' files. Default: the hub.")
+@click.option("--text", metavar="FILE|HUB_ID", help="General text. Default: the embedded text.")
+@click.option("--seeds", callback=_list(int), metavar="A,B", help="Default: 0.")
+@click.option(
+    "--baselines", callback=_list(str), metavar="A,B", help="Of dense (always there), int8, half-layers. Default: all."
+)
+@click.option("--general-tokens", type=click.IntRange(0), help="Stage 1 of every student; 0: none. Default: 60000.")
+@click.option("--task-epochs", type=float, help="Stage 2 of every student. Default: 1.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of all training. Default: fp32.")
+@click.option("--quick", is_flag=True, help="One ratio (19), very short training: a first look in two minutes.")
+@click.option("--output", type=click.Path(path_type=Path), help="Default: reports/local/<recipe or default>.")
+@click.option("--overwrite", is_flag=True, help="Remove cells of another configuration from the output.")
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. Default: all.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def bench(
+    recipe: str | None,
+    output: Path | None,
+    overwrite: bool,
+    threads: int | None,
+    debug: bool,
+    quick: bool,
+    general_tokens: int | None,
+    task_epochs: float | None,
+    **changes: Any,
+) -> None:
+    """Compare methods across ratios: size, speed, and the quality that is kept.
+
+    Every student gets the same budget. Finished cells are kept: the same command continues, and more methods, ratios or
+    seeds may be added. Without --task quality is measured without labels, on text that no student saw.
+    """
+    prepare(0, threads)
+    from compresskit.benchmark.runner import bench as run
+    from compresskit.cli.bench_screen import Screen
+
+    if quick:
+        changes = QUICK | {name: value for name, value in changes.items() if value is not None}
+    if general_tokens is not None:
+        changes["general"] = {"max_tokens": general_tokens} if general_tokens else False
+    if task_epochs is not None:
+        changes["task"] = {"epochs": task_epochs}
+    changes["models"] = changes["models"] or None
+    name = "quick" if quick and recipe is None else Path(recipe).stem if recipe else "default"
+    folder = output or OUTPUT / name
+    start = time.monotonic()
+    with Screen(err) as screen:
+        result = run(recipe, output=folder, overwrite=overwrite, watcher=screen, **changes)
+    _closing_words(result, time.monotonic() - start)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--paste", type=click.Path(path_type=Path), metavar="FILE", help="Also put the tables of kept into it.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def report(folder: Path, paste: Path | None, debug: bool) -> None:
+    """Render a benchmark's report again from its records.
+
+    --paste FILE replaces what stands in FILE between `<!-- bench: FOLDER -->` and `<!-- /bench -->`.
+    """
+    from compresskit.benchmark import report as reports
+    from compresskit.benchmark.store import Store
+
+    records = reports.render(Store(folder))
+    if paste is not None:
+        reports.paste(folder, paste)
+        out.print(f"Pasted into {paste}", markup=False)
+    out.print(f"{len(records)} cells rendered: {folder / 'README.md'}, {folder / 'index.html'}", markup=False)
+
+
+def _closing_words(result: BenchResult, seconds: float) -> None:
+    from compresskit.benchmark.records import frame
+    from compresskit.reporting import comparison
+    from compresskit.reporting.tables import grid
+
+    for title, table in comparison.sections(frame(result.records)):
+        columns, rows = comparison.summary(table)
+        plain = [[cell.replace("**", "") for cell in row] for row in rows]
+        out.print(grid(columns, plain, left=(0,), caption=title))
+        print_notes(tuple(comparison.problems(table)))
+    folder = result.folder
+    lines = (
+        f"{len(result.records)} cells, {seconds:.0f} s",
+        f"Report: {folder}/README.md, tables: {folder}/results.csv, page: {folder}/index.html",
+        f"Checkpoints: {folder}/cells/*/model",
+    )
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if result.failed:
+        err.print(f"compresskit: {len(result.failed)} cells failed", style="bold red", highlight=False)
+        sys.exit(1)
+
+
+__all__: Sequence[str] = ["bench", "report"]

@@ -1,0 +1,109 @@
+"""What a person sees of a running benchmark: the table as it fills, and what is done now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers import TrainerCallback
+
+from compresskit.benchmark.grid import Cell
+from compresskit.benchmark.records import Record
+from compresskit.benchmark.runner import Watcher
+
+
+class Screen(Watcher):
+    """Live on a terminal; elsewhere one line per finished cell."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__((_Steps(self),))
+        self.console = console
+        self.cells: Sequence[Cell] = ()
+        self.records: dict[Cell, Record] = {}
+        self.now: Cell | None = None
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+        self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
+        self.all = self.bar.add_task("cells", total=None)
+        self.part = self.bar.add_task("reading models and data", total=None)
+        self.live = Live(get_renderable=self._draw, console=console, transient=True, refresh_per_second=4)
+        self.began = time.monotonic()
+
+    def __enter__(self) -> Screen:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+        if kind is KeyboardInterrupt and self.cells:
+            self.console.print("Finished cells are kept: the same command continues.", highlight=False)
+
+    def opened(self, cells: Sequence[Cell], records: Sequence[Record | None]) -> None:
+        self.cells = cells
+        done = [record for record in records if record is not None and record.status != "failed"]
+        self.bar.update(self.all, total=len(cells), completed=0)
+        if not self.console.is_terminal:
+            self._line(f"{len(cells)} cells, {len(done)} of them finished before")
+
+    def started(self, cell: Cell) -> None:
+        self.now, self.began = cell, time.monotonic()
+        self.bar.reset(self.part, description=str(cell), total=None)
+
+    def says(self, what: str) -> None:
+        self.bar.reset(self.part, description=f"{self.now}: {what}" if self.now else what, total=None)
+
+    def steps(self, done: int, total: int) -> None:
+        """Of the training that runs."""
+        self.bar.update(self.part, completed=done, total=total)
+
+    def finished(self, cell: Cell, record: Record) -> None:
+        new = cell is self.now
+        self.records[cell], self.now = record, None
+        self.bar.update(self.all, completed=len(self.records))
+        if new and not self.console.is_terminal:
+            seconds = time.monotonic() - self.began
+            self._line(f"[{len(self.records)}/{len(self.cells)}] {cell}: {_state(record)} ({seconds:.0f} s)")
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        if self.console.is_terminal:
+            self.bar.update(self.part, description=what, completed=done, total=total)
+        elif done == total:
+            self._line(f"{what}: done")
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _draw(self) -> Any:
+        tasks = list(dict.fromkeys(cell.task_name for cell in self.cells))
+        ratios = sorted({cell.ratio for cell in self.cells if cell.ratio is not None})
+        task_column = ["task"] if len(tasks) > 1 else []
+        table = Table("method", *task_column, *(f"{ratio:g}x" for ratio in ratios), "own ratio")
+        rows: dict[tuple[str, str], dict[float | None, list[str]]] = {}
+        for cell in self.cells:
+            text = _state(self.records[cell]) if cell in self.records else "..." if cell is self.now else "-"
+            rows.setdefault((cell.method, cell.task_name), {}).setdefault(cell.ratio, []).append(text)
+        for (method, task), states in rows.items():
+            shown = [", ".join(states.get(ratio, [])) for ratio in (*ratios, None)]
+            table.add_row(method, *([task] if task_column else []), *shown)
+        return Group(table, self.bar)
+
+
+class _Steps(TrainerCallback):
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.screen.steps(state.global_step, state.max_steps)
+
+
+def _state(record: Record) -> str:
+    if record.kept is None:
+        return record.status
+    return f"{100 * record.kept:.1f} %"

@@ -1,0 +1,206 @@
+"""The tables of a benchmark: rows methods, columns ratios; then everything. Data frames in, Markdown and LaTeX out.
+
+The frame has one row per cell, as ``results.csv`` holds it; :func:`by_seed` makes one row of the seeds of a cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from compresskit.reporting.tables import markdown
+
+NOT_KNOWN = "N/A"
+_GROUP = ["model", "task", "method", "kind", "ratio_asked"]
+_MEANS = (
+    "ratio", "parameters", "megabytes", "flops", "latency_ms", "latency_spread", "speedup", "latency_ms_batch32",
+    "speedup_batch32", "peak_memory_mb", "seconds_compress", "seconds_distill", "score", "score_before",
+    "score_teacher", "score_kept", "chance", "retrieval", "hidden_error", "error",
+)  # fmt: skip
+
+
+def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per (model, task, method, ratio): means over the seeds that finished, ``score_spread`` (standard
+    deviation; NaN for one seed), ``seeds``, ``status`` and, where something failed, the first ``message``.
+
+    ``pareto`` marks rows to which no other of the same model and task is at least equal in ratio and kept and better
+    in one; ``best`` the highest kept of the students at one asked ratio.
+    """
+    rows = []
+    for group, cells in frame.groupby(_GROUP, dropna=False, sort=False):
+        finished = cells[cells["status"] == "finished"]
+        means = {name: pd.to_numeric(finished[name]).mean() for name in _MEANS if name in cells and len(finished)}
+        spread = pd.to_numeric(finished["score_kept"]).std() if len(finished) > 1 else np.nan
+        bad = cells[cells["status"] != "finished"]
+        status = "finished" if bad.empty else bad["status"].iloc[0] if finished.empty else "finished in part"
+        message = "" if bad.empty else bad["message"].iloc[0]
+        row = dict(zip(_GROUP, group, strict=True)) | means
+        rows.append(row | {"kept_spread": spread, "seeds": len(finished), "status": status, "message": message})
+    table = pd.DataFrame(rows).reindex(columns=[*_GROUP, *_MEANS, "kept_spread", "seeds", "status", "message"])
+    table["pareto"] = False
+    table["best"] = False
+    for _, cells in table.groupby(["model", "task"], sort=False):
+        table.loc[pareto(cells["ratio"], cells["score_kept"]), "pareto"] = True
+        students = cells[(cells["kind"] == "student") & cells["score_kept"].notna()]
+        for _, same in students.groupby("ratio_asked"):
+            table.loc[same["score_kept"].idxmax(), "best"] = True
+    return table
+
+
+def pareto(first: pd.Series, second: pd.Series) -> list[Any]:
+    """Index labels of the points to which no other is at least equal in both (higher is better) and better in one."""
+    found = []
+    points = pd.DataFrame({"x": first, "y": second}).dropna()
+    for label, point in points.iterrows():
+        reach = (points["x"] >= point["x"]) & (points["y"] >= point["y"])
+        ahead = reach & ((points["x"] > point["x"]) | (points["y"] > point["y"]))
+        if not ahead.any():
+            found.append(label)
+    return found
+
+
+def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
+    """Cells whose score is the mean over all tasks, of those that finished every task: kept is the mean of the scores
+    over the mean of the teacher's.
+    """
+    tasks = frame["task"].nunique()
+    rows = []
+    for _, cells in frame.groupby(["model", "method", "kind", "ratio_asked", "seed"], dropna=False, sort=False):
+        row = cells.iloc[0].to_dict() | {"task": "all tasks", "metric": "mean over tasks"}
+        whole = len(cells) == tasks and (cells["status"] == "finished").all()
+        for name in ("score", "score_before", "score_teacher", "seconds_distill", "ratio"):
+            row[name] = pd.to_numeric(cells[name]).mean() if whole else np.nan
+        row["score_kept"] = row["score"] / row["score_teacher"] if whole else np.nan
+        if not whole:
+            bad = cells[cells["status"] != "finished"]
+            row |= {"status": "failed", "message": "a task is missing" if bad.empty else bad["message"].iloc[0]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of kept for one model and task of :func:`by_seed`: rows methods, columns the asked ratios, and
+    one for what has a ratio of its own (baselines, recipes with explicit shapes).
+    """
+    ratios = sorted(table["ratio_asked"].dropna().unique())
+    own = table["ratio_asked"].isna().any()
+    columns = ["kept ↑", *(f"{ratio:g}x" for ratio in ratios), *(["own ratio"] if own else [])]
+    rows = []
+    for method, cells in table.groupby("method", sort=False):
+        by_ratio = {row["ratio_asked"]: row for _, row in cells.iterrows()}
+        row = [str(method), *(_kept(by_ratio.get(ratio)) for ratio in ratios)]
+        if own:
+            alone = cells[cells["ratio_asked"].isna()]
+            row.append("" if alone.empty else _kept(alone.iloc[0], own=True))
+        rows.append(row)
+    return columns, rows
+
+
+def _kept(row: Any, *, own: bool = False) -> str:
+    if row is None:
+        return ""
+    if pd.isna(row["score_kept"]):
+        return str(row["status"]) if row["status"] != "finished" else NOT_KNOWN
+    spread = f" ± {100 * row['kept_spread']:.1f}" if pd.notna(row["kept_spread"]) else ""
+    text = f"{100 * row['score_kept']:.1f}{spread} %"
+    text = f"**{text}**" if row["best"] else text
+    # A method that overshoots is compared at another size: say which.
+    off = own or (pd.notna(row["ratio_asked"]) and row["ratio"] > 1.02 * row["ratio_asked"])
+    return text + (f" at {row['ratio']:.3g}x" if off else "")
+
+
+_FULL: tuple[tuple[str, str, str], ...] = (
+    ("kept ↑", "score_kept", "kept"),
+    ("ratio ↑", "ratio", "{:.2f}x"),
+    ("parameters ↓", "parameters", "{:,.0f}"),
+    ("MB ↓", "megabytes", "{:.2f}"),
+    ("GFLOPs ↓", "flops", "giga"),
+    ("ms ↓", "latency_ms", "{:.1f}"),
+    ("speedup ↑", "speedup", "{:.2f}x"),
+    ("speedup, batch 32 ↑", "speedup_batch32", "{:.2f}x"),
+    ("peak MB ↓", "peak_memory_mb", "{:.0f}"),
+    ("compress s ↓", "seconds_compress", "{:.1f}"),
+    ("distill s", "seconds_distill", "{:.0f}"),
+    ("error ↓", "error", "{:.3f}"),
+    ("before", "score_before", "percent"),
+    ("score ↑", "score", "percent"),
+    ("retrieval ↑", "retrieval", "percent"),
+    ("hidden error ↓", "hidden_error", "{:.3f}"),
+)
+
+
+def full(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of everything, for one model and task of :func:`by_seed`; columns that nobody has are left out.
+
+    The mark ● stands for Pareto-optimal in ratio and kept; the best student of an asked ratio is bold.
+    """
+    used = [entry for entry in _FULL if table[entry[1]].notna().any()]
+    columns = ["method", "asked", *(title for title, _, _ in used), ""]
+    rows = []
+    for _, row in table.iterrows():
+        asked = f"{row['ratio_asked']:g}x" if pd.notna(row["ratio_asked"]) else "-"
+        cells = [_cell(row, name, form) for _, name, form in used]
+        mark = "●" if row["pareto"] else ""
+        rows.append([str(row["method"]), asked, *cells, mark if row["status"] == "finished" else str(row["status"])])
+    return columns, rows
+
+
+def _cell(row: Any, name: str, form: str) -> str:
+    value = row[name]
+    if pd.isna(value):
+        return NOT_KNOWN
+    if form == "giga":
+        return f"{value / 1e9:.3f}"
+    if form == "percent":
+        return f"{100 * value:.2f}"
+    if form == "kept":
+        return _kept(row).partition(" at ")[0]
+    if name == "latency_ms" and pd.notna(row["latency_spread"]):
+        return f"{value:.1f} ± {row['latency_spread'] / 2:.1f}"
+    return form.format(value)
+
+
+def problems(table: pd.DataFrame) -> list[str]:
+    """One line per cell without a result."""
+    bad = table[table["message"] != ""]
+    return [
+        f"{row['method']}" + (f" {row['ratio_asked']:g}x" if pd.notna(row["ratio_asked"]) else "")
+        + (f", {row['task']}" if row["task"] else "") + f": {row['status']}: {row['message']}"
+        for _, row in bad.iterrows()
+    ]  # fmt: skip
+
+
+def sections(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """(title, :func:`by_seed` table) for every model and task, all tasks together first."""
+    whole = by_seed(frame)
+    tasks = list(dict.fromkeys(frame["task"]))
+    several = frame["model"].nunique() > 1
+    found = []
+    for model in dict.fromkeys(frame["model"]):
+        prefix = f"{model}: " if several else ""
+        if len(tasks) > 1:
+            found.append((f"{prefix}all tasks", by_seed(over_tasks(frame[frame["model"] == model]))))
+        for task in tasks:
+            mine = whole[(whole["model"] == model) & (whole["task"] == task)]
+            found.append((f"{prefix}{task}" if task else f"{prefix}without labels", mine))
+    return found
+
+
+def latex(table: pd.DataFrame) -> str:
+    """The full table for one model and task, for the package booktabs."""
+    columns, rows = full(table)
+    plain = [[cell.replace("**", "").replace("●", "*") for cell in row] for row in rows]
+    titles = [title.replace(" ↑", "").replace(" ↓", "") for title in columns]
+    made = pd.DataFrame(plain, columns=titles)
+    return str(made.to_latex(index=False, escape=True, column_format="ll" + "r" * (len(titles) - 3) + "l"))
+
+
+def summary_markdown(found: Sequence[tuple[str, pd.DataFrame]]) -> str:
+    """The tables of kept under their titles."""
+    parts = []
+    for title, table in found:
+        parts += ([f"**{title}**", ""] if len(found) > 1 else []) + [markdown(*summary(table)), ""]
+    return "\n".join(parts).rstrip()

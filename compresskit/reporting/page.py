@@ -1,0 +1,149 @@
+"""The benchmark as one self-contained web page: sortable, filterable table, plots that answer the mouse, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from compresskit.reporting.comparison import NOT_KNOWN, pareto
+from compresskit.reporting.plots import GREY, MARKERS, styles
+
+_SYMBOLS = dict(
+    zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
+)
+
+#: Title, column of the frame, decimals, factor, what it means.
+_COLUMNS: tuple[tuple[str, str, int, float, str], ...] = (
+    ("asked", "ratio_asked", 0, 1, "times smaller, as asked"),
+    ("kept ↑", "score_kept", 1, 100, "score / the teacher's, %"),
+    ("ratio ↑", "ratio", 2, 1, "dense parameters / parameters"),
+    ("speedup ↑", "speedup", 2, 1, "over the dense model in the same phase, batch 1"),
+    ("parameters ↓", "parameters", 0, 1, "tied ones once"),
+    ("MB ↓", "megabytes", 2, 1, "10^6 bytes of weight files"),
+    ("GFLOPs ↓", "flops", 3, 1e-9, "2 x multiply-adds, one sequence of 128 tokens"),
+    ("ms ↓", "latency_ms", 1, 1, "one sequence, median"),
+    ("speedup 32 ↑", "speedup_batch32", 2, 1, "over the dense model in the same phase, batch 32"),
+    ("peak MB ↓", "peak_memory_mb", 0, 1, "memory added by the model and a pass of batch 32"),
+    ("distill s", "seconds_distill", 0, 1, "seconds of training"),
+    ("error ↓", "error", 3, 1, "relative Frobenius norm before training"),
+    ("before", "score_before", 2, 100, "score before training, %"),
+    ("score ↑", "score", 2, 100, "after training, %"),
+    ("retrieval ↑", "retrieval", 1, 100, "passages whose nearest other one is of the same document, %"),
+)
+
+
+def page(title: str, found: Sequence[tuple[str, pd.DataFrame]], facts: Mapping[str, Any], version: str) -> str:
+    """The page as text.
+
+    Args:
+        title: of the page.
+        found: (title, table) of :func:`compresskit.reporting.comparison.sections`.
+        facts: what the report says beside its tables: ``lines`` (name, text) and ``problems``.
+        version: of compresskit.
+    """
+    used = [column for column in _COLUMNS if any(table[column[1]].notna().any() for _, table in found)]
+    rows = []
+    for section, table in found:
+        for _, row in table.iterrows():
+            cells = [_cell(row[name], digits, factor) for _, name, digits, factor, _ in used]
+            marks = ("best " if row["best"] else "") + ("pareto" if row["pareto"] else "")
+            rows.append({"section": section, "method": row["method"], "cells": cells, "class": marks, **_state(row)})
+    plots = []
+    for number, (section, table) in enumerate(found):
+        for name, figure in (("ratio", _against_ratio(table)), ("speed", _against_speed(table))):
+            if figure is not None:
+                plots.append({"id": f"plot-{number}-{name}", "section": section, "json": _safe(figure.to_json())})
+    folder = resources.files("compresskit.reporting")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        title=title,
+        columns=[{"title": column[0], "help": column[4]} for column in used],
+        rows=rows,
+        sections=[section for section, _ in found],
+        plots=plots,
+        facts=facts,
+        plotly=get_plotlyjs(),
+        version=version,
+    )
+
+
+def _cell(value: Any, digits: int, factor: float) -> dict[str, str]:
+    if pd.isna(value):
+        return {"value": "", "text": NOT_KNOWN}
+    scaled = float(value) * factor
+    return {"value": repr(scaled), "text": f"{scaled:,.{digits}f}"}
+
+
+def _state(row: Any) -> dict[str, Any]:
+    return {"status": row["status"], "message": row["message"], "seeds": int(row["seeds"])}
+
+
+def _safe(text: str | None) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return (text or "").replace("<", "\\u003c")
+
+
+def _against_ratio(table: pd.DataFrame) -> go.Figure | None:
+    return _figure(table, "ratio", "times smaller (parameters)", "Quality kept by size", log=True)
+
+
+def _against_speed(table: pd.DataFrame) -> go.Figure | None:
+    return _figure(table, "speedup", "times faster than the dense model (batch 1)", "Quality kept by speed", log=False)
+
+
+def _figure(table: pd.DataFrame, x: str, label: str, title: str, *, log: bool) -> go.Figure | None:
+    rows = table[table[x].notna() & table["score_kept"].notna()]
+    if rows.empty:
+        return None
+    figure = go.Figure()
+    if not log:
+        front = rows.loc[pareto(rows[x], rows["score_kept"])].sort_values(x)
+        line = {"color": GREY, "width": 1, "dash": "dot"}
+        figure.add_scatter(
+            x=front[x].tolist(), y=(100 * front["score_kept"]).tolist(), mode="lines", line=line, name="Pareto front",
+            hoverinfo="skip",
+        )  # fmt: skip
+    for method, (colour, marker) in styles(table).items():
+        mine = rows[rows["method"] == method].sort_values(x)
+        if mine.empty:
+            continue
+        lines = log and mine["kind"].iloc[0] == "student"
+        spread = (100 * mine["kept_spread"]).fillna(0)
+        figure.add_scatter(
+            x=mine[x].tolist(),
+            y=(100 * mine["score_kept"]).tolist(),
+            error_y={"type": "data", "array": spread.tolist(), "visible": bool(spread.any())},
+            mode="lines+markers" if lines else "markers",
+            name=method,
+            marker={"color": colour, "symbol": _SYMBOLS[marker], "size": 11},
+            text=[_hover(row) for _, row in mine.iterrows()],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    ticks = sorted({1.0, *table["ratio_asked"].dropna()})
+    axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}x" for tick in ticks]} if log else {}
+    figure.update_layout(
+        title={"text": title, "x": 0, "xref": "paper"},
+        xaxis={"title": label, "gridcolor": "#e5e7eb", **axis},
+        yaxis={"title": "kept, %", "gridcolor": "#e5e7eb"},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#111827"},
+        plot_bgcolor="white",
+        paper_bgcolor="white",
+        margin={"l": 60, "r": 20, "t": 50, "b": 60},
+        legend={"orientation": "h", "y": -0.22},
+        height=430,
+    )
+    return figure
+
+
+def _hover(row: Any) -> str:
+    lines = [f"<b>{row['method']}</b>, {row['ratio']:.2f}x smaller", f"kept {100 * row['score_kept']:.1f} %"]
+    if pd.notna(row["speedup"]):
+        lines.append(f"{row['speedup']:.2f}x faster ({row['latency_ms']:.1f} ms)")
+    return "<br>".join([*lines, f"{row['parameters']:,.0f} parameters, {row['megabytes']:.2f} MB"])

@@ -1,0 +1,404 @@
+"""The benchmark: figures against their sources, resuming, failures, two processes, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run, count
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
+
+import compresskit
+from compresskit import InputError
+from compresskit.benchmark import cells as work
+from compresskit.benchmark.records import RECORD, read
+from compresskit.benchmark.report import command
+from compresskit.benchmark.runner import BenchResult, Watcher
+from compresskit.benchmark.store import Store
+
+#: Short enough for tests; the tiny model has 40 positions.
+BUDGET = {"max_tokens": 3000, "max_length": 32, "learning_rate": 2e-3}
+MEASURED = ("latency", "speedup", "peak_memory", "seconds")
+
+
+def tiny(root: Path, output: Path, **changes: Any) -> BenchResult:
+    grid = {"methods": ("low-rank",), "ratios": (3.0,), "baselines": ("dense",), "latency_rounds": 1}
+    grid |= {"models": (str(root / "model"),), "text": str(root / "text.txt"), "general": BUDGET}
+    return compresskit.bench(output=output, **(grid | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(bench_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BenchResult:
+    """Two methods, a ratio that both reach and one that none does, and every baseline."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    methods, baselines = ("low-rank", "kronecker"), ("dense", "int8", "half-layers")
+    return tiny(bench_folder, output, methods=methods, ratios=(3.0, 90.0), baselines=baselines)
+
+
+def find(result: BenchResult, method: str, ratio: float | None = None) -> Any:
+    return next(r for r in result.records if (r.method, r.ratio_asked) == (method, ratio))
+
+
+def model_of(result: BenchResult, method: str) -> Any:
+    (folder,) = (result.folder / "cells").glob(f"model-{method}*-seed0-*/model")
+    return folder, AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("method", ["low-rank", "kronecker", "half-layers"])
+def test_figures_are_those_of_the_saved_model(whole: BenchResult, bench_folder: Path, method: str) -> None:
+    record = find(whole, method, None if method == "half-layers" else 3.0)
+    folder, model = model_of(whole, method)
+    dense = AutoModel.from_pretrained(bench_folder / "model")
+    assert record.parameters == count(model) == sum(record.parameters_by_role.values())
+    assert record.ratio == count(dense) / count(model)
+    assert record.megabytes == (folder / "model.safetensors").stat().st_size / 1e6
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.full((1, 38), 7))  # its 40 positions, as FLOPs are counted for every family
+    assert record.flops == counter.get_total_flops()
+    training = json.loads((folder / "training.json").read_text())["stages"]
+    assert record.seconds_distill == sum(stage["seconds"] for stage in training)
+    assert record.latency.batches["1"].milliseconds > 0
+    assert record.latency.batches["32"].speedup > 0
+
+
+def test_error_and_scores_are_those_of_the_models(whole: BenchResult, bench_folder: Path) -> None:
+    record = find(whole, "low-rank", 3.0)
+    dense = AutoModel.from_pretrained(bench_folder / "model")
+    student = compresskit.compress(bench_folder / "model", method="low-rank", ratio=3)
+    residual = norm = 0.0
+    for entry in record.errors:
+        weight = dense.get_submodule(entry.name).weight.detach()
+        difference = weight - student.get_submodule(entry.name).dense_weight().detach()
+        residual += float(difference.square().sum())
+        norm += float(weight.square().sum())
+        assert entry.error == pytest.approx(float(difference.norm() / weight.norm()), rel=1e-4)
+    assert record.error == pytest.approx((residual / norm) ** 0.5, rel=1e-4)
+    assert record.score == record.scores["sentence similarity"] == record.kept
+    assert record.score > record.score_before  # it was trained on documents of the same kind
+    assert find(whole, "dense").score == pytest.approx(1.0)
+    assert 0 < record.scores["retrieval chance"] < 0.2
+
+
+def test_baselines(whole: BenchResult) -> None:
+    dense, int8, half = (find(whole, name) for name in ("dense", "int8", "half-layers"))
+    assert dense.ratio == int8.ratio == 1.0
+    assert dense.latency.batches["1"].speedup == 1.0
+    assert int8.megabytes < dense.megabytes
+    assert 0.9 < int8.score < 1.0
+    assert half.parameters < dense.parameters
+    assert half.errors == ()
+
+
+def test_report(whole: BenchResult) -> None:
+    folder = whole.folder
+    with (folder / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(whole.records) == 7
+    columns = [
+        "task",
+        "method",
+        "ratio_asked",
+        "ratio",
+        "parameters",
+        "megabytes",
+        "flops",
+        "latency_ms",
+        "speedup",
+        "score",
+        "score_kept",
+    ]
+    assert set(columns) <= set(rows[0])
+    assert [row["status"] for row in rows].count("unreachable") == 2
+    text = (folder / "README.md").read_text()
+    best = max((r for r in whole.records if r.ratio_asked == 3), key=lambda r: r.score)
+    assert f"**{100 * best.kept:.1f} %**" in text
+    assert "low-rank 90x: unreachable: ratio 90 is out of reach" in text
+    assert command(Store(folder).grid()) in text
+    for name in ("results.json", "table.tex", "index.html", "errors.png", "kept-without-labels.png"):
+        assert (folder / name).stat().st_size > 100
+    data = json.loads((folder / "results.json").read_text())
+    assert [r["key"] for r in data["records"]] == [r.key for r in whole.records]
+    assert "/tmp" not in text + (folder / "results.json").read_text()
+
+
+def test_record_says_how_to_do_it_again(whole: BenchResult) -> None:
+    made = find(whole, "kronecker", 3.0).made_by
+    assert len(made["model"]["sha256"]["model.safetensors"]) == 64
+    assert made["text"]["sha256"]
+    assert made["general"]["max_tokens"] == 3000
+    assert made["general"]["losses"] == {"embedding": 1.0, "hidden": 1.0}  # a base model predicts nothing
+    assert {"torch", "transformers", "compresskit", "python"} <= set(made["versions"])
+    assert made["hardware"]["threads"] == torch.get_num_threads()
+    assert made["recipe"]["rules"][0]["method"] == "kronecker"
+
+
+def test_finished_cells_are_kept_and_more_may_be_added(bench_folder: Path, tmp_path: Path) -> None:
+    first = tiny(bench_folder, tmp_path / "out")
+    stamps = {path: path.stat().st_mtime_ns for path in first.folder.glob("cells/*/model/model.safetensors")}
+    tables = [(first.folder / name).read_bytes() for name in ("README.md", "results.csv", "table.tex")]
+    again = tiny(bench_folder, tmp_path / "out")
+    assert [(again.folder / name).read_bytes() for name in ("README.md", "results.csv", "table.tex")] == tables
+    more = tiny(bench_folder, tmp_path / "out", ratios=(3.0, 2.0))
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert len(more.records) == 3
+    assert len({record.latency.phase for record in more.records}) == 1  # all timed together again
+    with pytest.raises(InputError, match=r"holds 1 cells of another configuration.*low-rank-2x.*--overwrite"):
+        tiny(bench_folder, tmp_path / "out")
+    assert len(tiny(bench_folder, tmp_path / "out", overwrite=True).records) == 2
+
+
+def test_task(bench_folder: Path, tmp_path: Path) -> None:
+    stages = {"max_length": 32, "learning_rate": 3e-3}
+    result = tiny(
+        bench_folder,
+        tmp_path / "out",
+        tasks=("sst2",),
+        data=str(bench_folder / "data"),
+        baselines=("dense", "int8", "half-layers"),
+        seeds=(0, 1),
+        general=False,
+        teacher={**stages, "epochs": 6},
+        task={**stages, "epochs": 6},
+    )
+    teacher, student = find(result, "dense"), find(result, "low-rank", 3.0)
+    assert teacher.metric == "accuracy"
+    assert teacher.score > 0.9
+    assert student.score == student.scores["dev"]["accuracy"]
+    assert student.score_before == pytest.approx(0.5, abs=0.2)
+    assert student.score > 0.7
+    assert student.kept == student.score / teacher.score
+    folder = next((result.folder / "cells").glob("*low-rank*seed0*/model"))
+    scored = compresskit.evaluate(folder, task="sst2", data=bench_folder / "data", max_length=32)
+    assert scored.record["scores"]["dev"]["accuracy"] == student.score
+    assert [r.seed for r in result.records if r.method == "low-rank"] == [0, 1]
+    assert " ± " in (result.folder / "README.md").read_text()
+
+
+def test_failed_cell_is_a_row_and_the_others_go_on(
+    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    grid = {
+        "version": 1,
+        "methods": ["kronecker", "low-rank"],
+        "ratios": [3],
+        "baselines": ["dense"],
+        "general": BUDGET,
+    }
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    flags = ("--recipe", tmp_path / "grid.yaml", "--model", bench_folder / "model", "--text", bench_folder / "text.txt")
+    original = work.Workshop._compress
+
+    def broken(self: work.Workshop) -> dict[str, Any]:
+        if self.cell.method == "kronecker":
+            raise RuntimeError("no luck\nat all")
+        return original(self)
+
+    monkeypatch.setattr(work.Workshop, "_compress", broken)
+    answer = run("bench", *flags, "--output", tmp_path / "out")
+    assert answer.code == 1
+    assert "kronecker 3x: failed: RuntimeError: no luck at all" in answer.out
+    assert "1 cells failed" in answer.err
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
+    assert {row["method"]: row["status"] for row in rows} == {
+        "dense": "finished", "kronecker": "failed", "low-rank": "finished",
+    }  # fmt: skip
+    assert "| kronecker | failed |" in (tmp_path / "out" / "README.md").read_text()
+    monkeypatch.setattr(work.Workshop, "_compress", original)
+    answer = run("bench", *flags, "--output", tmp_path / "out")  # a failed cell is tried again
+    assert answer.code == 0, answer.err
+    assert "failed" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """The table without what is measured by a clock."""
+    with (folder / "results.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_gives_the_same_table(bench_folder: Path, tmp_path: Path) -> None:
+    stage = {"max_length": 32, "max_steps": 60}
+    grid: dict[str, Any] = {"version": 1, "methods": ["low-rank", "kronecker"], "ratios": [3], "baselines": ["dense"]}
+    grid |= {"general": stage, "latency_rounds": 1}
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    flags = ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
+    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", str(tmp_path / "grid.yaml"), *flags]
+    subprocess.run([*line, "--output", str(tmp_path / "calm")], check=True, capture_output=True)
+    cells = {"low-rank": ("work", "model", RECORD), "kronecker": ("work", "model")}
+    moments = [(method, name) for method, names in cells.items() for name in names]
+    for method, name in sorted(random.Random(0).sample(moments, 3), key=moments.index):
+        process = subprocess.Popen(
+            [*line, "--output", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "killed").glob(f"cells/*{method}*/{name}*")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run([*line, "--output", str(tmp_path / "killed")], check=True, capture_output=True)
+    assert table(tmp_path / "killed") == table(tmp_path / "calm")
+    assert not list((tmp_path / "killed").glob("cells/*/work*"))
+
+
+@pytest.mark.slow
+def test_two_runs_share_a_folder(bench_folder: Path, tmp_path: Path) -> None:
+    stage = {"max_length": 32, "max_steps": 30}
+    grid: dict[str, Any] = {"version": 1, "methods": ["low-rank", "kronecker"], "ratios": [2, 3], "general": stage}
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid | {"baselines": ["dense"], "latency_rounds": 1}))
+    flags = ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
+    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", str(tmp_path / "grid.yaml"), *flags]
+    line += ["--output", str(tmp_path / "out")]
+    processes = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    # A line "[n/5] cell: result (seconds)" for what a process computed itself: every cell once.
+    computed = [part for text in said for part in text.splitlines() if part.startswith("[")]
+    assert len(computed) == 5, said
+    assert len(table(tmp_path / "out")) == 5
+
+
+def test_locked_cells_are_waited_for(bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = tiny(bench_folder, tmp_path / "out")
+    store = Store(result.folder)
+    said: list[str] = []
+
+    class Listener(Watcher):
+        def says(self, what: str) -> None:
+            said.append(what)
+
+    (record,) = (r for r in result.records if r.method == "low-rank")
+    (folder,) = store.folder.glob("cells/*low-rank*")
+    (folder / RECORD).rename(tmp_path / "kept.json")
+    from filelock import FileLock
+
+    lock = FileLock(folder / ".lock")
+    lock.acquire()
+
+    def other_process_finishes(_seconds: float) -> None:
+        (tmp_path / "kept.json").rename(folder / RECORD)
+        lock.release()
+
+    monkeypatch.setattr("compresskit.benchmark.runner.time.sleep", other_process_finishes)
+    again = tiny(bench_folder, tmp_path / "out", watcher=Listener())
+    assert "waiting for another process" in said
+    assert record.score == next(r.score for r in again.records if r.method == "low-rank")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text.replace('"status": "finished"', '"status": "great"'), "status"),
+        (lambda text: text.replace('"score": ', '"score": 1'), "was edited"),
+        (lambda text: text[: len(text) // 2], "truncated or not JSON"),
+        (lambda text: text.replace('"format_version": 1', '"format_version": 2'), "this compresskit reads 1: upgrade"),
+        (lambda text: "[]", "is no record"),
+    ],
+)
+def test_damaged_records_are_refused(
+    whole: BenchResult, tmp_path: Path, run: Run, damage: Callable[[str], str], says: str
+) -> None:
+    (path,) = (whole.folder / "cells").glob("*low-rank-3x*/record.json")
+    before = path.read_text()
+    path.write_text(damage(before))
+    try:
+        answer = run("report", whole.folder)
+        assert answer.code == 2
+        assert says in answer.err
+        assert path.name in answer.err
+    finally:
+        path.write_text(before)
+    assert read(path).status == "finished"
+
+
+def test_report_again_and_paste(whole: BenchResult, tmp_path: Path, run: Run) -> None:
+    before = (whole.folder / "README.md").read_text()
+    (whole.folder / "README.md").unlink()
+    document = tmp_path / "doc.md"
+    document.write_text(f"above\n<!-- bench: {whole.folder} -->\nold\n<!-- /bench -->\nbelow\n")
+    assert run("report", whole.folder, "--paste", document).code == 0
+    assert (whole.folder / "README.md").read_text() == before
+    text = document.read_text()
+    assert "| kept ↑ |" in text
+    assert "old" not in text
+    assert text.startswith("above\n")
+    assert text.endswith("\nbelow\n")
+    document.write_text("no place")
+    answer = run("report", whole.folder, "--paste", document)
+    assert answer.code == 2
+    assert "<!-- /bench -->" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--methods", "kroneker"), ["unknown method or recipe 'kroneker'", "did you mean 'kronecker'"]),
+        (("--task", "sst3", "--data", "."), ["unknown task 'sst3'", "sst2"]),
+        (("--ratios", "4,many"), ["--ratios 4,many", "'many' is no number"]),
+        (("--ratios", "4,0.5"), ["ratio 0.5", "above 1"]),
+        (("--ratios", "4,4"), ["4.0 is there twice"]),
+        (("--ratios", ","), ["ratios"]),
+        (("--seeds", "-1"), ["seed -1"]),
+        (("--baselines", "int4"), ["baselines", "int8"]),
+        (("--data", "."), ["data belongs to a task"]),
+        (("--task", "imdb"), ["imdb", "evaluation only"]),
+        (("--general-tokens", "0"), ["nothing would be trained"]),
+        (("--recipe", "nothing"), ["unknown bench recipe 'nothing'", "bench-glue"]),
+        (("--recipe", "bad.yaml"), ["bad.yaml", "unknown key 'ratio'", "'ratios'"]),
+        (("--recipe", "worse.yaml"), ["general", "unknown key 'learning_rat'", "'learning_rate'"]),
+        (("--model", "nowhere/at/all"), ["nowhere/at/all"]),
+        (("--text", "nothing.txt"), ["nothing.txt", "no such file"]),
+        (("--output", "taken"), ["taken", "holds no benchmark"]),
+    ],
+)
+def test_refused(run: Run, bench_folder: Path, flags: tuple[str, ...], says: list[str]) -> None:
+    Path("bad.yaml").write_text("version: 1\nratio: 4\n")
+    Path("worse.yaml").write_text("version: 1\ngeneral: {learning_rat: 1}\n")
+    Path("taken").mkdir()
+    Path("taken", "thesis.txt").touch()
+    given = {"--model": bench_folder / "model", "--text": bench_folder / "text.txt", "--output": "out"}
+    given |= dict(zip(flags[::2], flags[1::2], strict=True))
+    answer = run("bench", *(part for pair in given.items() for part in pair))
+    assert answer.code == 2, answer
+    for word in says:
+        assert word in answer.err
+    assert not Path("out").exists()
+
+
+def test_report_of_nothing(run: Run, tmp_path: Path) -> None:
+    assert run("report", tmp_path / "nowhere").code == 2
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "bench.json").write_text('{"format_version": 7, "grid": {}}')
+    answer = run("report", tmp_path / "newer")
+    assert answer.code == 2
+    assert "format version 7, this compresskit reads 1: upgrade" in answer.err
+
+
+def test_interrupt_says_how_to_continue(bench_folder: Path, tmp_path: Path) -> None:
+    grid = {"version": 1, "ratios": [3], "baselines": ["dense"], "general": {"max_length": 32, "max_steps": 5000}}
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", "grid.yaml", "--output", "out"]
+    line += ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
+    process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("out/cells/*/model.checkpoints")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130, said
+    assert "Finished cells are kept: the same command continues." in said
+    assert "Traceback" not in said

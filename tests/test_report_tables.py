@@ -1,0 +1,189 @@
+"""The tables of a benchmark against figures worked out by hand."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from compresskit.benchmark import latency
+from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.quality import Encoded, Passages, closeness, retrieval
+from compresskit.benchmark.records import Record, frame
+from compresskit.benchmark.report import command
+from compresskit.reporting import comparison
+
+
+def record(method: str, asked: float | None, task: str, seed: int, score: float | None, **changes: Any) -> Record:
+    """A record with what the tables read."""
+    student = asked is not None
+    size = asked or 1.0
+    done = score is not None
+    fields: dict[str, Any] = {
+        "key": f"{method}{asked}{task}{seed}",
+        "status": "finished" if done else "failed",
+        "message": "" if done else "out of luck",
+        "model": "bert",
+        "method": method,
+        "kind": "student" if student else "baseline",
+        "ratio_asked": asked,
+        "task": task,
+        "seed": seed,
+        "made_by": {},
+    }
+    if done:
+        timing = {"milliseconds": 10 / size, "spread": 0.5, "speedup": size**0.5}
+        fields |= {
+            "ratio": size,
+            "parameters": int(1000 / size),
+            "megabytes": 4 / size,
+            "score": score,
+            "score_teacher": 0.8,
+            "latency": {
+                "phase": "p",
+                "tokens": 8,
+                "threads": 1,
+                "device": "cpu",
+                "batches": {"1": timing, "32": timing},
+            },
+        }
+    return Record.model_validate(fields | changes)
+
+
+def example() -> pd.DataFrame:
+    """Two tasks, two methods, two ratios, two seeds; one cell of rte failed, and all of a third method."""
+    records = [record("dense", None, task, 0, 0.8) for task in ("sst2", "rte")]
+    scores = {
+        ("low-rank", 4): 0.76,
+        ("low-rank", 8): 0.6,
+        ("kronecker", 4): 0.7,
+        ("kronecker", 8): 0.64,
+        ("tucker", 8): 0.0,
+    }
+    for task, less in (("sst2", 0.0), ("rte", 0.1)):
+        for (method, ratio), score in scores.items():
+            for seed in (0, 1):
+                broken = (method, ratio, task, seed) == ("kronecker", 8, "rte", 1) or (method, ratio) == ("tucker", 8)
+                records.append(record(method, ratio, task, seed, None if broken else score - less + 0.02 * seed))
+    return frame(records)
+
+
+def test_means_and_spread_over_seeds() -> None:
+    table = comparison.by_seed(example())
+    row = table[(table["method"] == "low-rank") & (table["ratio_asked"] == 4) & (table["task"] == "sst2")].iloc[0]
+    assert row["score"] == pytest.approx(0.77)
+    assert row["score_kept"] == pytest.approx(0.77 / 0.8)
+    assert row["kept_spread"] == pytest.approx(np.std([0.76 / 0.8, 0.78 / 0.8], ddof=1))
+    assert row["seeds"] == 2
+    half = table[(table["method"] == "kronecker") & (table["ratio_asked"] == 8) & (table["task"] == "rte")].iloc[0]
+    assert (half["status"], half["seeds"], half["message"]) == ("finished in part", 1, "out of luck")
+
+
+def test_summary_marks_the_best_of_each_ratio() -> None:
+    table = comparison.by_seed(example())
+    columns, rows = comparison.summary(table[table["task"] == "sst2"])
+    assert columns == ["kept ↑", "4x", "8x", "own ratio"]
+    assert rows == [
+        ["dense", "", "", "100.0 % at 1x"],
+        ["low-rank", "**96.2 ± 1.8 %**", "76.2 ± 1.8 %", ""],
+        ["kronecker", "88.8 ± 1.8 %", "**81.2 ± 1.8 %**", ""],
+        ["tucker", "", "failed", ""],
+    ]
+
+
+def test_kept_over_tasks_is_mean_over_mean_and_needs_every_task() -> None:
+    table = comparison.by_seed(comparison.over_tasks(example()))
+    low = table[(table["method"] == "low-rank") & (table["ratio_asked"] == 4)].iloc[0]
+    assert low["score_kept"] == pytest.approx(((0.77 + 0.67) / 2) / 0.8)
+    _, rows = comparison.summary(table)
+    assert rows[2][2].startswith("**74.6 ± ") or rows[2][2] == "**73.8 %**"  # the seed that finished both tasks
+    both = table[(table["method"] == "kronecker") & (table["ratio_asked"] == 8)].iloc[0]
+    assert both["status"] == "finished in part"
+
+
+def test_a_ratio_that_is_missed_is_shown_with_it() -> None:
+    table = comparison.by_seed(frame([record("dense", None, "", 0, 0.8), record("x", 4, "", 0, 0.4, ratio=5.0)]))
+    assert comparison.summary(table)[1][1] == ["x", "**50.0 %** at 5x", ""]
+
+
+def test_nothing_without_a_result_is_left_out() -> None:
+    table = comparison.by_seed(frame([record("dense", None, "", 0, 0.8), record("x", 4, "", 0, None)]))
+    columns, rows = comparison.full(table)
+    assert rows[1][0] == "x"
+    assert rows[1][-1] == "failed"
+    assert set(rows[1][2:-1]) == {"N/A"}
+    assert len(columns) == len(rows[1])
+    assert comparison.problems(table) == ["x 4x: failed: out of luck"]
+    assert "failed" in comparison.latex(table)
+
+
+def test_pareto() -> None:
+    points = pd.DataFrame({"x": [1, 2, 2, 3, 4, np.nan], "y": [9, 8, 7, 8, 1, 99]})
+    assert comparison.pareto(points["x"], points["y"]) == [0, 3, 4]
+
+
+def test_retrieval_and_closeness_by_hand() -> None:
+    document = np.array([0, 0, 1, 1])
+    vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.8, 0.3]])
+    assert retrieval(vectors, document) == 0.75  # only the last one is nearest to a row of the other document
+    passages = Passages(torch.zeros(4, 3, dtype=torch.long), document)
+    assert passages.chance == pytest.approx(1 / 3)
+    torch.manual_seed(0)
+    layers = tuple(torch.randn(4, 3, 2) for _ in range(3))
+    teacher = Encoded(layers, layers[-1].mean(1))
+    same = closeness(teacher, teacher, passages)
+    assert (same["sentence similarity"], same["hidden error"]) == (pytest.approx(1.0), 0.0)
+    constant = Encoded(tuple(torch.ones(4, 3, 2) for _ in range(3)), torch.ones(4, 2))
+    assert closeness(constant, teacher, passages)["sentence similarity"] == pytest.approx(0.0, abs=1e-6)
+    # A student with half the layers is compared with every second one of the teacher.
+    half = Encoded((layers[0], layers[2]), teacher.vectors)
+    assert closeness(half, teacher, passages)["hidden error"] == 0.0
+
+
+def test_speedup_is_the_median_of_the_rounds() -> None:
+    timing = latency._timing([0.010, 0.020, 0.011], [0.030, 0.030, 0.022])
+    assert timing.milliseconds == pytest.approx(11)
+    assert timing.speedup == pytest.approx(2.0)  # of 3, 1.5 and 2
+    assert timing.spread == pytest.approx(5.0)
+
+
+def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20,
+        max_position_embeddings=12,
+    )  # fmt: skip
+    models = {name: BertModel(config).eval() for name in "abc"}
+    order: list[tuple[int, int]] = []
+    monkeypatch.setattr(latency, "_LEAST", 0.0)
+    monkeypatch.setattr(latency, "forward", lambda model, batch: order.append((id(model), len(batch["input_ids"]))))
+    found = latency.time_models(models, dict.fromkeys("abc", "a"), "phase", 3, lambda *_: None)
+    turns = [turn for turn, _ in groupby(order)]  # torch's timer warms up before each measurement
+    assert turns == [(id(model), size) for size in (1, 32) for model in models.values()] * 4  # the first: how long?
+    assert found["a"].batches["1"].speedup == 1.0
+    assert found["b"].tokens == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "compresskit bench"),
+        (
+            {"methods": ("low-rank",), "ratios": (2, 8), "tasks": ("sst2",), "data": "DIR", "seeds": (0, 1)},
+            "compresskit bench --methods low-rank --ratios 2,8 --task sst2 --data DIR --seeds 0,1",
+        ),
+        (
+            {"general": {"max_tokens": 5}, "task": {"epochs": 2}, "precision": "bf16"},
+            "compresskit bench --precision bf16 --general-tokens 5 --task-epochs 2",
+        ),
+        ({"general": False, "tasks": ("rte",)}, "compresskit bench --task rte --general-tokens 0"),
+        ({"task": {"batch_size": 8}, "data": "DIR"}, "compresskit bench --recipe grid.yaml --data DIR"),
+    ],
+)
+def test_command(changes: dict[str, Any], expected: str) -> None:
+    assert command(Grid(**changes)) == expected
