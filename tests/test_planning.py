@@ -14,6 +14,7 @@ from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
 import compresskit
 from compresskit import InputError
+from compresskit.decomposers.registry import decomposers
 from compresskit.model.measure import count_flops
 from compresskit.model.sources import ModelSource
 from compresskit.model.targets import find_targets, skeleton
@@ -22,6 +23,7 @@ from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import Allocation, Recipe, Rule, for_method, load_recipe
 
 RATIOS = (2, 3, 5, 8, 12, 19, 30)
+METHODS = list(decomposers())
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def minilm(embedded: Path) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("method", ["kronecker", "low-rank"])
+@pytest.mark.parametrize("method", METHODS)
 def test_uniform_reaches_the_ratio_on_the_embedded_checkpoint(
     minilm: PreTrainedModel, method: str, ratio: float
 ) -> None:
@@ -45,19 +47,19 @@ def test_uniform_reaches_the_ratio_on_the_embedded_checkpoint(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("method", ["kronecker", "low-rank"])
+@pytest.mark.parametrize("method", METHODS)
 def test_error_allocation_reaches_the_ratio(minilm: PreTrainedModel, method: str, ratio: float) -> None:
     plan = make_plan(minilm, for_method(method, ratio, "error"), ModelSource(minilm))
     assert ratio <= plan.ratio <= 1.01 * ratio
 
 
-@pytest.mark.parametrize("method", ["kronecker", "low-rank"])
+@pytest.mark.parametrize("method", METHODS)
 def test_error_allocation_has_less_error_than_uniform(minilm: PreTrainedModel, method: str) -> None:
     source = ModelSource(minilm)
     total = {}
     for allocation in ("uniform", "error"):
         plan = make_plan(minilm, for_method(method, 8, allocation), source, predict_errors=True)
-        norms = [float(source.read(a.group.target).norm()) for a in plan.assignments]
+        norms = [math.hypot(*(float(source.read(t).norm()) for t in a.group.targets)) for a in plan.assignments]
         total[allocation] = math.hypot(*(a.error * norm for a, norm in zip(plan.assignments, norms, strict=True)))
     assert total["error"] < total["uniform"]
 
@@ -90,7 +92,7 @@ def test_paper_recipes_apply_to_the_embedded_checkpoint(minilm: PreTrainedModel)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", ["kronecker", "low-rank"])
+@pytest.mark.parametrize("method", METHODS)
 def test_plan_totals_are_those_of_the_compressed_model(family: str, method: str) -> None:
     dense = tiny_model(family, "masked-lm")
     plan = compresskit.plan(dense, method=method, ratio=3)

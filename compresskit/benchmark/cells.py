@@ -21,6 +21,7 @@ from compresskit.benchmark.baselines import int8_megabytes, quantise, with_fewer
 from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import LayerError, Record
 from compresskit.benchmark.sources import Sources
+from compresskit.decomposers.base import SharedFactors
 from compresskit.errors import InputError, UnreachableError, WorkError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
@@ -288,8 +289,14 @@ def _by_role(model: PreTrainedModel, dense: PreTrainedModel) -> dict[str, int]:
     """Parameters of the targets of each role; ``rest`` is everything else."""
     roles: dict[str, int] = {}
     modules = dict(model.named_modules())
+    counted: set[int] = set()
     for target in find_targets(dense):
-        if target.role is not None and target.name in modules:  # a model with fewer layers lacks some
-            own = sum(parameter.numel() for parameter in modules[target.name].parameters())
-            roles[target.role] = roles.get(target.role, 0) + own
+        if target.role is None or target.name not in modules:  # a model with fewer layers lacks some
+            continue
+        layer = modules[target.name]
+        shared = getattr(layer, "shared", None)
+        parts = [layer, shared] if isinstance(shared, SharedFactors) and id(shared) not in counted else [layer]
+        counted.add(id(shared))
+        own = sum(parameter.numel() for part in parts for parameter in part.parameters())
+        roles[target.role] = roles.get(target.role, 0) + own
     return roles | {"rest": count_parameters(model) - sum(roles.values())}

@@ -67,7 +67,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Group:
-    """Targets that are factorised together, all of one role, kind and shape. A single target's group bears its name."""
+    """Targets that are factorised together, all of one role, kind and shape.
+
+    Attributes:
+        name: the target's own where there is one; of several a name without dots, under which the base model holds
+            what they share.
+        targets: in the model's order.
+    """
 
     name: str
     targets: tuple[Target, ...]
@@ -198,6 +204,12 @@ class FactorisedLinear(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class SharedFactors(nn.Module):
+    """Factors that several layers compute with. Mounted on the base model; the layers refer to it through ``__dict__``,
+    unregistered, so that the factors are stored, counted and trained once.
+    """
 
 
 class FactorisedEmbedding(nn.Module, ABC):
@@ -337,7 +349,7 @@ class Decomposer(ABC):
     def layers(self, group: Group, spec: Spec) -> dict[str, nn.Module]:
         """The modules to put in place, by module path; parameters uninitialised, so the meta device works.
 
-        A path that is no target is an owner of shared factors and is mounted on the base model.
+        A path that is no target is the group's own name: its :class:`SharedFactors`, mounted on the base model.
         """
 
     def parse_spec(self, data: dict[str, Any]) -> Spec:

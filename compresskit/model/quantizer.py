@@ -33,7 +33,8 @@ class CompresskitConfig(QuantizationConfigMixin):
 
     Args:
         format_version: of this format; a newer one is refused.
-        base: group name relative to the base model -> spec (plain data). Always applied.
+        base: group name relative to the base model -> spec (plain data). Always applied. Of a group of several
+            ``targets`` names them.
         head: full name -> spec, for heads and poolers. Entries that the loading class lacks are skipped.
     """
 
@@ -67,13 +68,13 @@ class CompresskitConfig(QuantizationConfigMixin):
         for group, spec in chosen:
             entry = spec.model_dump(mode="json")
             names = [target.name for target in group.targets]
-            if group.role == "head" or not group.name.startswith(prefix):
+            if group.role == "head" or not names[0].startswith(prefix):
                 table, strip = config.head, ""
             else:
                 table, strip = config.base, prefix
             if names != [group.name]:
                 entry["targets"] = [name.removeprefix(strip) for name in names]
-            table[group.name.removeprefix(strip)] = entry
+            table[group.name if len(names) > 1 else group.name.removeprefix(strip)] = entry
         return config
 
 
@@ -162,11 +163,11 @@ def mount_config(model: PreTrainedModel, config: CompresskitConfig) -> None:
 
     targets = {target.name: target for target in find_targets(model)}
     prefix = base_prefix(model)
-    entries = [(prefix + name, entry, True) for name, entry in config.base.items()]
+    entries = [(name, entry, True) for name, entry in config.base.items()]
     entries += [(name, entry, False) for name, entry in config.head.items()]
     for name, entry, required in entries:
         entry = dict(entry)
-        names = [prefix * required + path for path in entry.pop("targets", [])] or [name]
+        names = [prefix * required + path for path in entry.pop("targets", [name])]
         found = [_resolve(targets, path, prefix, model.base_model_prefix) for path in names]
         if None in found:
             if required:

@@ -13,6 +13,7 @@ from compresskit.decomposers.base import (
     FactorisedEmbedding,
     FactorisedLinear,
     Group,
+    SharedFactors,
     Spec,
     TiedHead,
 )
@@ -30,20 +31,27 @@ def mount(model: PreTrainedModel, decomposer: Decomposer, group: Group, spec: Sp
     targets = {target.name for target in group.targets}
     for path, layer in layers.items():
         if path not in targets:
-            model.base_model.add_module(path, layer)  # an owner of shared factors
+            first = model.get_submodule(group.targets[0].name).weight
+            assert isinstance(first, Tensor)
+            _take_after(layer, first)
+            model.base_model.add_module(path, layer)
             continue
         old = model.get_submodule(path)
         assert isinstance(old, nn.Linear | nn.Embedding)
         layer.train(old.training)
-        for parameter in layer.parameters():
-            parameter.data = parameter.data.to(old.weight.dtype)
-            parameter.requires_grad_(old.weight.requires_grad)
+        _take_after(layer, old.weight)
         if isinstance(layer, FactorisedEmbedding):
             _mount_embedding(model, path, layer)
         else:
             if isinstance(layer, FactorisedLinear) and isinstance(old, nn.Linear):
                 layer.bias = old.bias
             replace_module(model, path, layer)
+
+
+def _take_after(layer: nn.Module, weight: Tensor) -> None:
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.to(weight.dtype)
+        parameter.requires_grad_(weight.requires_grad)
 
 
 def _mount_embedding(model: PreTrainedModel, path: str, layer: FactorisedEmbedding) -> None:
@@ -73,12 +81,13 @@ def _drop_weight_ties(model: PreTrainedModel, keys: set[str]) -> None:
             }
 
 
-def assign(model: nn.Module, factors: Mapping[str, Tensor]) -> None:
-    """Give mounted layers their factors, by state dict names."""
+def assign(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> None:
+    """Give mounted layers their factors, by module path and attribute; shared ones lie below the base model."""
     for name, tensor in factors.items():
         path, _, attribute = name.rpartition(".")
-        requires_grad = model.get_parameter(name).requires_grad
-        setattr(model.get_submodule(path), attribute, nn.Parameter(tensor, requires_grad))
+        shared = isinstance(getattr(model.base_model, path, None), SharedFactors)
+        layer = model.base_model.get_submodule(path) if shared else model.get_submodule(path)
+        setattr(layer, attribute, nn.Parameter(tensor, getattr(layer, attribute).requires_grad))
 
 
 def densify(model: PreTrainedModel) -> None:
@@ -87,6 +96,9 @@ def densify(model: PreTrainedModel) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, FactorisedLinear | FactorisedEmbedding):
             replace_module(model, name, module.to_dense())
+    for name, module in list(model.base_model.named_children()):
+        if isinstance(module, SharedFactors):
+            delattr(model.base_model, name)
     for name, head in heads.items():
         with torch.device("meta"):
             dense = nn.Linear(head.in_features, head.out_features, bias=False)

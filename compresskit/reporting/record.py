@@ -41,17 +41,18 @@ def compression_record(checkpoint: Checkpoint, plan: Plan, *, bytes_before: int,
 
 def resolved_recipe(plan: Plan) -> Recipe:
     """The plan as a recipe with explicit shapes: compressing the same model with it gives the same plan."""
-    by_pattern: dict[str, list[Assignment]] = defaultdict(list)
+    by_pattern: dict[str, list[tuple[str, Assignment]]] = defaultdict(list)
     for assignment in plan.assignments:
-        by_pattern[_layer_pattern(assignment.group.name)].append(assignment)
+        for target in assignment.group.targets:
+            by_pattern[_layer_pattern(target.name)].append((target.name, assignment))
     rules: dict[tuple[str, str], list[str]] = defaultdict(list)
     for pattern, members in by_pattern.items():
         # One pattern for all layers where they agree, else one per matrix.
-        agree = all((m.method, m.spec) == (members[0].method, members[0].spec) for m in members)
-        for member in members[:1] if agree else members:
-            name = pattern if agree else re.escape(member.group.name)
+        first = members[0][1]
+        agree = all((m.method, m.spec) == (first.method, first.spec) for _, m in members)
+        for name, member in members[:1] if agree else members:
             options = member.spec.model_dump_json(exclude={"method"})
-            rules[member.method, options].append(name)
+            rules[member.method, options].append(pattern if agree else re.escape(name))
     made = [
         Rule.model_validate({"match": _alternatives(names), "method": method, **json.loads(options)})
         for (method, options), names in rules.items()
