@@ -21,6 +21,8 @@ from compresskit.data.corpus import Corpus
 from compresskit.data.encoding import positions
 from compresskit.data.files import file_hash
 from compresskit.data.tasks import Task, TaskData, load_data, load_task
+from compresskit.decomposers import registry
+from compresskit.decomposers.base import DENSE
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.training.job import find_tokenizer
@@ -52,6 +54,9 @@ class Sources:
                 "model": self.identity(origin),
                 "method": method,
                 "recipe": recipe.model_dump(mode="json") if recipe is not None else None,
+                "methods": sorted({registry.source(rule.method) for rule in recipe.rules if rule.method != DENSE})
+                if recipe is not None
+                else [],
                 "ratio": ratio,
                 "seed": seed,
                 "first seed": grid.seeds[0],
@@ -99,6 +104,9 @@ class Sources:
             }
         versions = {"python": platform.python_version(), "compresskit": __version__}
         versions |= {name: version(name) for name in _LIBRARIES}
+        for rule in cell.recipe.rules if cell.recipe is not None else ():
+            if rule.method != DENSE and (package := registry.source(rule.method)) != "compresskit":
+                versions |= dict([package.split(" ", 1)])
         return made | {"versions": versions, "hardware": hardware(), "git": git_state()}
 
     def _identity(self, origin: str | None) -> dict[str, Any]:

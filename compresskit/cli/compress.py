@@ -120,12 +120,13 @@ def inspect(model: str | None, as_class: str | None, seed: int, threads: int | N
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def methods(**_: Any) -> None:
     """List the registered methods and the shipped recipes."""
-    from compresskit.decomposers.registry import decomposers
+    from compresskit.decomposers.registry import broken, decomposers, source
     from compresskit.planning.recipe import load_recipe, shipped_recipes
     from compresskit.reporting.tables import grid
 
-    rows = [(name, method.summary, method.reference) for name, method in decomposers().items()]
-    out.print(grid(("method", "what it does", "where it comes from"), rows, left=(0, 1, 2)))
+    rows = [(name, method.summary, method.reference, source(name)) for name, method in decomposers().items()]
+    rows += [(name, f"BROKEN: {reason}", "", "") for name, reason in broken().items()]
+    out.print(grid(("method", "what it does", "published in", "package"), rows, left=(0, 1, 2, 3)))
     recipes = [(name, load_recipe(name).description) for name in sorted(shipped_recipes())]
     out.print(grid(("recipe", "what it is"), recipes, left=(0, 1)))
 

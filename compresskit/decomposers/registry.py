@@ -1,16 +1,24 @@
-"""The plugin registry: every module of this package that decorates a class with :func:`register` adds a method."""
+"""The plugin registry: every module of this package that decorates a class with :func:`register` adds a method, and so
+does every installed package with an entry point in the group :data:`GROUP`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from compresskit.decomposers.base import DENSE, Decomposer
 from compresskit.errors import InputError, unknown
 
+#: Entry points of other packages: ``name = "package.module:Class"``.
+GROUP = "compresskit.decomposers"
+
 _registry: dict[str, Decomposer] = {}
-_builtin_loaded = False
+_plugins: dict[str, EntryPoint] = {}
+_broken: dict[str, str] = {}
+_loaded = False
 
 D = TypeVar("D", bound=type[Decomposer])
 
@@ -28,28 +36,69 @@ def register(cls: D) -> D:
     return cls
 
 
-def _load_builtin() -> None:
-    global _builtin_loaded
-    if not _builtin_loaded:
-        package = importlib.import_module("compresskit.decomposers")
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"compresskit.decomposers.{module.name}")
-        _builtin_loaded = True
+def _load_all() -> None:
+    global _loaded
+    if _loaded:
+        return
+    package = importlib.import_module("compresskit.decomposers")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"compresskit.decomposers.{module.name}")
+    for point in entry_points(group=GROUP):
+        _load_plugin(point)
+    _loaded = True
+
+
+def _load_plugin(point: EntryPoint) -> None:
+    """Two methods of one name raise; a plug-in that cannot be loaded is remembered with its reason."""
+    if point.name in _registry or point.name in _broken:
+        holder = _package(_plugins[point.name]) if point.name in _plugins else _broken.get(point.name, "compresskit")
+        raise InputError(f"method {point.name!r} of {_package(point)} is already registered by {holder}: uninstall one")
+    try:
+        cls = point.load()
+        if not (isinstance(cls, type) and issubclass(cls, Decomposer)):
+            raise TypeError(f"{point.value} is no subclass of compresskit's Decomposer")
+        if cls.name != point.name:
+            raise TypeError(f"{point.value} calls itself {cls.name!r}, its entry point says {point.name!r}")
+        if not isinstance(_registry.get(cls.name), cls):  # it may have registered itself when it was imported
+            register(cls)
+    except Exception as error:  # whatever a stranger's package raises
+        _registry.pop(point.name, None)
+        _broken[point.name] = f"plug-in of {_package(point)}: {type(error).__name__}: {' '.join(str(error).split())}"
+        return
+    _plugins[point.name] = point
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
 
 
 def decomposers() -> dict[str, Decomposer]:
-    """All registered methods by name, sorted."""
-    _load_builtin()
+    """All methods that work, by name, sorted. Raises InputError: two packages register one name."""
+    _load_all()
     return dict(sorted(_registry.items()))
+
+
+def broken() -> dict[str, str]:
+    """Plug-ins that could not be loaded: name -> reason."""
+    _load_all()
+    return dict(sorted(_broken.items()))
+
+
+def source(name: str) -> str:
+    """The package that a method comes from, with its version; ``compresskit`` for the methods of its own."""
+    _load_all()
+    return _package(_plugins[name]) if name in _plugins else "compresskit"
 
 
 def get(name: str) -> Decomposer:
     """The method called ``name``.
 
     Raises:
-        InputError: no such method; the message has the nearest name and all of them.
+        InputError: no such method (the message has the nearest name and all of them), or its plug-in is broken.
     """
     known = decomposers()
+    if name in _broken:
+        raise InputError(f"method {name!r} cannot be loaded: {_broken[name]}")
     if name not in known:
         raise unknown("method", name, known)
     return known[name]

@@ -15,7 +15,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import Group, Spec, Target, TiedHead
+from compresskit.decomposers.base import Decomposer, Group, Spec, Target, TiedHead
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
@@ -175,10 +175,17 @@ def mount_config(model: PreTrainedModel, config: CompresskitConfig) -> None:
             continue
         members = tuple(target for target in found if target is not None)
         group = Group(name if len(members) > 1 else members[0].name, members)
-        decomposer = registry.get(str(entry.get("method")))
+        decomposer = _decomposer(str(entry.get("method")))
         spec = decomposer.parse_spec(entry)
         decomposer.check(group, spec)
         mount(model, decomposer, group, spec)
+
+
+def _decomposer(name: str) -> Decomposer:
+    try:
+        return registry.get(name)
+    except InputError as error:
+        raise InputError(f"{error} (the checkpoint needs it: is the package that adds it installed?)") from None
 
 
 def _resolve(targets: dict[str, Target], name: str, prefix: str, base_model_prefix: str) -> Target | None:

@@ -1,0 +1,145 @@
+"""Methods from other packages: a real one, built and installed, and what happens with broken ones and twins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, outputs, tiny_model
+
+import compresskit
+from compresskit import InputError
+from compresskit.decomposers import registry
+from compresskit.decomposers.base import Group
+from compresskit.decomposers.low_rank import LowRank
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "plugin"
+
+EVERYTHING = """
+import sys
+from pathlib import Path
+import compresskit, torch
+from compresskit.decomposers.registry import get, source
+root, output = Path(sys.argv[1]), Path(sys.argv[2])
+print("package:", source("randomized-svd"))
+plan = compresskit.plan(root / "model", method="randomized-svd", ratio=3, allocation="error")
+assert 3 <= plan.ratio < 3.2, plan.ratio
+student = compresskit.compress(root / "model", method="randomized-svd", ratio=3)
+student.save_pretrained(output / "saved")
+ids = torch.arange(5, 25)[None]
+again = compresskit.load(output / "saved")
+assert torch.equal(again(ids)[0], student.eval()(ids)[0])
+grid = {"methods": ("randomized-svd",), "ratios": (3,), "baselines": ("dense",), "latency_rounds": 1}
+grid |= {"models": (str(root / "model"),), "text": str(root / "text.txt")}
+result = compresskit.bench(output=output / "bench", general={"max_steps": 20, "max_length": 32}, **grid)
+record = result.records[-1]
+print("bench:", record.method, record.status, record.made_by["versions"]["compresskit-randomized-svd"])
+"""
+
+
+@pytest.mark.slow
+def test_a_real_package(bench_folder: Path, tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *offline, "--wheel-dir", tmp_path / "wheels", EXAMPLE], check=True)
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    subprocess.run([*pip, "install", *offline[:2], "--target", tmp_path / "site", wheel], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"}
+    (tmp_path / "everything.py").write_text(EVERYTHING)
+
+    def run(*arguments: object) -> str:
+        line = [sys.executable, *map(str, arguments)]
+        answer = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout
+
+    said = run("everything.py", bench_folder, tmp_path)
+    assert "package: compresskit-randomized-svd 0.1.0" in said
+    assert "bench: randomized-svd finished 0.1.0" in said
+    listed = run("-m", "compresskit", "methods")
+    assert "randomized-svd" in listed
+    assert "compresskit-randomized-svd 0.1.0" in listed
+    # Without the package its folders are refused by name.
+    with pytest.raises(InputError, match=r"unknown method 'randomized-svd'.*package that adds it installed"):
+        compresskit.load(tmp_path / "saved")
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
+    """A registry that has yet to look for plug-ins, and the entry points it will find."""
+    points: list[EntryPoint] = []
+    registry.decomposers()
+    for name in ("_registry", "_plugins", "_broken"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    monkeypatch.setattr(registry, "_loaded", False)
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    return points
+
+
+class Renamed(LowRank):
+    name = "renamed"
+
+
+def point(name: str, value: str) -> EntryPoint:
+    return EntryPoint(name=name, value=value, group=registry.GROUP)
+
+
+def test_a_plugin_is_a_method(fresh: list[EntryPoint]) -> None:
+    fresh.append(point("renamed", "test_plugins:Renamed"))
+    assert "renamed" in registry.decomposers()
+    assert registry.source("renamed") == "test_plugins:Renamed"
+    assert registry.source("low-rank") == "compresskit"
+    assert compresskit.compress(tiny_model(), method="renamed", ratio=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("gone", "no_such_module:Method", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("empty", "test_plugins:Nothing", "AttributeError"),
+        ("group", "compresskit.decomposers.base:Group", "no subclass of compresskit's Decomposer"),
+        ("another", "test_plugins:Renamed", "calls itself 'renamed', its entry point says 'another'"),
+    ],
+)
+def test_a_broken_plugin_is_listed_and_refused(
+    fresh: list[EntryPoint], run: Run, name: str, value: str, reason: str
+) -> None:
+    fresh.append(point(name, value))
+    listed = run("methods")
+    assert listed.code == 0
+    assert "BROKEN" in listed.out
+    assert reason in " ".join(listed.out.replace("│", " ").split())
+    answer = run("compress", "--method", name, "--ratio", "3", "--model", "anything")
+    assert answer.code == 2
+    assert f"method {name!r} cannot be loaded: plug-in of {value}" in answer.err
+    assert reason in answer.err
+    # The others are not harmed.
+    assert registry.get("low-rank").name == "low-rank"
+
+
+def test_two_methods_of_one_name_are_refused(fresh: list[EntryPoint], run: Run) -> None:
+    fresh.append(point("low-rank", "test_plugins:Renamed"))
+    answer = run("methods")
+    assert answer.code == 2
+    assert "method 'low-rank' of test_plugins:Renamed is already registered by compresskit: uninstall one" in answer.err
+
+
+def test_the_example_is_near_the_best_low_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE / "src")
+    from compresskit_randomized_svd import RandomizedSvd, RandomizedSvdSpec
+    from test_decomposers import TARGETS, OneWeight, random_weight
+
+    weight = random_weight(TARGETS["wide"])
+    group = Group("layer", (TARGETS["wide"],))
+    method, spec = RandomizedSvd(), RandomizedSvdSpec(rank=8)
+    factors = method.factorise(group, spec, OneWeight(weight))
+    error = float((weight - factors["layer.a"] @ factors["layer.b"]).norm() / weight.norm())
+    assert method.errors(group, [spec], OneWeight(weight)) == pytest.approx([error], rel=1e-5)
+    best = registry.get("low-rank").errors(group, [spec], OneWeight(weight))[0]
+    assert best <= error < 1.01 * best
+    assert torch.isfinite(outputs(tiny_model())).all()
