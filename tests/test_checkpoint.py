@@ -189,24 +189,6 @@ def test_training_mode_and_frozen_parameters_are_kept() -> None:
     assert frozen == {name for name, _ in student.named_parameters() if name.startswith("encoder.layer.0.")}
 
 
-@pytest.mark.parametrize("head", ["classifier", "masked-lm"])
-@pytest.mark.parametrize("family", ["modernbert", "mobilebert"])
-def test_families_that_read_the_weight_of_a_layer(family: str, head: str, tmp_path: Path) -> None:
-    """ModernBERT initialises through it, MobileBERT's masked-LM head multiplies with it."""
-    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "num_hidden_layers": 2}
-    if family == "mobilebert":
-        sizes |= {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}
-        config = transformers.MobileBertConfig(vocab_size=499, **sizes)
-    else:
-        special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
-        config = transformers.ModernBertConfig(vocab_size=499, **sizes, **special)
-    torch.manual_seed(0)
-    student = compresskit.compress(HEADS[head].from_config(config).eval(), method="low-rank", ratio=1.5)
-    student.save_pretrained(tmp_path)
-    assert torch.equal(outputs(compresskit.load(tmp_path)), outputs(student))
-    torch.testing.assert_close(outputs(compresskit.to_dense(student)), outputs(student), rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_trainer_trains_a_reloaded_model(method: str, tmp_path: Path) -> None:
     compresskit.compress(tiny_model("bert", "classifier"), method=method, ratio=2).save_pretrained(tmp_path / "small")

@@ -123,8 +123,15 @@ def check_supported(model: PreTrainedModel) -> None:
         raise InputError(f"{kind} is or holds a decoder; compresskit takes BERT-style encoders")
     if not isinstance(_word_embedding(model), nn.Embedding):
         raise InputError(f"{kind} has no word embedding; compresskit takes BERT-style text encoders")
-    if not any(target.role in ("attention", "ffn") for target in find_targets(model)):
+    if not any(target.role in ("attention", "ffn") for target in find_targets(model)) and not convolutions(model):
         raise InputError(f"{kind} has nothing to compress: no linear layer in a repeated block")
+
+
+def convolutions(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The convolutions in the repeated blocks, by name: they are no matrices and stay dense (SqueezeBERT, ConvBERT)."""
+    blocks = block_prefixes(model)
+    kinds = (nn.Conv1d, nn.Conv2d)
+    return {n: m for n, m in model.named_modules() if isinstance(m, kinds) and blocks and n.startswith(blocks)}
 
 
 def _word_embedding(model: PreTrainedModel) -> nn.Module | None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from compresskit.decomposers import linalg
 from compresskit.decomposers.base import Target, row_blocks
 from compresskit.model.sources import ModelSource
-from compresskit.model.targets import count_parameters, find_targets, tied_heads
+from compresskit.model.targets import convolutions, count_parameters, find_targets, tied_heads
 from compresskit.planning.planner import Progress
 from compresskit.reporting.tables import grid
 
@@ -41,6 +41,12 @@ def inspection_tables(model: PreTrainedModel, progress: Progress) -> list[Table]
             progress("spectra", done, len(compressible))
         m, n = target.shape
         rows.append((target.name, target.role or "dense", f"{m}x{n}", f"{target.parameters:,}", share, spectrum, what))
+    for name, layer in convolutions(model).items():
+        count = sum(parameter.numel() for parameter in layer.parameters())
+        sums["dense"] += count
+        shape = "x".join(map(str, next(layer.parameters()).shape))
+        share = f"{100 * count / total:.2f} %"
+        rows.append((name, "dense", shape, f"{count:,}", share, "-", "a convolution stays dense"))
     rest = total - sum(sums.values())
     rows.append(("biases, norms, others", "dense", "", f"{rest:,}", f"{100 * rest / total:.2f} %", "-", "not matrices"))
     sums["dense"] += rest
