@@ -304,3 +304,20 @@ def test_a_config_that_does_not_fit_is_refused(change: dict, message: str, tmp_p
         compresskit.load(tmp_path)
     with pytest.raises(InputError, match=message):
         AutoModelForMaskedLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_factorised_vocabulary_keeps_its_size(method: str, tmp_path: Path) -> None:
+    student = compresskit.compress(tiny_model("bert", "masked-lm"), method=method, ratio=2)
+    student.save_pretrained(tmp_path)
+    for model in (student, compresskit.load(tmp_path), copy.deepcopy(student)):
+        assert model.resize_token_embeddings(499) is model.resize_token_embeddings()
+        with pytest.raises(InputError, match="499 rows cannot become 510: add tokens to the dense model"):
+            model.resize_token_embeddings(510)
+        with pytest.raises(InputError, match="cannot become more"):
+            model.resize_token_embeddings(pad_to_multiple_of=8)
+    dense = compresskit.to_dense(student)
+    dense.resize_token_embeddings(510)
+    assert dense.get_input_embeddings().num_embeddings == 510
+    with pytest.raises(InputError, match="is compressed already; start from the dense checkpoint"):
+        compresskit.compress(student, method=method, ratio=3)

@@ -6,6 +6,7 @@ loaded, the factorised layers are put in place on the meta device. Imported by a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import Decomposer, Group, Spec, Target, TiedHead
+from compresskit.decomposers.base import Decomposer, FactorisedEmbedding, Group, Spec, Target, TiedHead
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
@@ -137,6 +138,26 @@ def attach(model: PreTrainedModel, quantizer: CompresskitHfQuantizer) -> None:
     model.config.quantization_config = quantizer.quantization_config
     # Factors are ordinary floating point parameters: .half(), .float() and training need no special care.
     model.is_quantized = False  # type: ignore[assignment]
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, FactorisedEmbedding):
+        model.resize_token_embeddings = partial(_keep_size, embedding)  # type: ignore[assignment, method-assign]
+
+
+def _keep_size(
+    embedding: FactorisedEmbedding, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, **_: Any
+) -> FactorisedEmbedding:
+    """In place of ``resize_token_embeddings``: a factorised table keeps its size.
+
+    Raises:
+        InputError: another size is asked for.
+    """
+    rows = embedding.num_embeddings
+    if new_num_tokens not in (None, rows) or rows % (pad_to_multiple_of or 1):
+        raise InputError(
+            f"the word embedding is factorised, so its {rows} rows cannot become {new_num_tokens or 'more'}: "
+            "add tokens to the dense model and compress that, or make this one dense first (compresskit.to_dense)"
+        )
+    return embedding
 
 
 def is_compressed(model: PreTrainedModel) -> bool:

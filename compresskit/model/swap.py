@@ -107,6 +107,7 @@ def densify(model: PreTrainedModel) -> None:
         dense.weight = table.weight
         dense.register_parameter("bias", head.bias)
         replace_module(model, name, dense.train(head.training))
+    model.__dict__.pop("resize_token_embeddings", None)  # a factorised embedding kept its size
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.__dict__.pop("_tied_weights_keys", None)
