@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from compresskit.benchmark import latency
-from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.grid import GENERAL, Grid
 from compresskit.benchmark.quality import Encoded, Passages, closeness, retrieval
 from compresskit.benchmark.records import Record, frame
 from compresskit.benchmark.report import command
@@ -178,7 +178,7 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             "compresskit bench --methods low-rank --ratios 2,8 --task sst2 --data DIR --seeds 0,1",
         ),
         (
-            {"general": {"max_tokens": 5}, "task": {"epochs": 2}, "precision": "bf16"},
+            {"general": GENERAL | {"max_tokens": 5}, "task": {"epochs": 2}, "precision": "bf16"},
             "compresskit bench --precision bf16 --general-tokens 5 --task-epochs 2",
         ),
         ({"general": False, "tasks": ("rte",)}, "compresskit bench --task rte --general-tokens 0"),

@@ -20,8 +20,8 @@ from compresskit.validation import parse_mapping, read_named, validate
 
 Baseline = Literal["dense", "int8", "half-layers"]
 BASELINES: tuple[Baseline, ...] = ("dense", "int8", "half-layers")
-#: Tokens of general text per student where the grid says nothing: short, for a first look.
-GENERAL_TOKENS = 60_000
+#: Stage 1 of every student where the grid says nothing: short, for a first look. At so few tokens small batches win.
+GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
 
 
 class Grid(BaseModel):
@@ -58,7 +58,7 @@ class Grid(BaseModel):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     baselines: tuple[Baseline, ...] = BASELINES
     teacher: dict[str, Any] = Field(default_factory=dict)
-    general: dict[str, Any] | Literal[False] = Field(default_factory=lambda: {"max_tokens": GENERAL_TOKENS})
+    general: dict[str, Any] | Literal[False] = Field(default_factory=lambda: dict(GENERAL))
     task: dict[str, Any] = Field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"
     latency_rounds: int = Field(default=7, ge=1)

@@ -107,7 +107,8 @@ def command(grid: Grid) -> str:
     ]
     for name, key, flag in (("general", "max_tokens", "--general-tokens"), ("task", "epochs", "--task-epochs")):
         settings = getattr(grid, name)
-        if name in given and (settings is False or set(settings) == {key}):
+        usual = {other: value for other, value in getattr(default, name).items() if other != key}
+        if name in given and (settings is False or settings == usual | {key: settings.get(key)}):
             flags.append(f"{flag} {settings[key] if settings else 0}")
             given.discard(name)
     if given - {*_FLAGS}:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from compresskit.benchmark.runner import BenchResult
 
 #: What ``--quick`` replaces, where the flag itself is not given.
-QUICK = {"ratios": (19.0,), "general": {"max_tokens": 15_000}, "latency_rounds": 3}
+QUICK = {"ratios": (19.0,), "latency_rounds": 3}
+QUICK_TOKENS = 15_000
 OUTPUT = Path("reports/local")
 
 
@@ -49,7 +50,7 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
 @click.option(
     "--baselines", callback=_list(str), metavar="A,B", help="Of dense (always there), int8, half-layers. Default: all."
 )
-@click.option("--general-tokens", type=click.IntRange(0), help="Stage 1 of every student; 0: none. Default: 60000.")
+@click.option("--general-tokens", type=click.IntRange(0), help="Stage 1 of every student; 0: none. Default: 40000.")
 @click.option("--task-epochs", type=float, help="Stage 2 of every student. Default: 1.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of all training. Default: fp32.")
 @click.option("--quick", is_flag=True, help="One ratio (19), very short training: a first look in two minutes.")
@@ -74,22 +75,26 @@ def bench(
     seeds may be added. Without --task quality is measured without labels, on text that no student saw.
     """
     prepare(0, threads)
+    from compresskit.benchmark.grid import Grid, load_grid
     from compresskit.benchmark.runner import bench as run
     from compresskit.cli.bench_screen import Screen
 
+    start = load_grid(recipe) if recipe is not None else Grid()
+    changes = {name: value for name, value in changes.items() if value is not None}
     if quick:
-        changes = QUICK | {name: value for name, value in changes.items() if value is not None}
-    if general_tokens is not None:
-        changes["general"] = {"max_tokens": general_tokens} if general_tokens else False
+        changes = QUICK | changes
+    tokens = QUICK_TOKENS if quick and general_tokens is None else general_tokens
+    if tokens is not None:
+        changes["general"] = {**(start.general or {}), "max_tokens": tokens} if tokens else False
     if task_epochs is not None:
-        changes["task"] = {"epochs": task_epochs}
-    changes["models"] = changes["models"] or None
+        changes["task"] = start.task | {"epochs": task_epochs}
+    changes["models"] = changes["models"] or start.models
     name = "quick" if quick and recipe is None else Path(recipe).stem if recipe else "default"
     folder = output or OUTPUT / name
-    start = time.monotonic()
+    began = time.monotonic()
     with Screen(err) as screen:
-        result = run(recipe, output=folder, overwrite=overwrite, watcher=screen, **changes)
-    _closing_words(result, time.monotonic() - start)
+        result = run(start, output=folder, overwrite=overwrite, watcher=screen, **changes)
+    _closing_words(result, time.monotonic() - began)
 
 
 @click.command()

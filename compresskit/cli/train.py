@@ -42,9 +42,9 @@ def training(command: F) -> F:
         click.option("--max-steps", type=int, help="Optimizer steps, instead of epochs."),
         click.option("--max-tokens", type=int, help="Real (non-padding) tokens, instead of epochs."),
         click.option(
-            "--learning-rate", type=float, help="At its peak. Default: general 1e-3, task 5e-4, finetune 5e-5."
+            "--learning-rate", type=float, help="At its peak. Default: general 2e-3, task 5e-4, finetune 5e-5."
         ),
-        click.option("--batch-size", type=int, help="Sequences per step, over all devices. Default: 32."),
+        click.option("--batch-size", type=int, help="Sequences per step, all devices. Default: general 8, else 32."),
         click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's, else 128."),
         click.option("--warmup", type=float, help="Share of the steps with rising learning rate. Default: 0.1."),
         click.option("--weight-decay", type=float, help="Of AdamW. Default: 0.01."),
@@ -79,7 +79,7 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
     multiple=True,
     metavar="NAME=WEIGHT",
     callback=_loss,
-    help="embedding, attention, hidden, logits or supervised; 1 each, attention 0.",
+    help="embedding, attention, hidden, logits or supervised; 1 each, attention 0 in the general stage.",
 )
 @click.option("--logits-loss", type=click.Choice(["kl", "mse"]), help="Form of the logits term. Default: kl.")
 @click.option("--temperature", type=float, help="Of kl. Default: 1.")
