@@ -22,6 +22,7 @@ from compresskit.decomposers.tensor_train import TensorTrainSpec
 from compresskit.decomposers.tucker import TuckerSpec
 from compresskit.model.swap import densify
 from compresskit.model.targets import find_targets
+from compresskit.planning.recipe import Recipe
 
 SHAPE = (24, 36)
 TARGETS = tuple(Target(f"layer{i}", "linear", "ffn", SHAPE, bias=True) for i in range(5))
@@ -171,6 +172,19 @@ def test_copies_and_dense_models_leave_the_original_alone() -> None:
     assert count(dense) == count(tiny_model())
     densify(twin)
     assert not hasattr(twin, "tucker_attention_48x48")
+
+
+def test_two_rules_make_two_groups(tmp_path: Path) -> None:
+    rules = [
+        {"match": r"layer\.0\..*(query|key|value)", "method": "tucker", "rank_out": 9, "rank_in": 9},
+        {"match": r"layer\.1\..*(query|key|value)", "method": "tucker", "rank_out": 11, "rank_in": 7},
+    ]
+    recipe = Recipe.model_validate({"version": 1, "name": "two", "rules": rules})
+    student = compresskit.compress(tiny_model("bert", "classifier"), recipe=recipe)
+    shapes = [tuple(module.a.shape) for module in student.modules() if isinstance(module, SharedFactors)]
+    assert sorted(shapes) == [(48, 9), (48, 11)]
+    student.save_pretrained(tmp_path)
+    assert torch.equal(outputs(compresskit.load(tmp_path)), outputs(student))
 
 
 def test_half_precision_and_frozen_weights() -> None:

@@ -82,12 +82,10 @@ class Workshop:
         try:
             found = self._run()
         except UnreachableError as error:
-            shutil.rmtree(self.folder / WORK, ignore_errors=True)
             return self.failure(str(error)).model_copy(update={"status": "unreachable"})
         except Exception as error:  # one cell must not stop the others
             known = isinstance(error, InputError | WorkError)
             return self.failure(str(error) if known else f"{type(error).__name__}: {one_line(error)}")
-        shutil.rmtree(self.folder / WORK, ignore_errors=True)
         return Record.model_validate(self.failure("").model_dump() | found | {"status": "finished"})
 
     def _run(self) -> dict[str, Any]:
@@ -265,6 +263,11 @@ class Workshop:
         found = score(model.float(), self.sources.tokenizer(cell.origin), data, length)
         mean = float(np.mean([values[task.primary] for values in found.values()]))
         return {"metric": task.primary, "score": mean, "scores": dict(found)}
+
+
+def clear(folder: Path) -> None:
+    """Remove what a finished cell was made from; only once its record is written, so that a kill costs nothing."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
 def read_dense(cell: Cell, sources: Sources, dense: Path) -> Checkpoint:

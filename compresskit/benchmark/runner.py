@@ -133,6 +133,8 @@ def _run_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watch
                     watch.started(cell)
                     record = _run(cell, teacher, store, sources, watch)
                     store.write(cell, record)
+                if record.status != "failed":
+                    work.clear(store.path(cell))
                 watch.finished(cell, record)
         if len(busy) == len(waiting):
             watch.says("waiting for another process")

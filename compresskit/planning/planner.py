@@ -6,7 +6,7 @@ Needs only the shapes of the model (the meta device will do), and the weights fo
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -184,11 +184,16 @@ def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[_Task]:
     targets = find_targets(model)
     order = {target.name: index for index, target in enumerate(targets)}
     tasks = []
+    names: Counter[str] = Counter()
     for rule, chosen in apply_rules(recipe, targets):
         if rule.method == DENSE:
             continue
         decomposer = registry.get(rule.method)
-        tasks += [_Task(group, decomposer, rule) for group in decomposer.groups(chosen)]
+        for group in decomposer.groups(chosen):
+            names[group.name] += 1
+            if names[group.name] > 1:  # two rules that share factors among different layers of one role
+                group = replace(group, name=f"{group.name}_{names[group.name]}")
+            tasks.append(_Task(group, decomposer, rule))
     return sorted(tasks, key=lambda task: order[task.group.targets[0].name])
 
 
