@@ -27,7 +27,7 @@ from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import for_method
 from compresskit.reporting.tables import markdown
 
-METHODS = ("kronecker", "low-rank")
+METHODS = ("kronecker", "low-rank", "tucker", "tensor-train")
 ALLOCATIONS = ("uniform", "error")
 RATIOS = (2, 5, 8, 19)
 OUTPUT = Path(__file__).resolve().parents[1] / "reports" / "minilm-one-shot"
@@ -42,7 +42,9 @@ def measure(method: str, allocation: Any, ratio: float) -> dict[str, Any]:
     plan = make_plan(dense.model, for_method(method, ratio, allocation), ModelSource(dense.model))
     plan = apply_plan(dense.model, plan)
     seconds = time.perf_counter() - start
-    norms = [float(weights[f"{a.group.name}.weight"].norm()) for a in plan.assignments]
+    norms = [
+        math.hypot(*(float(weights[f"{t.name}.weight"].norm()) for t in a.group.targets)) for a in plan.assignments
+    ]
     residual = math.hypot(*((a.error or 0.0) * norm for a, norm in zip(plan.assignments, norms, strict=True)))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(dense, Path(folder))

@@ -23,7 +23,7 @@ def quantise(model: PreTrainedModel) -> PreTrainedModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated in favour of a package of its own, but what everyone has
         quantised: PreTrainedModel = torch.ao.quantization.quantize_dynamic(
-            copy.deepcopy(model).cpu(), {nn.Linear}, dtype=torch.qint8
+            copy.deepcopy(model).cpu().float(), {nn.Linear}, dtype=torch.qint8
         )
     return quantised
 

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,19 +20,21 @@ from transformers import PreTrainedModel, TrainerCallback
 from compresskit.benchmark import quality
 from compresskit.benchmark.baselines import int8_megabytes, quantise, with_fewer_layers
 from compresskit.benchmark.grid import Cell
-from compresskit.benchmark.records import LayerError, Record
+from compresskit.benchmark.records import RECORD, LayerError, Record
+from compresskit.benchmark.records import read as read_record
 from compresskit.benchmark.sources import Sources
 from compresskit.decomposers.base import SharedFactors
 from compresskit.errors import InputError, UnreachableError, WorkError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.measure import count_flops
-from compresskit.model.output import one_line, output_folder
+from compresskit.model.output import one_line, output_folder, write_text
 from compresskit.model.sources import ModelSource
 from compresskit.model.targets import count_parameters, find_targets
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
 from compresskit.reporting.compressed import write_compressed
+from compresskit.reporting.record import resolved_recipe
 from compresskit.training import stages
 from compresskit.training.evaluation import score
 from compresskit.training.job import sequence_length
@@ -39,6 +42,8 @@ from compresskit.training.working_folder import working_folder
 
 #: Of a cell: the model that was scored, and what it is made from on the way.
 MODEL, WORK = "model", "work"
+#: The traceback of a cell that failed.
+ERROR = "error.txt"
 
 
 @dataclass
@@ -84,6 +89,7 @@ class Workshop:
         except UnreachableError as error:
             return self.failure(str(error)).model_copy(update={"status": "unreachable"})
         except Exception as error:  # one cell must not stop the others
+            write_text(self.folder / ERROR, traceback.format_exc())
             known = isinstance(error, InputError | WorkError)
             return self.failure(str(error) if known else f"{type(error).__name__}: {one_line(error)}")
         return Record.model_validate(self.failure("").model_dump() | found | {"status": "finished"})
@@ -99,7 +105,6 @@ class Workshop:
             found = self._student(half_layers=method == "half-layers")
         found["score_teacher"] = found["score"] if method == "dense" else self._teacher_score()
         if self.cell.task is None:
-            found["chance"] = 0.0
             found["scores"]["retrieval chance"] = self.sources.passages(self.cell.origin).chance
             found["scores"]["retrieval teacher"] = self.sources.encoded(self.cell.origin)[1]
         return found
@@ -130,17 +135,19 @@ class Workshop:
 
     def _student(self, *, half_layers: bool) -> dict[str, Any]:
         cell, grid = self.cell, self.sources.grid
-        made = self._once("compressed", lambda: self._halve() if half_layers else self._compress())
         start = self.folder / WORK / "compressed"
+        if not start.is_dir():
+            (self.folder / WORK / "compressed.json").unlink(missing_ok=True)
+        made = self._once("compressed", lambda: self._halve() if half_layers else self._compress())
         self.say("scoring before training")
         before = self._once("before", lambda: self._score(self._read(start).model))
-        tokens = {"allow_dense": half_layers, "precision": grid.precision}
-        seconds, made_by = 0.0, self.sources.made_by(cell)
+        options = {"allow_dense": half_layers, "precision": grid.precision}
+        seconds, made_by = 0.0, self.sources.made_by(cell) | made.pop("made_by", {})
         if grid.general is not False:
             self.say("stage 1: general text")
             target = f"{WORK}/general" if cell.task is not None else MODEL
             text = self.sources.corpus("training" if cell.task is None else "all")
-            self._train(stages.distill, target, start, cell.origin, text=text, **grid.general, **tokens)
+            self._train(stages.distill, target, start, cell.origin, text=text, **grid.general, **options)
             start = self.folder / target
             stage = self._stages(target)[-1]
             seconds += stage["seconds"]
@@ -148,7 +155,7 @@ class Workshop:
         if cell.task is not None:
             self.say(f"stage 2: {cell.task_name}")
             teacher = self.dense / MODEL
-            self._train(stages.distill, MODEL, start, teacher, task=cell.task, data=grid.data, **grid.task, **tokens)
+            self._train(stages.distill, MODEL, start, teacher, task=cell.task, data=grid.data, **grid.task, **options)
             stage = self._stages()[-1]
             seconds += stage["seconds"]
             made_by["task_stage"]["losses"] = stage["losses"]
@@ -179,6 +186,10 @@ class Workshop:
             "seconds_compress": seconds,
             "error": residual / math.hypot(*norms.values()),
             "errors": [error.model_dump() for error in errors],
+            "made_by": {
+                "resolved_recipe": resolved_recipe(plan).model_dump(mode="json", exclude_defaults=True),
+                "plan_notes": list(plan.notes),
+            },
         }
 
     def _halve(self) -> dict[str, Any]:
@@ -212,9 +223,7 @@ class Workshop:
             return kept
         path.parent.mkdir(parents=True, exist_ok=True)
         found = compute()
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(found), encoding="utf-8")
-        part.replace(path)
+        write_text(path, json.dumps(found))
         return found
 
     def _stages(self, name: str = MODEL) -> list[dict[str, Any]]:
@@ -234,8 +243,9 @@ class Workshop:
         return checkpoints.read(folder, compressed=None, adopt=adopt, **changes)
 
     def _teacher_score(self) -> float:
-        record = json.loads((self.dense / "record.json").read_text(encoding="utf-8"))
-        return float(record["score"])
+        score_ = read_record(self.dense / RECORD).score
+        assert score_ is not None  # a finished cell has one
+        return score_
 
     def _size(self, model: PreTrainedModel, folder: Path | None) -> dict[str, Any]:
         assert folder is not None
@@ -267,7 +277,15 @@ class Workshop:
 
 def clear(folder: Path) -> None:
     """Remove what a finished cell was made from; only once its record is written, so that a kill costs nothing."""
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+    for path in (folder / WORK, working_folder(folder / MODEL), *folder.glob(f".{MODEL}.*")):
+        shutil.rmtree(path, ignore_errors=True)
+    (folder / ERROR).unlink(missing_ok=True)
+
+
+def has_model(cell: Cell, record: Record, folder: Path) -> bool:
+    """Whether the model of a finished cell is still there, where it has one of its own."""
+    own = cell.recipe is not None or cell.method == "half-layers" or (cell.method == "dense" and cell.task is not None)
+    return not own or record.status != "finished" or (folder / MODEL).is_dir()
 
 
 def read_dense(cell: Cell, sources: Sources, dense: Path) -> Checkpoint:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from compresskit.data.tasks import Task, load_task
+from compresskit.data.tasks import load_task
 from compresskit.decomposers import registry
 from compresskit.errors import InputError, unknown
 from compresskit.planning.recipe import Recipe, check_ratio, for_method, load_recipe, shipped_recipes
@@ -139,11 +139,9 @@ class Grid(BaseModel):
         if Path(method).suffix not in (".yaml", ".yml") and method not in shipped_recipes():
             raise unknown("method or recipe", method, [*registry.decomposers(), *shipped_recipes()])
         recipe = load_recipe(method)
+        if recipe.name in (*BASELINES, *registry.decomposers()):
+            raise InputError(f"recipe {method}: is called {recipe.name!r} like a baseline or method; rename it")
         return recipe.model_copy(update={"distill": None, "ratio": None if recipe.explicit else ratio})
-
-    def task_of(self, name: str) -> Task:
-        """The declared task."""
-        return load_task(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +154,8 @@ class Cell:
         method: name of the method or recipe, or of the baseline.
         recipe: None for a baseline.
         ratio: as asked; None for baselines and explicit shapes.
-        task: None for quality without labels.
+        task: name or file; None for quality without labels.
+        task_name: the declared name; empty without a task.
         seed: of its training.
         key: hash of all that decides the result.
     """
@@ -167,6 +166,7 @@ class Cell:
     recipe: Recipe | None
     ratio: float | None
     task: str | None
+    task_name: str
     seed: int
     key: str
 
@@ -175,11 +175,6 @@ class Cell:
         """Name of its folder, unique through the key."""
         parts = [self.model, self.method, f"{self.ratio:g}x" if self.ratio else "", self.task_name, f"seed{self.seed}"]
         return "-".join(part for part in (*parts, self.key[:8]) if part)
-
-    @property
-    def task_name(self) -> str:
-        """The task's name; empty without one."""
-        return load_task(self.task).name if self.task is not None else ""
 
     def __str__(self) -> str:
         ratio = f" {self.ratio:g}x" if self.ratio else ""

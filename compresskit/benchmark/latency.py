@@ -1,4 +1,4 @@
-"""How fast the finished models are, timed side by side: every round times each model once."""
+"""How fast the finished models are on the CPU, timed side by side: every round times each model once."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def time_models(
             tokens=_length(models[name]),
             threads=torch.get_num_threads(),
             device=device,
+            rounds=rounds,
             batches={str(size): _timing(seconds[name, size], seconds[dense[name], size]) for size in BATCHES},
         )
         for name in models
@@ -84,11 +85,9 @@ def _length(model: PreTrainedModel) -> int:
 
 
 def forward(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> None:
-    """One pass, to its end also on a GPU."""
+    """One pass."""
     with torch.inference_mode():
         model(**batch)
-    if batch["input_ids"].is_cuda:
-        torch.cuda.synchronize()
 
 
 def _timing(ours: list[float], dense: list[float]) -> Timing:
@@ -98,30 +97,24 @@ def _timing(ours: list[float], dense: list[float]) -> Timing:
     return Timing(milliseconds=float(middle), spread=float(high - low), speedup=float(np.median(ratios)))
 
 
-def peak_memory(load: Callable[[], PreTrainedModel]) -> float | None:
-    """MB that a model and one forward pass of the largest batch add to this process; None where that is not known.
+def load_and_measure(load: Callable[[], PreTrainedModel]) -> tuple[PreTrainedModel, float | None]:
+    """A model, and the MB that it and a forward pass of the largest batch add to this process; None if not known.
 
-    On Linux the high-water mark of resident memory is reset and read. On a GPU its allocator is asked.
+    On Linux the high-water mark of resident memory is reset once the model is loaded, and read after the pass. What a
+    library sets up at its first pass is not counted: a first, small pass runs before.
     """
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        model = load()
-        forward(model, _batch(model, BATCHES[-1]))
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
     _give_back()
-    before_kb = _status("VmRSS")
+    before = _status("VmRSS")
+    model = load()
+    forward(model, _batch(model, 1))
+    _give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
-        return None
-    model = load()
+        return model, None
     forward(model, _batch(model, BATCHES[-1]))
     peak = _status("VmHWM")
-    del model
-    _give_back()
-    return None if peak is None or before_kb is None else (peak - before_kb) * 1024 / 1e6
+    return model, None if peak is None or before is None else (peak - before) * 1024 / 1e6
 
 
 def _give_back() -> None:

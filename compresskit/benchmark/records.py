@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compresskit.errors import InputError
+from compresskit.model.output import write_text
+from compresskit.reporting.comparison import share_kept
 from compresskit.validation import validate
 
 FORMAT_VERSION: Literal[1] = 1
@@ -44,6 +46,7 @@ class Latency(_Strict):
         tokens: per sequence, no padding.
         threads: CPU threads.
         device: where it ran.
+        rounds: how often each model was timed.
         batches: batch size -> timing.
     """
 
@@ -51,6 +54,7 @@ class Latency(_Strict):
     tokens: int
     threads: int
     device: str
+    rounds: int
     batches: dict[str, Timing]
 
 
@@ -118,9 +122,15 @@ class Record(_Strict):
     @property
     def kept(self) -> float | None:
         """Score / the teacher's."""
-        if self.score is None or not self.score_teacher:
+        if self.score is None or self.score_teacher is None:
             return None
-        return self.score / self.score_teacher
+        return share_kept(self.score, self.score_teacher)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Record:
+        if self.status == "finished" and None in (self.score, self.score_teacher, self.ratio, self.parameters):
+            raise ValueError("a finished record needs score, score_teacher, ratio and parameters")
+        return self
 
 
 def digest(data: Any) -> str:
@@ -133,9 +143,7 @@ def write(record: Record, path: Path) -> None:
     """Write the record with its own hash, complete or not at all."""
     data = record.model_dump(mode="json")
     text = json.dumps({**data, "digest": digest(data)}, indent=1, ensure_ascii=False)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, text + "\n")
 
 
 def read(path: Path) -> Record:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from compresskit import __version__
 from compresskit.benchmark.grid import Grid
@@ -14,6 +16,7 @@ from compresskit.benchmark.quality import METRIC
 from compresskit.benchmark.records import FORMAT_VERSION, Record, frame
 from compresskit.benchmark.store import Store
 from compresskit.errors import InputError
+from compresskit.model.output import write_text
 from compresskit.reporting import comparison, plots
 from compresskit.reporting.page import page
 from compresskit.reporting.tables import markdown
@@ -26,7 +29,6 @@ _WITHOUT_LABELS = (
 )
 #: Fields of the grid with a flag that takes them as they are.
 _FLAGS = {
-    "models": "model",
     "methods": "methods",
     "ratios": "ratios",
     "tasks": "task",
@@ -55,18 +57,21 @@ def render(store: Store) -> tuple[Record, ...]:
     folder = store.folder
     cells = frame(records)
     found = comparison.sections(cells)
-    for old in folder.glob("*.png"):
+    for old in (path for form in ("kept-*.png", "speed-*.png", "errors.png") for path in folder.glob(form)):
         old.unlink()
     pictures = plots.draw(found, _errors(records), folder)
-    facts = _facts(records, grid)
+    facts = _facts(records, grid, store.missing())
     title = _title(records)
-    _write(folder / "results.csv", cells.to_csv(index=False))
+    write_text(folder / "results.csv", cells.to_csv(index=False))
     plain = [record.model_dump(mode="json") for record in records]
     data = {"format_version": FORMAT_VERSION, "grid": grid.model_dump(mode="json"), "records": plain}
-    _write(folder / "results.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-    _write(folder / "table.tex", "\n".join(comparison.latex(table) for _, table in found))
-    _write(folder / "index.html", page(title, found, facts, __version__))
-    _write(folder / "README.md", _readme(title, found, facts, pictures, records))
+    write_text(folder / "results.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "table.tex", "\n".join(f"% {name}\n{comparison.latex(table)}" for name, table in found))
+    write_text(
+        folder / "grid.yaml", yaml.safe_dump(grid.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    )
+    write_text(folder / "index.html", page(title, found, facts, __version__))
+    write_text(folder / "README.md", _readme(title, found, facts, pictures, records))
     return records
 
 
@@ -94,32 +99,31 @@ def paste(folder: Path, document: Path) -> None:
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise InputError(f"document {document}: has no place for the tables: add {begin} and {end}")
-    _write(document, f"{before}{begin}\n{tables(folder)}\n{end}{after}")
+    write_text(document, f"{before}{begin}\n{tables(folder)}\n{end}{after}")
 
 
 def command(grid: Grid) -> str:
-    """The command that makes this grid. What has no flag stands in bench.json, whose ``grid`` is a bench recipe."""
+    """The command that makes this grid. What has no flag stands in grid.yaml beside the report, a bench recipe."""
     default = Grid()
     given = {name for name in Grid.model_fields if getattr(grid, name) != getattr(default, name)}
     given -= {"version", "name", "description"}
-    flags = [
-        f"--{_FLAGS[name]} {_words(getattr(grid, name))}" for name in Grid.model_fields if name in given & {*_FLAGS}
-    ]
+    flags = [f"--model {shlex.quote(model)}" for model in grid.models]
+    flags += [f"--{flag} {_words(getattr(grid, name))}" for name, flag in _FLAGS.items() if name in given]
     for name, key, flag in (("general", "max_tokens", "--general-tokens"), ("task", "epochs", "--task-epochs")):
         settings = getattr(grid, name)
         usual = {other: value for other, value in getattr(default, name).items() if other != key}
         if name in given and (settings is False or settings == usual | {key: settings.get(key)}):
             flags.append(f"{flag} {settings[key] if settings else 0}")
             given.discard(name)
-    if given - {*_FLAGS}:
+    if given - {*_FLAGS, "models"}:
         flags = ["--recipe grid.yaml", *(["--data DIR"] if grid.data else []), *(["--text FILE"] if grid.text else [])]
     return " ".join(["compresskit bench", *flags])
 
 
 def _words(value: Any) -> str:
     if not isinstance(value, tuple):
-        return str(value)
-    return ",".join(f"{entry:g}" if isinstance(entry, float) else str(entry) for entry in value)
+        return shlex.quote(str(value))
+    return ",".join(str(entry).removesuffix(".0") for entry in value)
 
 
 def _ordered(records: list[Record], grid: Grid) -> list[Record]:
@@ -142,12 +146,12 @@ def _ordered(records: list[Record], grid: Grid) -> list[Record]:
 
 
 def _errors(records: tuple[Record, ...]) -> pd.DataFrame:
-    """The error of every matrix, once per method and ratio."""
+    """The error of every matrix of the first model, once per method and ratio."""
     rows = {}
-    for record in records:
+    for record in (record for record in records if record.model == records[0].model):
         for entry in record.errors:
             row = {"method": record.method, "ratio_asked": record.ratio_asked, **entry.model_dump()}
-            rows[record.model, record.method, record.ratio_asked, entry.name] = row
+            rows[record.method, record.ratio_asked, entry.name] = row
     return pd.DataFrame(rows.values())
 
 
@@ -157,7 +161,7 @@ def _title(records: tuple[Record, ...]) -> str:
     return f"{models} made smaller: " + (f"what is kept on {tasks}" if tasks else "what is kept, without labels")
 
 
-def _facts(records: tuple[Record, ...], grid: Grid) -> dict[str, Any]:
+def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[str, Any]:
     """What a reader must know, as (name, text) lines."""
     trained = [record for record in records if record.kind == "student" and record.status == "finished"]
     made = (trained or records)[0].made_by
@@ -183,15 +187,17 @@ def _facts(records: tuple[Record, ...], grid: Grid) -> dict[str, Any]:
     timed = next((record.latency for record in records if record.latency is not None), None)
     if timed is not None:
         what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {timed.threads} threads, {timed.device}"
-        lines.append(("Latency", f"{what}; {grid.latency_rounds} rounds, every model once per round"))
+        lines.append(("Latency", f"{what}; {timed.rounds} rounds, every model once per round"))
     hardware = made["hardware"]
     machine = (
         f"{hardware['processor']} ({hardware['machine']}), {hardware['cores']} cores, {hardware['memory_gib']} GiB"
     )
     lines.append(("Machine", f"{machine}, trained on {hardware['device']} with {hardware['threads']} threads"))
-    lines.append(("Versions", ", ".join(f"{name} {number}" for name, number in made["versions"].items())))
-    if made["git"]:
-        lines.append(("Commit", made["git"]))
+    several = {", ".join(f"{name} {number}" for name, number in r.made_by["versions"].items()) for r in records}
+    lines += [("Versions", text) for text in sorted(several)]
+    lines += [("Commit", commit) for commit in sorted({r.made_by["git"] for r in records if r.made_by["git"]})]
+    if missing:
+        lines.append(("Not run yet", f"{len(missing)} cells: {', '.join(missing)}"))
     first = next((r.scores for r in records if "retrieval teacher" in r.scores), None)
     lead = "Equal parameters, equal training: every student of a column has about the same size and the same budget."
     quality = ""
@@ -232,7 +238,7 @@ def _readme(
     for name, what in pictures:
         parts += [f"![{what}]({name})", ""]
     for section, table in found:
-        parts += [f"## {section.capitalize()}: everything", "", markdown(*comparison.full(table)), ""]
+        parts += [f"## Everything, {section}", "", markdown(*comparison.full(table)), ""]
     parts += [_LEGEND, ""]
     troubles = [line for _, table in found for line in comparison.problems(table)]
     if troubles:
@@ -242,9 +248,3 @@ def _readme(
     parts += [f"{len(records)} cells: one record each in `cells/`, all of them in `results.csv` and `results.json`;"]
     parts += ["`index.html` sorts and filters them and needs no network.", ""]
     return "\n".join(parts)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

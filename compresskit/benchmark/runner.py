@@ -19,6 +19,7 @@ from compresskit.benchmark.records import Record, digest
 from compresskit.benchmark.report import render
 from compresskit.benchmark.sources import Sources
 from compresskit.benchmark.store import Store
+from compresskit.errors import InputError, WorkError
 from compresskit.validation import validate
 
 #: Seconds between two looks at a cell that another process works on.
@@ -100,22 +101,28 @@ def bench(
     sources = Sources(grid)
     cells = sources.cells()
     found = {cell: store.record(cell) for cell in cells}
+    sources.check()
     store.records()  # a damaged record of a cell that is no longer asked for is named too
     store.open(grid, cells, overwrite=overwrite)
     watch.opened(cells, [found[cell] for cell in cells])
     _run_all(cells, store, sources, watch)
-    try:
-        _closing_phase(cells, store, sources, watch)
-    finally:
-        records = render(store)
+    watch.says("waiting for the folder")
+    with store.alone():
+        try:
+            _time_all(cells, store, sources, watch)
+        finally:
+            records = render(store)
     return BenchResult(store.folder, records)
 
 
 def _run_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher) -> None:
     """Every cell without a result, in order; those that another process works on are waited for."""
-    failed_before = {cell.key for cell in cells if (record := store.record(cell)) and record.status == "failed"}
+    records = {cell: store.record(cell) for cell in cells}
+    failed_before = {cell for cell, record in records.items() if record is not None and record.status == "failed"}
+    # A new cell makes all models be timed again: those that were deleted to save room are made again too.
+    again = any(record is None for record in records.values())
     waiting = list(cells)
-    dense = {(cell.origin, cell.task): cell for cell in cells if cell.method == "dense"}
+    dense = _dense_cells(cells)
     while waiting:
         busy = []
         for cell in waiting:
@@ -128,8 +135,9 @@ def _run_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watch
                     busy.append(cell)
                     continue
                 record = store.record(cell)
-                if record is None or cell.key in failed_before:
-                    failed_before.discard(cell.key)
+                retry = record is not None and record.status == "failed" and cell in failed_before
+                if record is None or retry or (again and not work.has_model(cell, record, store.path(cell))):
+                    failed_before.discard(cell)
                     watch.started(cell)
                     record = _run(cell, teacher, store, sources, watch)
                     store.write(cell, record)
@@ -150,24 +158,18 @@ def _run(cell: Cell, teacher: Cell, store: Store, sources: Sources, watch: Watch
     return shop.run()
 
 
-def _closing_phase(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher) -> None:
-    """Time all finished models in one go, unless their records come from one phase already."""
-    while True:
-        with store.lock() as mine:
-            if mine:
-                _time_all(cells, store, sources, watch)
-                return
-        watch.says("waiting for another process, which times the models")
-        time.sleep(_PATIENCE)
+def _dense_cells(cells: Sequence[Cell]) -> dict[tuple[str | None, str | None], Cell]:
+    return {(cell.origin, cell.task): cell for cell in cells if cell.recipe is None and cell.method == "dense"}
 
 
 def _time_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher) -> None:
+    """The closing phase: time all finished models in one go, unless their records come from one phase already."""
     found = {cell: store.record(cell) for cell in cells}
     records = {cell: record for cell, record in found.items() if record is not None and record.status == "finished"}
     phases = {record.latency.phase if record.latency is not None else None for record in records.values()}
     if not records or (len(phases) == 1 and None not in phases):
         return
-    dense = {(cell.origin, cell.task): cell for cell in records if cell.method == "dense"}
+    dense = _dense_cells(cells)
     # Equally built models are equally fast: of cells that differ in seed or data alone one is timed.
     builds = {cell: _build(cell, sources) for cell in records}
     timed = {build: cell for cell, build in reversed(builds.items())}
@@ -177,8 +179,10 @@ def _time_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watc
     for place, (build, cell) in enumerate(timed.items()):
         teacher = dense[cell.origin, cell.task]
         load = partial(work.read_model, cell, sources, store.path(cell), store.path(teacher))
-        memory[build] = latency.peak_memory(load)
-        models[build] = load()
+        try:
+            models[build], memory[build] = latency.load_and_measure(load)
+        except InputError as error:
+            raise WorkError(f"{cell} cannot be timed: {error}") from None
         compared[build] = builds[teacher]
         watch.progress("measuring memory", place + 1, len(timed))
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -18,14 +18,15 @@ from compresskit.benchmark.grid import Cell, Grid
 from compresskit.benchmark.records import digest
 from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus
-from compresskit.data.encoding import positions
+from compresskit.data.encoding import check_length, positions
 from compresskit.data.files import file_hash
 from compresskit.data.tasks import Task, TaskData, load_data, load_task
 from compresskit.decomposers import registry
 from compresskit.decomposers.base import DENSE
+from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
-from compresskit.training.job import find_tokenizer
+from compresskit.training.job import DEFAULT_LENGTH, find_tokenizer
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
 
@@ -62,7 +63,7 @@ class Sources:
                 "first seed": grid.seeds[0],
                 "text": self._text_record(),
                 "host": machine,
-                "compresskit": __version__,
+                "versions": versions(),
                 "general": stages["general"],
             }
             if task is not None:
@@ -73,8 +74,29 @@ class Sources:
                     "stages": [stages["teacher"], stages["task"]],
                 }
             name = self.identity(origin)["name"].rpartition("/")[2]
-            found.append(Cell(name, origin, method, recipe, ratio, task, seed, digest(everything)))
+            task_name = self.task(task)[0].name if task is not None else ""
+            found.append(Cell(name, origin, method, recipe, ratio, task, task_name, seed, digest(everything)))
+        rows = [(cell.model, cell.method, cell.ratio, cell.task_name, cell.seed) for cell in found]
+        if twins := [row for row in rows if rows.count(row) > 1]:
+            what = ", ".join(str(part) for part in twins[0][:4] if part)
+            raise InputError(f"two rows would be called {what}: give models, recipes and tasks different names")
         return found
+
+    def check(self) -> None:
+        """Refuse what no cell could do: no tokenizer, too little text, too few positions."""
+        grid = self.grid
+        for origin in grid.models or (None,):
+            model = self.read_dense(origin).model
+            self.tokenizer(origin)
+            stages = [grid.stage("general")] if grid.general is not False else []
+            stages += [grid.stage(what) for what in ("teacher", "task")] if grid.tasks else []
+            tasks = [self.task(task)[0].max_length for task in grid.tasks]
+            for stage in stages:
+                check_length(
+                    model, max([stage["max_length"] or DEFAULT_LENGTH, *(tasks if not stage["max_length"] else [])])
+                )
+            if not grid.tasks:
+                self.passages(origin)
 
     def read_dense(self, origin: str | None) -> Checkpoint:
         """The pre-trained checkpoint, freshly read: a cell may change it."""
@@ -102,12 +124,11 @@ class Sources:
                 "teacher": grid.stage("teacher"),
                 "task_stage": grid.stage("task"),
             }
-        versions = {"python": platform.python_version(), "compresskit": __version__}
-        versions |= {name: version(name) for name in _LIBRARIES}
+        used = versions()
         for rule in cell.recipe.rules if cell.recipe is not None else ():
             if rule.method != DENSE and (package := registry.source(rule.method)) != "compresskit":
-                versions |= dict([package.split(" ", 1)])
-        return made | {"versions": versions, "hardware": hardware(), "git": git_state()}
+                used |= dict([package.split(" ", 1)])
+        return made | {"versions": used, "hardware": hardware(), "git": git_state()}
 
     def _identity(self, origin: str | None) -> dict[str, Any]:
         read = checkpoints.read(origin)
@@ -150,8 +171,13 @@ def hardware() -> dict[str, Any]:
 
 
 def host() -> str:
-    """A hash that tells machines apart and names none."""
-    return digest({**hardware(), "node": platform.node()})[:16]
+    """A hash of the hardware and the threads: figures of another kind of machine are not mixed with these."""
+    return digest(hardware())[:16]
+
+
+def versions() -> dict[str, str]:
+    """Of Python, compresskit and the libraries that decide a result."""
+    return {"python": platform.python_version(), "compresskit": __version__} | {n: version(n) for n in _LIBRARIES}
 
 
 def _processor() -> str:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from compresskit.benchmark.grid import Cell, Grid
 from compresskit.benchmark.records import FORMAT_VERSION, RECORD, Record, read, write
 from compresskit.errors import InputError
+from compresskit.model.output import write_text
 from compresskit.validation import validate
 
 #: Says that a folder is a benchmark's, and which grid it holds.
@@ -33,7 +34,8 @@ class Store:
         self.folder = folder
         if folder.exists() and not folder.is_dir():
             raise InputError(f"output {folder}: is a file")
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+        found = [path for path in folder.iterdir() if path.suffix != ".part"] if folder.is_dir() else []
+        if found and not (folder / MARKER).is_file():
             raise InputError(f"output {folder}: is not empty and holds no benchmark ({MARKER}); choose another folder")
 
     def open(self, grid: Grid, cells: Sequence[Cell], *, overwrite: bool) -> None:
@@ -49,19 +51,39 @@ class Store:
                 f"output {self.folder}: holds {len(foreign)} cells of another configuration, model, data, version or "
                 f"machine, e.g. {foreign[0].name}; choose another --output, or remove them with --overwrite"
             )
-        for folder in foreign:
-            shutil.rmtree(folder)
         try:
-            (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
-            data = {"format_version": FORMAT_VERSION, "grid": _without_places(grid).model_dump(mode="json")}
-            part = self.folder / (MARKER + ".part")
-            part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-            part.replace(self.folder / MARKER)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            data = {
+                "format_version": FORMAT_VERSION,
+                "grid": _without_places(grid).model_dump(mode="json"),
+                "cells": [cell.folder for cell in cells],
+            }
+            write_text(self.folder / MARKER, json.dumps(data, indent=1) + "\n")
+            for folder in foreign:
+                self._remove(folder)
+            (self.folder / CELLS).mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"output {self.folder}: cannot be written: {error.strerror or error}") from None
 
+    def _remove(self, folder: Path) -> None:
+        if not any((folder / name).exists() for name in (_LOCK, RECORD)):
+            raise InputError(f"output {folder}: was not written by compresskit, so it is not removed")
+        with _locked(folder) as mine:
+            if not mine:
+                raise InputError(f"output {folder}: another process works on it, so it is not removed")
+            shutil.rmtree(folder)
+
+    def missing(self) -> list[str]:
+        """Cells of the last run's grid that have no record yet, by the names of their folders."""
+        names = self._marker().get("cells", [])
+        return [name for name in names if not (self.folder / CELLS / name / RECORD).exists()]
+
     def grid(self) -> Grid:
         """The grid that the folder was made for. Raises InputError: there is none, or it cannot be read."""
+        grid: Grid = validate(Grid, self._marker().get("grid"), f"report {self.folder / MARKER}")
+        return grid
+
+    def _marker(self) -> dict[str, Any]:
         path = self.folder / MARKER
         try:
             data: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -73,8 +95,8 @@ class Store:
                 f"report {path}: format version {found!r}, this compresskit reads {FORMAT_VERSION}"
                 + (": upgrade compresskit" if isinstance(found, int) and found > FORMAT_VERSION else "")
             )
-        grid: Grid = validate(Grid, data.get("grid"), f"report {path}")
-        return grid
+        marker: dict[str, Any] = data
+        return marker
 
     def records(self) -> list[Record]:
         """Every record in the folder. Raises InputError: one is damaged or edited."""
@@ -95,24 +117,35 @@ class Store:
         return self.folder / CELLS / cell.folder
 
     @contextmanager
-    def lock(self, cell: Cell | None = None) -> Iterator[bool]:
-        """Whether this process may work on the cell (without one: on the closing phase). Freed when a process dies."""
-        folder = self.path(cell) if cell is not None else self.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+    def lock(self, cell: Cell) -> Iterator[bool]:
+        """Whether this process may work on the cell. Freed when a process dies."""
+        self.path(cell).mkdir(parents=True, exist_ok=True)
+        with _locked(self.path(cell)) as mine:
+            yield mine
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The whole folder for this process (its report, the closing phase); waits for another one."""
+        with FileLock(self.folder / _LOCK):
+            yield
 
     def _cell_folders(self) -> list[Path]:
         folder = self.folder / CELLS
         return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _without_places(grid: Grid) -> Grid:

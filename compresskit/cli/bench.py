@@ -109,7 +109,10 @@ def report(folder: Path, paste: Path | None, debug: bool) -> None:
     from compresskit.benchmark import report as reports
     from compresskit.benchmark.store import Store
 
-    records = reports.render(Store(folder))
+    store = Store(folder)
+    store.grid()  # refused before a lock is made
+    with store.alone():
+        records = reports.render(store)
     if paste is not None:
         reports.paste(folder, paste)
         out.print(f"Pasted into {paste}", markup=False)

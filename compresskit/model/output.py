@@ -95,6 +95,21 @@ def _move_into_place(temporary: Path, output: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file complete or not at all; several processes may do so at once, the last one stays."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 def one_line(error: BaseException) -> str:
     """The error's text, short and on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

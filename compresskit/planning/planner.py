@@ -146,7 +146,7 @@ def make_plan(
     else:
         tasks, stay_dense = _offered(tasks, recipe.allow_slow)
         if not tasks:
-            raise InputError(f"recipe {recipe.name}: no matrix of this model has a shape that saves parameters")
+            raise UnreachableError(f"recipe {recipe.name}: no matrix of this model has a shape that saves parameters")
         notes += [f"{name} stays dense: no shape of it saves parameters" for name in stay_dense]
         budget = math.floor(before / recipe.ratio)
         rest = before - sum(task.group.parameters for task in tasks)
@@ -265,7 +265,7 @@ def _uniform(tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool) -
             if total * (1 + slack) >= budget or band == _BANDS:
                 break
     if picks is None:
-        raise InputError("no combination of candidates fits the budget")
+        raise UnreachableError("no combination of candidates fits the budget")
     chosen: dict[str, Spec] = {}
     for tasks_, specs, inside, pick in zip(members, candidates, indices, picks, strict=True):
         chosen |= {task.group.name: specs[inside[pick]] for task in tasks_}
@@ -305,7 +305,7 @@ def _least_error(
         progress("spectra", index + 1, len(tasks))
     picks = allocate(choices, budget, _slack(budget, rest))
     if picks is None:
-        raise InputError("no combination of candidates fits the budget")
+        raise UnreachableError("no combination of candidates fits the budget")
     return [specs[pick] for specs, pick in zip(candidates, picks, strict=True)]
 
 

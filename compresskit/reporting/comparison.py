@@ -22,8 +22,13 @@ _MEANS = (
 )  # fmt: skip
 
 
+def share_kept(score: float, teacher: float) -> float | None:
+    """Score / the teacher's; None where the teacher's says nothing (0 or below, as Matthews' coefficient may be)."""
+    return score / teacher if teacher > 0 else None
+
+
 def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per (model, task, method, ratio): means over the seeds that finished, ``score_spread`` (standard
+    """One row per (model, task, method, ratio): means over the seeds that finished, ``kept_spread`` (standard
     deviation; NaN for one seed), ``seeds``, ``status`` and, where something failed, the first ``message``.
 
     ``pareto`` marks rows to which no other of the same model and task is at least equal in ratio and kept and better
@@ -73,10 +78,13 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
         whole = len(cells) == tasks and (cells["status"] == "finished").all()
         for name in ("score", "score_before", "score_teacher", "seconds_distill", "ratio"):
             row[name] = pd.to_numeric(cells[name]).mean() if whole else np.nan
-        row["score_kept"] = row["score"] / row["score_teacher"] if whole else np.nan
+        row["score_kept"] = share_kept(row["score"], row["score_teacher"]) if whole else np.nan
         if not whole:
             bad = cells[cells["status"] != "finished"]
-            row |= {"status": "failed", "message": "a task is missing" if bad.empty else bad["message"].iloc[0]}
+            missing = ("failed", "a task is missing")
+            row |= dict(
+                zip(("status", "message"), missing if bad.empty else bad[["status", "message"]].iloc[0], strict=True)
+            )
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -107,8 +115,8 @@ def _kept(row: Any, *, own: bool = False) -> str:
     spread = f" ± {100 * row['kept_spread']:.1f}" if pd.notna(row["kept_spread"]) else ""
     text = f"{100 * row['score_kept']:.1f}{spread} %"
     text = f"**{text}**" if row["best"] else text
-    # A method that overshoots is compared at another size: say which.
-    off = own or (pd.notna(row["ratio_asked"]) and row["ratio"] > 1.02 * row["ratio_asked"])
+    # What has another size than its column says so.
+    off = own or (pd.notna(row["ratio_asked"]) and not 0.99 <= row["ratio"] / row["ratio_asked"] <= 1.02)
     return text + (f" at {row['ratio']:.3g}x" if off else "")
 
 

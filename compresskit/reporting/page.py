@@ -18,9 +18,9 @@ _SYMBOLS = dict(
     zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
 )
 
-#: Title, column of the frame, decimals, factor, what it means.
+#: Title, column of the frame, decimals (-1: as many as needed), factor, what it means.
 _COLUMNS: tuple[tuple[str, str, int, float, str], ...] = (
-    ("asked", "ratio_asked", 0, 1, "times smaller, as asked"),
+    ("asked", "ratio_asked", -1, 1, "times smaller, as asked"),
     ("kept ↑", "score_kept", 1, 100, "score / the teacher's, %"),
     ("ratio ↑", "ratio", 2, 1, "dense parameters / parameters"),
     ("speedup ↑", "speedup", 2, 1, "over the dense model in the same phase, batch 1"),
@@ -30,10 +30,13 @@ _COLUMNS: tuple[tuple[str, str, int, float, str], ...] = (
     ("ms ↓", "latency_ms", 1, 1, "one sequence, median"),
     ("speedup 32 ↑", "speedup_batch32", 2, 1, "over the dense model in the same phase, batch 32"),
     ("peak MB ↓", "peak_memory_mb", 0, 1, "memory added by the model and a pass of batch 32"),
+    ("compress s ↓", "seconds_compress", 1, 1, "seconds to plan and factorise"),
     ("distill s", "seconds_distill", 0, 1, "seconds of training"),
     ("error ↓", "error", 3, 1, "relative Frobenius norm before training"),
     ("before", "score_before", 2, 100, "score before training, %"),
     ("score ↑", "score", 2, 100, "after training, %"),
+    ("± kept", "kept_spread", 1, 100, "standard deviation over the seeds, points"),
+    ("hidden error ↓", "hidden_error", 3, 1, "relative Frobenius norm of the hidden states"),
     ("retrieval ↑", "retrieval", 1, 100, "passages whose nearest other one is of the same document, %"),
 )
 
@@ -44,7 +47,7 @@ def page(title: str, found: Sequence[tuple[str, pd.DataFrame]], facts: Mapping[s
     Args:
         title: of the page.
         found: (title, table) of :func:`compresskit.reporting.comparison.sections`.
-        facts: what the report says beside its tables: ``lines`` (name, text) and ``problems``.
+        facts: what the report says beside its tables: ``lead``, ``quality`` and ``lines`` (name, text).
         version: of compresskit.
     """
     used = [column for column in _COLUMNS if any(table[column[1]].notna().any() for _, table in found)]
@@ -78,7 +81,7 @@ def _cell(value: Any, digits: int, factor: float) -> dict[str, str]:
     if pd.isna(value):
         return {"value": "", "text": NOT_KNOWN}
     scaled = float(value) * factor
-    return {"value": repr(scaled), "text": f"{scaled:,.{digits}f}"}
+    return {"value": repr(scaled), "text": f"{scaled:g}" if digits < 0 else f"{scaled:,.{digits}f}"}
 
 
 def _state(row: Any) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _errors(errors: pd.DataFrame, style: Mapping[str, tuple[str, str]]) -> Figur
         axes.set_ylabel("error")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel("matrix, in the model's order (0: word embedding)")
+    panels[-1].set_xlabel("matrix or group of matrices, in the model's order")
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
