@@ -316,8 +316,33 @@ def test_a_factorised_vocabulary_keeps_its_size(method: str, tmp_path: Path) -> 
             model.resize_token_embeddings(510)
         with pytest.raises(InputError, match="cannot become more"):
             model.resize_token_embeddings(pad_to_multiple_of=8)
+        with pytest.raises(InputError, match="cannot become 510"):
+            model.base_model.resize_token_embeddings(510)
     dense = compresskit.to_dense(student)
     dense.resize_token_embeddings(510)
     assert dense.get_input_embeddings().num_embeddings == 510
     with pytest.raises(InputError, match="is compressed already; start from the dense checkpoint"):
         compresskit.compress(student, method=method, ratio=3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_pooler_survives_a_class_that_has_none(method: str, tmp_path: Path) -> None:
+    """From base model through masked-LM (general stage) to classifier (task stage)."""
+    compresskit.compress(tiny_model(), method=method, ratio=2).save_pretrained(tmp_path / "base")
+    before = compresskit.load(tmp_path / "base").pooler.dense.dense_weight()
+    words = checkpoint.read(tmp_path / "base", compressed=True, adopt=tiny_model("bert", "masked-lm"))
+    (tmp_path / "words").mkdir()
+    checkpoint.save(words, tmp_path / "words")
+    classes = checkpoint.read(tmp_path / "words", compressed=True, adopt=tiny_model("bert", "classifier"))
+    assert torch.equal(classes.model.bert.pooler.dense.dense_weight(), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_factorised_layer_that_no_file_holds_is_initialised(method: str, tmp_path: Path) -> None:
+    """Saved by transformers from a class without it: like any new head, not whatever was in memory."""
+    compresskit.compress(tiny_model("bert", "masked-lm"), method=method, ratio=2).save_pretrained(tmp_path / "words")
+    AutoModel.from_pretrained(tmp_path / "words").save_pretrained(tmp_path / "base")
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "base")
+    new = again.cls.predictions.transform.dense
+    assert not new.bias.any()
+    assert float(new.dense_weight().std()) == pytest.approx(0.02, rel=1e-3)

@@ -110,6 +110,26 @@ def test_the_resolved_recipe_repeats_the_plan(method: str, allocation: str, dens
     assert again.parameters_after == plan.parameters_after
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [
+            {"match": r"layer\.0\.", "method": "dense"},
+            {"role": ["attention", "ffn"], "method": "low-rank", "rank": 5},
+        ],
+        [
+            {"match": r"layer\.0\..*(query|key)", "method": "tucker", "rank_out": 9, "rank_in": 9},
+            {"match": r"layer\.1\..*(query|key)", "method": "tucker", "rank_out": 9, "rank_in": 9},
+        ],
+    ],
+)
+def test_the_resolved_recipe_keeps_dense_what_was_and_apart_what_was(rules: list, dense: PreTrainedModel) -> None:
+    plan = make_plan(dense, Recipe.model_validate({"version": 1, "name": "own", "rules": rules}))
+    again = make_plan(dense, parse_recipe(resolved_recipe(plan).to_yaml(), "resolved"))
+    assert again.parameters_after == plan.parameters_after
+    assert [a.group.targets for a in again.assignments] == [a.group.targets for a in plan.assignments]
+
+
 def test_a_resolved_uniform_recipe_has_one_rule_per_role_and_shape(dense: PreTrainedModel) -> None:
     recipe = resolved_recipe(make_plan(dense, for_method("low-rank", 3)))
     assert len(recipe.rules) <= 5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorly
 import torch
+from accelerate import cpu_offload
 from conftest import count, outputs, tiny_model, token_ids
 from safetensors import safe_open
 from tensorly.decomposition import partial_tucker, tensor_train
@@ -201,13 +202,33 @@ def test_half_precision_and_frozen_weights() -> None:
     [
         (TuckerSpec(rank_out=24), "rank_out 24 must be below 24"),
         (TuckerSpec(rank_out=23, rank_in=35), "saves no parameters"),
+        (TuckerSpec(rank_out=12, rank_in=2), "5 cores 12x2 cannot fill both sides"),
     ],
 )
 def test_refused(spec: TuckerSpec, says: str) -> None:
     with pytest.raises(InputError, match=says):
         get("tucker").check(GROUP, spec)
+
+
+def test_a_single_matrix_has_one_rank() -> None:
     with pytest.raises(InputError, match="a single matrix takes one rank"):
         get("tucker").check(Group("layer0", TARGETS[:1]), TuckerSpec(rank_out=2, rank_in=2))
+
+
+def test_shared_factors_learn_where_one_of_their_matrices_does() -> None:
+    dense = tiny_model().eval()
+    dense.encoder.layer[0].requires_grad_(False)
+    student = compresskit.compress(dense, method="tucker", ratio=3)
+    assert student.tucker_attention_48x48.b.requires_grad
+    assert not student.encoder.layer[0].attention.self.query.core.requires_grad
+    assert student.encoder.layer[1].attention.self.query.core.requires_grad
+    assert not student.tucker_attention_48x48.training
+
+
+def test_offloaded_factors_come_back(tmp_path: Path) -> None:
+    student = compresskit.compress(tiny_model(), method="tucker", ratio=3)
+    expected = outputs(student)
+    torch.testing.assert_close(outputs(cpu_offload(copy.deepcopy(student), torch.device("cpu"))), expected)
 
 
 def test_tensor_train_is_that_of_tensorly() -> None:
@@ -227,4 +248,6 @@ def test_tensor_train_is_that_of_tensorly() -> None:
     oracle = torch.einsum("aip,pjq,qkb->ijk", *cores).reshape(6, 4, 2, 18).permute(1, 0, 2, 3).reshape(24, 36)[:22]
     torch.testing.assert_close(layer.dense_weight().detach(), oracle, rtol=1e-8, atol=1e-8)
     assert layer(torch.arange(22)).shape == (22, 36)
+    with pytest.raises((IndexError, RuntimeError)):
+        layer(torch.tensor([22]))  # a row of padding
     assert layer.project(torch.randn(3, 36, dtype=torch.float64)).shape == (3, 22)

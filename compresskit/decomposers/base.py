@@ -10,7 +10,7 @@ W is (m, n) as ``nn.Linear.weight`` and ``nn.Embedding.weight`` store it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -32,6 +32,10 @@ MAX_FLOPS_RATIO = 1.1
 
 #: Parameter counts whose ratio is within this (as a logarithm) count as equally near.
 NEAR = 0.15
+
+#: Budgets that candidates are made for, as factors of the asked one; and where those are all too slow, smaller ones.
+STEPS = (0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1)
+SHRINKING = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 #: Tokens that costs are compared at: one sequence of 128, as in the definition of FLOPs.
 COST_TOKENS = 128
@@ -314,6 +318,18 @@ class Decomposer(ABC):
         one above :data:`MAX_FLOPS_RATIO` x dense FLOPs unless ``allow_slow``. May be empty.
         """
 
+    def slow(self, group: Group, spec: Spec) -> bool:
+        """Whether a spec takes more than :data:`MAX_FLOPS_RATIO` x the dense FLOPs."""
+        return self.cost(group, spec).flops > MAX_FLOPS_RATIO * 2 * COST_TOKENS * group.parameters
+
+    def offered(self, group: Group, specs: Iterable[Spec], parameters: int, *, allow_slow: bool) -> list[Spec]:
+        """At most a dozen specs: those that save parameters and are not slow, nearest to ``parameters`` first."""
+        sizes = {spec: self.cost(group, spec).parameters for spec in specs}
+        usable = [spec for spec, size in sizes.items() if size < group.parameters]
+        if not allow_slow:
+            usable = [spec for spec in usable if not self.slow(group, spec)]
+        return sorted(usable, key=lambda spec: abs(sizes[spec] - parameters))[:12]
+
     @abstractmethod
     def resolve(self, group: Group, options: Options) -> Spec:
         """The spec that explicit recipe options mean for this group's shape.
@@ -334,7 +350,10 @@ class Decomposer(ABC):
     def errors(
         self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
     ) -> list[float]:
-        """The relative Frobenius error each spec will have, from spectra, without factorising."""
+        """The relative Frobenius error each spec will have, from spectra, without factorising.
+
+        Exact for one spec; of several a close upper bound will do where exact figures would take too long.
+        """
 
     @abstractmethod
     def factorise(

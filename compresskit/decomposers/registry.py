@@ -19,6 +19,8 @@ _registry: dict[str, Decomposer] = {}
 _plugins: dict[str, EntryPoint] = {}
 _broken: dict[str, str] = {}
 _loaded = False
+#: Why no method may be used: two packages register one name.
+_refused = ""
 
 D = TypeVar("D", bound=type[Decomposer])
 
@@ -37,35 +39,49 @@ def register(cls: D) -> D:
 
 
 def _load_all() -> None:
-    global _loaded
-    if _loaded:
-        return
-    package = importlib.import_module("compresskit.decomposers")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"compresskit.decomposers.{module.name}")
-    for point in entry_points(group=GROUP):
-        _load_plugin(point)
-    _loaded = True
+    global _loaded, _refused
+    if not _loaded:
+        _loaded = True
+        package = importlib.import_module("compresskit.decomposers")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"compresskit.decomposers.{module.name}")
+        for point in entry_points(group=GROUP):
+            _load_plugin(point)
+    if _refused:
+        raise InputError(_refused)
 
 
 def _load_plugin(point: EntryPoint) -> None:
-    """Two methods of one name raise; a plug-in that cannot be loaded is remembered with its reason."""
-    if point.name in _registry or point.name in _broken:
-        holder = _package(_plugins[point.name]) if point.name in _plugins else _broken.get(point.name, "compresskit")
-        raise InputError(f"method {point.name!r} of {_package(point)} is already registered by {holder}: uninstall one")
+    """Two methods of one name are refused; a plug-in that cannot be loaded is remembered with its reason."""
+    global _refused
+    before = dict(_registry)
     try:
         cls = point.load()
-        if not (isinstance(cls, type) and issubclass(cls, Decomposer)):
-            raise TypeError(f"{point.value} is no subclass of compresskit's Decomposer")
-        if cls.name != point.name:
-            raise TypeError(f"{point.value} calls itself {cls.name!r}, its entry point says {point.name!r}")
-        if not isinstance(_registry.get(cls.name), cls):  # it may have registered itself when it was imported
-            register(cls)
-    except Exception as error:  # whatever a stranger's package raises
-        _registry.pop(point.name, None)
+        _check(cls, point)
+    except (Exception, SystemExit) as error:  # whatever a stranger's package raises
+        _registry.clear()
+        _registry.update(before)
         _broken[point.name] = f"plug-in of {_package(point)}: {type(error).__name__}: {' '.join(str(error).split())}"
         return
-    _plugins[point.name] = point
+    known = _registry.get(cls.name)
+    if cls.name == DENSE or (known is not None and type(known) is not cls) or cls.name in _plugins:
+        holder = _package(_plugins[cls.name]) if cls.name in _plugins else "compresskit"
+        _refused = f"method {cls.name!r} of {_package(point)} is already registered by {holder}: uninstall one"
+        return
+    if known is None:  # else it registered itself when it was imported
+        register(cls)
+    _plugins[cls.name] = point
+
+
+def _check(cls: object, point: EntryPoint) -> None:
+    if not (isinstance(cls, type) and issubclass(cls, Decomposer)):
+        raise TypeError(f"{point.value} is no subclass of compresskit's Decomposer")
+    for name in ("name", "summary", "reference", "spec_type", "options_type"):
+        if not hasattr(cls, name):
+            raise TypeError(f"{point.value} has no {name}")
+    if cls.name != point.name:
+        raise TypeError(f"{point.value} calls itself {cls.name!r}, its entry point says {point.name!r}")
+    cls()  # abstract methods are missing where this raises
 
 
 def _package(point: EntryPoint) -> str:

@@ -28,6 +28,8 @@ from compresskit.decomposers import linalg
 from compresskit.decomposers.base import (
     COST_TOKENS,
     MAX_FLOPS_RATIO,
+    SHRINKING,
+    STEPS,
     Cost,
     Decomposer,
     FactorisedEmbedding,
@@ -43,10 +45,9 @@ from compresskit.errors import InputError
 
 Pair = tuple[int, int]
 
-#: Budgets offered around the asked one, as factors of it.
-_STEPS = (0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1)
-#: Blocks of an embedding, (rows, columns): near low rank in one shot at 8x and 19x, measured on a real table.
-_EMBEDDING_BLOCKS = (4, 2)
+#: Blocks of an embedding, (rows, columns). The first is near low rank in one shot at 8x and 19x
+#: (reports/minilm-shared-shapes); at low ratios only the second is as fast as dense under a tied head.
+_EMBEDDING_BLOCKS = ((4, 2), (2, 2))
 
 
 class TensorTrainSpec(Spec):
@@ -103,7 +104,9 @@ class TensorTrainEmbedding(FactorisedEmbedding):
         if self.padding_idx is not None:  # only this word, not the others that share its row of A
             rows = torch.where((ids == self.padding_idx)[..., None], rows.detach(), rows)
         every = F.linear(rows, self.core.transpose(1, 3).reshape(m2 * r2 * n2, -1)).unflatten(-1, (m2, r2 * n2))
-        block = (ids // len(self.a))[..., None, None].expand(*ids.shape, 1, r2 * n2)
+        # A word beyond the vocabulary has no block: gather refuses it, as nn.Embedding does.
+        block = torch.where(ids < self.num_embeddings, ids // len(self.a), m2)
+        block = block[..., None, None].expand(*ids.shape, 1, r2 * n2)
         mine = every.gather(-2, block).squeeze(-2).unflatten(-1, (r2, n2))
         return F.linear(mine.transpose(-1, -2), self.b.T).flatten(-2)
 
@@ -129,29 +132,33 @@ class TensorTrain(Decomposer):
 
     def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[Spec]:
         """Equal ranks and their neighbours. The fewest blocks for which both outer cores are about equally long: of
-        equally large trains these are nearest to the original (measured on a real checkpoint).
+        equally large trains these are nearest to the original (reports/minilm-shared-shapes).
         """
-        blocks = _blocks(group)
-        if blocks is None:
-            return []
-        specs = dict.fromkeys(
-            TensorTrainSpec(blocks=blocks, ranks=ranks)
-            for step in _STEPS
-            for ranks in _ranks_for(group, blocks, round(parameters * step))
-        )
-        offered: dict[Spec, int] = {}
-        for spec in specs:
-            cost = self.cost(group, spec)
-            slow = group.kind == "linear" and cost.flops > MAX_FLOPS_RATIO * 2 * COST_TOKENS * group.parameters
-            if cost.parameters < group.parameters and (allow_slow or not slow):
-                offered[spec] = cost.parameters
-        return sorted(offered, key=lambda spec: abs(offered[spec] - parameters))[:12]
+        for share in SHRINKING:
+            for blocks in _blocks(group):
+                specs = dict.fromkeys(
+                    TensorTrainSpec(blocks=blocks, ranks=ranks)
+                    for step in STEPS
+                    for ranks in _ranks_for(group, blocks, round(parameters * share * step))
+                )
+                found = self.offered(group, specs, round(parameters * share), allow_slow=allow_slow)
+                if found:
+                    return found
+        return []
+
+    def slow(self, group: Group, spec: Spec) -> bool:
+        """An embedding is slow where its tied head would be."""
+        if group.kind == "linear":
+            return super().slow(group, spec)
+        (m2, _), (r1, _) = _parts(spec)
+        head = self.cost(group, spec, 1).flops + 2 * math.ceil(group.shape[0] / m2) * m2 * r1
+        return head > MAX_FLOPS_RATIO * 2 * group.parameters
 
     def resolve(self, group: Group, options: Options) -> Spec:
         assert isinstance(options, TensorTrainOptions)
         if options.ranks is None:
             raise InputError(f"tensor-train for {group.name}: give ranks")
-        blocks = options.blocks or _blocks(group)
+        blocks = options.blocks or next(iter(_blocks(group)), None)
         if blocks is None:
             raise InputError(f"tensor-train for {group.name}: a side of its shape has no divisor; give blocks")
         spec = TensorTrainSpec(blocks=blocks, ranks=options.ranks)
@@ -162,7 +169,7 @@ class TensorTrain(Decomposer):
         (m2, n2), (r1, r2) = _parts(spec)
         m, n = group.shape
         where = f"tensor-train for {group.name} ({m}x{n}): {spec.describe()}"
-        if min(m2, n2, r1, r2) < 1 or n % n2 or (m % m2 and group.kind == "linear"):
+        if min(m2, n2, r1, r2) < 1 or n % n2 or (m % m2 and group.kind == "linear") or -m % m2 >= math.ceil(m / m2):
             raise InputError(f"{where}: blocks must divide the shape, ranks be at least 1")
         m1, n3 = math.ceil(m / m2), n // n2
         if r1 > min(m1, m2 * n2 * r2) or r2 > min(n3, m2 * n2 * r1):
@@ -271,19 +278,18 @@ def _svd(matrix: Tensor, n_eigenvecs: int, **_: Any) -> tuple[Tensor, Tensor, Te
     return (right, values, left.T) if wide else (left, values, right.T)
 
 
-def _blocks(group: Group) -> Pair | None:
-    """(m2, n2) that are offered; None where a side has no divisor above 1."""
+def _blocks(group: Group) -> list[Pair]:
+    """(m2, n2) that are offered, preferred ones first; none where a side has no divisor above 1."""
     m, n = group.shape
     if group.kind == "embedding":
-        m2, columns = _EMBEDDING_BLOCKS
-        return (m2, columns if n % columns == 0 else 1) if m > m2 else None
+        return [(m2, n2 if n % n2 == 0 else 1) for m2, n2 in _EMBEDDING_BLOCKS if m > m2]
     pairs = [(m2, n2) for m2 in _divisors(m) for n2 in _divisors(n)]
 
     def preference(pair: Pair) -> tuple[float, int]:
         m2, n2 = pair
         return round(abs(math.log((m / m2) / (n / n2))), 3), m2 * n2
 
-    return min(pairs, key=preference, default=None)
+    return sorted(pairs, key=preference)[:1]
 
 
 def _divisors(number: int) -> list[int]:

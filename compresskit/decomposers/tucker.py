@@ -10,7 +10,7 @@ embedding, has no mode to share over: its Tucker form is the truncated SVD.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from compresskit.decomposers import linalg
 from compresskit.decomposers.base import (
     COST_TOKENS,
-    MAX_FLOPS_RATIO,
     NEAR,
+    SHRINKING,
+    STEPS,
     Cost,
     Decomposer,
     FactorisedLinear,
@@ -35,14 +36,12 @@ from compresskit.decomposers.base import (
     Statistics,
     Target,
 )
-from compresskit.decomposers.low_rank import LowRankEmbedding, LowRankLinear
+from compresskit.decomposers.low_rank import LowRank, LowRankSpec
 from compresskit.decomposers.registry import register
 from compresskit.errors import InputError
 
 #: Sweeps of orthogonal iteration: on real attention and FFN matrices the third one gains less than 0.1 %.
 _SWEEPS = 3
-#: Budgets offered around the asked one, as factors of it.
-_STEPS = (0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1)
 
 
 class TuckerSpec(Spec):
@@ -78,6 +77,14 @@ class TuckerFactors(SharedFactors):
         self.a = nn.Parameter(torch.empty(m, rank_out)) if rank_out is not None else None
         self.b = nn.Parameter(torch.empty(rank_in, n)) if rank_in is not None else None
 
+    def forward(self) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+        """The factors; called, so that hooks which bring parameters from elsewhere run (offloading)."""
+        return self.a, self.b
+
+    def extra_repr(self) -> str:
+        shapes = {name: tuple(factor.shape) for name, factor in (("a", self.a), ("b", self.b)) if factor is not None}
+        return ", ".join(f"{name}={shape}" for name, shape in shapes.items())
+
 
 class TuckerLinear(FactorisedLinear):
     """y = ((x B^T) G^T) A^T + bias, with its own core g: (r_out, r_in)."""
@@ -96,7 +103,7 @@ class TuckerLinear(FactorisedLinear):
         return found
 
     def forward(self, x: Tensor) -> Tensor:  # x: (..., n) -> (..., m)
-        a, b = self.shared.a, self.shared.b
+        a, b = self.shared()
         if b is not None:
             x = F.linear(x, b)
         if a is None:
@@ -104,8 +111,9 @@ class TuckerLinear(FactorisedLinear):
         return F.linear(F.linear(x, self.core), a, self.bias)
 
     def dense_weight(self) -> Tensor:
-        weight = self.core if self.shared.a is None else self.shared.a @ self.core
-        return weight if self.shared.b is None else weight @ self.shared.b
+        a, b = self.shared()
+        weight = self.core if a is None else a @ self.core
+        return weight if b is None else weight @ b
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, core={tuple(self.core.shape)}"
@@ -139,32 +147,18 @@ class Tucker(Decomposer):
         """Both sides reduced where that is not slower than dense, else only the shorter one.
 
         Of equally large cores of square matrices those with twice the rank on the output side are nearer to the
-        original (measured on the attention of a real checkpoint), of others those with equal ranks.
+        original, of others those with equal ranks (reports/minilm-shared-shapes).
         """
-        near: list[Spec] = []
-        if len(group.targets) > 1:
-            near = self._around(group, parameters, _two_sided, allow_slow)
-        if not near:  # one matrix only, or no two-sided core of about this size is fast enough
-            near = self._around(group, parameters, _one_sided, allow_slow)
-        return near
-
-    def _around(
-        self, group: Group, parameters: int, form: Callable[[Group, int], Iterator[TuckerSpec]], allow_slow: bool
-    ) -> list[Spec]:
-        """What may be offered of a form, nearest first; nothing where it does not come near the wanted size."""
-        specs = dict.fromkeys(spec for step in _STEPS for spec in form(group, round(parameters * step)))
-        sizes: dict[Spec, int] = {
-            spec: self.cost(group, spec).parameters for spec in specs if self._offered(group, spec, allow_slow)
-        }
-        if not sizes or max(sizes.values()) < parameters / (1 + NEAR):
-            return []
-        return sorted(sizes, key=lambda spec: abs(sizes[spec] - parameters))[:12]
-
-    def _offered(self, group: Group, spec: TuckerSpec, allow_slow: bool) -> bool:
-        cost = self.cost(group, spec)
-        dense = 2 * COST_TOKENS * group.parameters
-        fast = allow_slow or group.kind == "embedding" or cost.flops <= MAX_FLOPS_RATIO * dense
-        return cost.parameters < group.parameters and fast
+        if len(group.targets) == 1:
+            return [_single(group, spec) for spec in _alone.candidates(group, parameters, allow_slow=allow_slow)]
+        for share in SHRINKING:
+            for form in (_two_sided, _one_sided):
+                wanted = round(parameters * share)
+                specs = dict.fromkeys(spec for step in STEPS for spec in form(group, round(wanted * step)))
+                found = self.offered(group, specs, wanted, allow_slow=allow_slow)
+                if found and max(self.cost(group, spec).parameters for spec in found) >= wanted / (1 + NEAR):
+                    return found
+        return []
 
     def resolve(self, group: Group, options: Options) -> Spec:
         assert isinstance(options, TuckerOptions)
@@ -180,8 +174,12 @@ class Tucker(Decomposer):
         for rank, size, side in ((spec.rank_out, m, "rank_out"), (spec.rank_in, n, "rank_in")):
             if rank is not None and rank >= size:
                 raise InputError(f"tucker for {group.name} ({m}x{n}): {side} {rank} must be below {size}")
-        if len(group.targets) == 1 and spec.rank_out is not None and spec.rank_in is not None:
-            raise InputError(f"tucker for {group.name}: a single matrix takes one rank: rank_out or rank_in")
+        count, (rank_out, rank_in) = len(group.targets), _ranks(spec)
+        if rank_out is not None and rank_in is not None:
+            if count == 1:
+                raise InputError(f"tucker for {group.name}: a single matrix takes one rank: rank_out or rank_in")
+            if rank_out > count * rank_in or rank_in > count * rank_out:
+                raise InputError(f"tucker for {group.name}: {count} cores {rank_out}x{rank_in} cannot fill both sides")
         if self.cost(group, spec).parameters >= group.parameters:
             raise InputError(f"tucker for {group.name} ({m}x{n}): {spec.describe()} saves no parameters")
 
@@ -200,9 +198,7 @@ class Tucker(Decomposer):
     ) -> list[float]:
         """Of one spec exactly; of several an upper bound, about 1 % above it: without the sweeps of iteration."""
         if len(group.targets) == 1:
-            (m, n), weight = group.shape, source.read(group.target)
-            values = linalg.spectrum(linalg.gram([weight if m >= n else weight.T]))
-            return linalg.tail_errors(values, [rank_out or rank_in or 0 for rank_out, rank_in in map(_ranks, specs)])
+            return _alone.errors(group, [_low_rank(spec) for spec in specs], source)
         weights = [source.read(target).double() for target in group.targets]
         total = sum(float(weight.square().sum()) for weight in weights)
         if total == 0:
@@ -226,20 +222,11 @@ class Tucker(Decomposer):
     def factorise(
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
     ) -> dict[str, Tensor]:
+        if len(group.targets) == 1:
+            return _alone.factorise(group, _low_rank(spec), source)
         weights = [source.read(target) for target in group.targets]
         dtype = weights[0].dtype
         a, b = _bases([weight.double() for weight in weights], *_ranks(spec))
-        if len(weights) == 1:
-            core = _core(weights[0].double(), a, b)
-            first, second = (core, b.T) if b is not None else (a, core)
-            assert first is not None
-            # Shared evenly between both factors, as in the low-rank method: core = U S, its columns orthogonal.
-            norms = (core.norm(dim=0) if b is not None else core.norm(dim=1)).sqrt()
-            inverse = linalg.safe_inverse(norms)
-            scale = inverse if b is not None else norms
-            first, second = first * scale, second * linalg.safe_inverse(scale)[:, None]
-            name = group.name
-            return {f"{name}.a": first.to(dtype).contiguous(), f"{name}.b": second.to(dtype).contiguous()}
         factors = {
             f"{target.name}.core": _core(weight.double(), a, b).to(dtype).contiguous()
             for target, weight in zip(group.targets, weights, strict=True)
@@ -251,17 +238,30 @@ class Tucker(Decomposer):
         return factors
 
     def layers(self, group: Group, spec: Spec) -> dict[str, nn.Module]:
+        if len(group.targets) == 1:
+            return _alone.layers(group, _low_rank(spec))
         rank_out, rank_in = _ranks(spec)
         m, n = group.shape
-        if len(group.targets) == 1:
-            target, rank = group.target, rank_out or rank_in
-            assert rank is not None
-            if target.kind == "embedding":
-                return {target.name: LowRankEmbedding(m, n, rank, target.padding_idx)}
-            return {target.name: LowRankLinear(n, m, rank, target.bias)}
         owner = TuckerFactors((m, n), rank_out, rank_in)
         linears = {target.name: TuckerLinear(n, m, owner, target.bias) for target in group.targets}
         return {group.name: owner, **linears}
+
+
+#: What a matrix without companions gets.
+_alone = LowRank()
+
+
+def _low_rank(spec: Spec) -> LowRankSpec:
+    """The low-rank spec that is meant for a single matrix."""
+    rank_out, rank_in = _ranks(spec)
+    return LowRankSpec(rank=rank_out or rank_in or 0)
+
+
+def _single(group: Group, spec: Spec) -> TuckerSpec:
+    """A low-rank spec in Tucker's words: the longer side is full."""
+    assert isinstance(spec, LowRankSpec)
+    m, n = group.shape
+    return TuckerSpec(rank_in=spec.rank) if m >= n else TuckerSpec(rank_out=spec.rank)
 
 
 def _ranks(spec: Spec) -> tuple[int | None, int | None]:

@@ -20,7 +20,7 @@ from compresskit.data import demo
 from compresskit.errors import InputError
 from compresskit.model import hub
 from compresskit.model.output import TOKENIZER_FILES, one_line
-from compresskit.model.quantizer import QUANT_METHOD, is_compressed, quantizer_of
+from compresskit.model.quantizer import QUANT_METHOD, is_compressed, mount_config, quantizer_of
 from compresskit.model.sources import check_finite
 from compresskit.model.targets import base_prefix, check_supported, find_targets
 
@@ -266,7 +266,10 @@ def _kept(model: PreTrainedModel, stored: dict[str, Path]) -> dict[str, Tensor]:
     if not prefix:
         return {}
     with torch.device("meta"):
-        base_keys = AutoModel.from_config(model.config).state_dict().keys()
+        base = AutoModel.from_config(model.config)
+    if is_compressed(model):
+        mount_config(base, quantizer_of(model).quantization_config)
+    base_keys = base.state_dict().keys()
     used = model.state_dict().keys()
     kept = {}
     for key in base_keys:

@@ -16,7 +16,15 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import Decomposer, FactorisedEmbedding, Group, Spec, Target, TiedHead
+from compresskit.decomposers.base import (
+    Decomposer,
+    FactorisedEmbedding,
+    FactorisedLinear,
+    Group,
+    Spec,
+    Target,
+    TiedHead,
+)
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
@@ -122,6 +130,8 @@ class CompresskitHfQuantizer(HfQuantizer):
             bias = module.bias if isinstance(module, TiedHead) else None
             if bias is not None and not getattr(bias, "_is_hf_initialized", False):
                 torch.nn.init.zeros_(bias)
+            if isinstance(module, FactorisedLinear):
+                _initialise_new(module, getattr(model.config, "initializer_range", 0.02))
         attach(model, self)
         return model
 
@@ -132,15 +142,30 @@ class CompresskitHfQuantizer(HfQuantizer):
         return model if dtype is None else model.to(dtype)
 
 
+def _initialise_new(layer: FactorisedLinear, spread: float) -> None:
+    """A layer of a head or pooler that the checkpoint lacks: random factors whose product has the usual spread."""
+    new = {name: p for name, p in layer.named_parameters() if not getattr(p, "_is_hf_initialized", False)}
+    if layer.bias is not None and "bias" in new:
+        torch.nn.init.zeros_(new.pop("bias"))
+    if new:
+        with torch.no_grad():
+            for factor in new.values():
+                torch.nn.init.normal_(factor)
+            next(iter(new.values())).mul_(spread / layer.dense_weight().std())
+
+
 def attach(model: PreTrainedModel, quantizer: CompresskitHfQuantizer) -> None:
     """Mark a model as ours, so that ``save_pretrained``, ``dequantize`` and Trainer treat it right."""
     model.hf_quantizer = quantizer  # type: ignore[assignment]
     model.config.quantization_config = quantizer.quantization_config
     # Factors are ordinary floating point parameters: .half(), .float() and training need no special care.
     model.is_quantized = False  # type: ignore[assignment]
-    embedding = model.get_input_embeddings()
-    if isinstance(embedding, FactorisedEmbedding):
-        model.resize_token_embeddings = partial(_keep_size, embedding)  # type: ignore[assignment, method-assign]
+    from transformers import PreTrainedModel
+
+    for part in model.modules():  # the base model inside is one too
+        embedding = part.get_input_embeddings() if isinstance(part, PreTrainedModel) else None
+        if isinstance(embedding, FactorisedEmbedding):
+            part.__dict__["resize_token_embeddings"] = partial(_keep_size, embedding)
 
 
 def _keep_size(

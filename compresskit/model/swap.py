@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,11 @@ def mount(model: PreTrainedModel, decomposer: Decomposer, group: Group, spec: Sp
     targets = {target.name for target in group.targets}
     for path, layer in layers.items():
         if path not in targets:
-            first = model.get_submodule(group.targets[0].name).weight
-            assert isinstance(first, Tensor)
-            _take_after(layer, first)
+            weights: list[Any] = [model.get_submodule(target.name).weight for target in group.targets]
+            _take_after(layer, weights[0])
+            # Shared factors learn as soon as one of their matrices does.
+            layer.requires_grad_(any(weight.requires_grad for weight in weights))
+            layer.train(model.training)
             model.base_model.add_module(path, layer)
             continue
         old = model.get_submodule(path)
@@ -107,9 +110,9 @@ def densify(model: PreTrainedModel) -> None:
         dense.weight = table.weight
         dense.register_parameter("bias", head.bias)
         replace_module(model, name, dense.train(head.training))
-    model.__dict__.pop("resize_token_embeddings", None)  # a factorised embedding kept its size
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
+            module.__dict__.pop("resize_token_embeddings", None)  # a factorised embedding kept its size
             module.__dict__.pop("_tied_weights_keys", None)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):

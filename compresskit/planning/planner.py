@@ -67,6 +67,7 @@ class Plan:
         flops_before: at batch 1, length 128.
         flops_after: likewise.
         notes: what the user should know, e.g. a ratio that is not near the asked one.
+        dense: names of the matrices that stay as they are.
     """
 
     recipe: Recipe
@@ -77,6 +78,7 @@ class Plan:
     flops_before: Flops
     flops_after: Flops
     notes: tuple[str, ...] = ()
+    dense: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -94,6 +96,7 @@ class Plan:
         return [
             {
                 "name": a.group.name,
+                "targets": [target.name for target in a.group.targets],
                 "role": a.group.role,
                 "shape": list(a.group.shape),
                 "method": a.method,
@@ -171,6 +174,7 @@ def make_plan(
         parameters_after=count_parameters(student),
         flops_before=count_flops(model),
         flops_after=count_flops(student),
+        dense=tuple(target.name for target in find_targets(student)),
     )
     if recipe.ratio is not None and plan.ratio > recipe.ratio * (1 + SLACK):
         notes.append(f"{plan.ratio:.2f}x is the smallest ratio of at least {recipe.ratio:g}x that was found")

@@ -45,17 +45,18 @@ def resolved_recipe(plan: Plan) -> Recipe:
     for assignment in plan.assignments:
         for target in assignment.group.targets:
             by_pattern[_layer_pattern(target.name)].append((target.name, assignment))
-    rules: dict[tuple[str, str], list[str]] = defaultdict(list)
+    rules: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for pattern, members in by_pattern.items():
-        # One pattern for all layers where they agree, else one per matrix.
+        # One pattern for all layers where they agree and none of them stays dense, else one per matrix.
         first = members[0][1]
-        agree = all((m.method, m.spec) == (first.method, first.spec) for _, m in members)
+        agree = all((m.method, m.spec, _shares(m)) == (first.method, first.spec, _shares(first)) for _, m in members)
+        agree = agree and not any(re.fullmatch(pattern, name) for name in plan.dense)
         for name, member in members[:1] if agree else members:
             options = member.spec.model_dump_json(exclude={"method"})
-            rules[member.method, options].append(pattern if agree else re.escape(name))
+            rules[member.method, options, _shares(member)].append(pattern if agree else re.escape(name))
     made = [
         Rule.model_validate({"match": _alternatives(names), "method": method, **json.loads(options)})
-        for (method, options), names in rules.items()
+        for (method, options, _), names in rules.items()
     ]
     return Recipe(
         version=1,
@@ -65,6 +66,11 @@ def resolved_recipe(plan: Plan) -> Recipe:
         rules=tuple(made),
         distill=plan.recipe.distill,
     )
+
+
+def _shares(assignment: Assignment) -> str:
+    """What tells groups apart whose matrices share factors."""
+    return assignment.group.name if len(assignment.group.targets) > 1 else ""
 
 
 def _layer_pattern(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compresskit.decomposers.base import Group, Source, Spec, Statistics
+from compresskit.decomposers.base import Group, Options, Source, Spec, Statistics
 from compresskit.decomposers.low_rank import LowRank, LowRankSpec
 
 #: Random vectors beyond the rank, and multiplications with W W^T that make large singular values stand out.
@@ -38,7 +38,7 @@ class RandomizedSvd(LowRank):
         found = super().candidates(group, parameters, allow_slow=allow_slow)
         return [RandomizedSvdSpec(rank=spec.rank) for spec in found if isinstance(spec, LowRankSpec)]
 
-    def resolve(self, group: Group, options: object) -> Spec:
+    def resolve(self, group: Group, options: Options) -> Spec:
         spec = super().resolve(group, options)
         assert isinstance(spec, LowRankSpec)
         return RandomizedSvdSpec(rank=spec.rank)
@@ -47,10 +47,13 @@ class RandomizedSvd(LowRank):
         self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
     ) -> list[float]:
         weight = source.read(group.target).double()
+        norm = weight.norm()
+        if norm == 0:
+            return [0.0] * len(specs)
         found = []
         for spec in specs:
             a, b = sketch(weight, spec)
-            found.append(float((weight - a @ b).norm() / weight.norm()))
+            found.append(float((weight - a @ b).norm() / norm))
         return found
 
     def factorise(
@@ -66,7 +69,8 @@ def sketch(weight: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
     assert isinstance(spec, LowRankSpec)
     generator = torch.Generator().manual_seed(0)
     vectors = min(spec.rank + OVERSAMPLING, *weight.shape)
-    seen = weight @ torch.randn(weight.shape[1], vectors, generator=generator, dtype=weight.dtype)
+    start = torch.randn(weight.shape[1], vectors, generator=generator, dtype=weight.dtype)
+    seen = weight @ start.to(weight.device)
     for _ in range(POWER_ITERATIONS):
         seen = weight @ (weight.T @ torch.linalg.qr(seen)[0])
     basis = torch.linalg.qr(seen)[0]
