@@ -83,11 +83,11 @@ def bench(
     changes = {name: value for name, value in changes.items() if value is not None}
     if quick:
         changes = QUICK | changes
-    tokens = QUICK_TOKENS if quick and general_tokens is None else general_tokens
+    tokens = QUICK_TOKENS if quick and general_tokens is None and start.general is not False else general_tokens
     if tokens is not None:
-        changes["general"] = {**(start.general or {}), "max_tokens": tokens} if tokens else False
+        changes["general"] = _budget(start.general or {}, max_tokens=tokens) if tokens else False
     if task_epochs is not None:
-        changes["task"] = start.task | {"epochs": task_epochs}
+        changes["task"] = _budget(start.task, epochs=task_epochs)
     changes["models"] = changes["models"] or start.models
     name = "quick" if quick and recipe is None else Path(recipe).stem if recipe else "default"
     folder = output or OUTPUT / name
@@ -117,6 +117,11 @@ def report(folder: Path, paste: Path | None, debug: bool) -> None:
         reports.paste(folder, paste)
         out.print(f"Pasted into {paste}", markup=False)
     out.print(f"{len(records)} cells rendered: {folder / 'README.md'}, {folder / 'index.html'}", markup=False)
+
+
+def _budget(settings: dict[str, Any], **budget: float) -> dict[str, Any]:
+    """The settings with this budget in place of theirs."""
+    return {k: v for k, v in settings.items() if k not in ("epochs", "max_steps", "max_tokens")} | budget
 
 
 def _closing_words(result: BenchResult, seconds: float) -> None:

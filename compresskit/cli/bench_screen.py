@@ -72,9 +72,9 @@ class Screen(Watcher):
             self._line(f"[{len(self.records)}/{len(self.cells)}] {cell}: {_state(record)} ({seconds:.0f} s)")
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if self.console.is_terminal:
-            self.bar.update(self.part, description=what, completed=done, total=total)
-        elif done == total:
+        if self.live.is_started:
+            self.live.stop()  # nothing is drawn while models are timed
+        if done == total:
             self._line(f"{what}: done")
 
     def _line(self, text: str) -> None:
