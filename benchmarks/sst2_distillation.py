@@ -42,8 +42,8 @@ STUDENTS = {
 }
 #: Also distilled without stage 1.
 WITHOUT_GENERAL = "low-rank-19x"
-GENERAL = ("--max-tokens", "2000000", "--precision", "bf16")
-TASK = ("--epochs", "1", "--precision", "bf16")
+GENERAL = ("--max-tokens", "2000000", "--batch-size", "8", "--learning-rate", "2e-3", "--precision", "bf16")
+TASK = ("--epochs", "1", "--loss", "attention=1", "--precision", "bf16")
 TEACHER = ("--epochs", "3", "--precision", "bf16")
 
 

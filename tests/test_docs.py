@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,16 +23,12 @@ def test_one_shot_tables_are_those_of_the_report() -> None:
         }
         for r in records
     ]
-    for file, expected in (
-        ("README.md", [row for row in cells if row["allocation"] == "uniform"]),
-        ("docs/results.md", cells),
-    ):
-        text = (ROOT / file).read_text(encoding="utf-8")
-        header = next(line for line in text.splitlines() if line.startswith("| method | a"))
-        names = [name.strip() for name in header.strip("|").split("|")]
-        rows = [line for line in text.splitlines() if re.match(r"\| (kronecker|low-rank) \|", line)]
-        got = [dict(zip(names, (cell.strip() for cell in row.strip("|").split("|")), strict=True)) for row in rows]
-        assert got == [{name: row[name] for name in names} for row in expected]
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    text = text[text.index("| method | allocation") :].partition("\n\n")[0]
+    header, _, *rows = text.splitlines()
+    names = [name.strip() for name in header.strip("|").split("|")]
+    got = [dict(zip(names, (cell.strip() for cell in row.strip("|").split("|")), strict=True)) for row in rows]
+    assert got == [{name: row[name] for name in names} for row in cells]
 
 
 def test_shape_table_is_that_of_the_report() -> None:
@@ -46,14 +41,23 @@ def test_shape_table_is_that_of_the_report() -> None:
         assert row in text, r["name"]
 
 
-def test_distillation_table_is_that_of_the_records() -> None:
+def test_distillation_tables_are_those_of_the_records() -> None:
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    finals = sorted((ROOT / "reports" / "sst2-distillation").glob("*-final*.json"))
-    assert len(finals) >= 5
-    for file in finals:
-        stage = json.loads(file.read_text(encoding="utf-8"))["stages"][-1]
-        before, after = (100 * stage["scores"][who]["dev"]["accuracy"] for who in ("student_before", "student_after"))
-        assert f"| {before:.2f} | {after:.2f} | {100 * stage['kept']:.1f} % |" in text, file.name
-    for file in (ROOT / "reports" / "sst2-distillation").glob("teacher-*.json"):
-        stage = json.loads(file.read_text(encoding="utf-8"))["stages"][-1]
-        assert f" | {100 * stage['scores']['student_after']['dev']['accuracy']:.2f} |" in text, file.name
+    folder = ROOT / "reports" / "sst2-distillation"
+    report = (folder / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in report.splitlines() if line.startswith("| ")]
+    assert len(rows) > 8
+    for row in rows:
+        assert row in text
+    stages = {
+        file.stem: json.loads(file.read_text(encoding="utf-8"))["stages"][-1] for file in sorted(folder.glob("*.json"))
+    }
+    checked = 0
+    for name, stage in stages.items():
+        scores = stage["scores"]["student_after"]
+        if "dev" in scores:
+            accuracy = f"| {100 * scores['dev']['accuracy']:.2f} "
+            kept = f"| {100 * stage['kept']:.1f} % |" if stage.get("kept") else ""
+            assert accuracy + kept in text, name
+            checked += 1
+    assert checked >= 15
