@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+
+from compresskit.benchmark.report import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,8 +50,10 @@ def test_distillation_tables_are_those_of_the_records() -> None:
     report = (folder / "README.md").read_text(encoding="utf-8")
     rows = [line for line in report.splitlines() if line.startswith("| ")]
     assert len(rows) > 8
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for row in rows:
         assert row in text
+        assert row in readme or not row.startswith(("| low-rank-", "| kronecker-", "| mix-"))
     stages = {
         file.stem: json.loads(file.read_text(encoding="utf-8"))["stages"][-1] for file in sorted(folder.glob("*.json"))
     }
@@ -61,3 +66,15 @@ def test_distillation_tables_are_those_of_the_records() -> None:
             assert accuracy + kept in text, name
             checked += 1
     assert checked >= 15
+
+
+def test_pasted_tables_are_those_of_the_reports() -> None:
+    pasted = 0
+    for document in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+        text = document.read_text(encoding="utf-8")
+        for folder, block in re.findall(r"<!-- bench: (\S+) -->\n(.*?)\n<!-- /bench -->", text, flags=re.DOTALL):
+            assert block == tables(ROOT / folder), (
+                f"{document.name}: compresskit report {folder} --paste {document.name}"
+            )
+            pasted += 1
+    assert pasted >= 1

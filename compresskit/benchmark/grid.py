@@ -61,7 +61,7 @@ class Grid(BaseModel):
     general: dict[str, Any] | Literal[False] = Field(default_factory=lambda: dict(GENERAL))
     task: dict[str, Any] = Field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"
-    latency_rounds: int = Field(default=7, ge=1)
+    latency_rounds: int = Field(default=5, ge=1)
 
     @field_validator("models", "methods", "ratios", "tasks", "seeds", "baselines")
     @classmethod

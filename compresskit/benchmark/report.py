@@ -67,9 +67,8 @@ def render(store: Store) -> tuple[Record, ...]:
     data = {"format_version": FORMAT_VERSION, "grid": grid.model_dump(mode="json"), "records": plain}
     write_text(folder / "results.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / "table.tex", "\n".join(f"% {name}\n{comparison.latex(table)}" for name, table in found))
-    write_text(
-        folder / "grid.yaml", yaml.safe_dump(grid.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
-    )
+    plain_grid = {"version": 1} | grid.model_dump(mode="json", exclude_defaults=True)
+    write_text(folder / "grid.yaml", yaml.safe_dump(plain_grid, sort_keys=False))
     write_text(folder / "index.html", page(title, found, facts, __version__))
     write_text(folder / "README.md", _readme(title, found, facts, pictures, records))
     return records
@@ -106,7 +105,7 @@ def command(grid: Grid) -> str:
     """The command that makes this grid. What has no flag stands in grid.yaml beside the report, a bench recipe."""
     default = Grid()
     given = {name for name in Grid.model_fields if getattr(grid, name) != getattr(default, name)}
-    given -= {"version", "name", "description"}
+    given -= {"version", "name", "description", "latency_rounds"}  # the last one says how exact, not what
     flags = [f"--model {shlex.quote(model)}" for model in grid.models]
     flags += [f"--{flag} {_words(getattr(grid, name))}" for name, flag in _FLAGS.items() if name in given]
     for name, key, flag in (("general", "max_tokens", "--general-tokens"), ("task", "epochs", "--task-epochs")):
