@@ -287,7 +287,7 @@ def test_squad_from_file_to_scores(bench_folder: Path, tmp_path: Path) -> None:
         epochs=10, device="cpu",
     )  # fmt: skip
     assert student.record["scores"]["student_after"]["dev"]["span_f1"] > 0.7
-    assert set(student.record["losses"]) == {"embedding", "hidden", "logits", "supervised"}
+    assert set(student.record["losses"]) == {"embedding", "attention", "hidden", "logits", "supervised"}
 
 
 def test_positions() -> None:
