@@ -277,7 +277,8 @@ def _two_sided(group: Group, parameters: int) -> Iterator[TuckerSpec]:
     middle = (-linear + (linear**2 + 4 * square * max(parameters, 0)) ** 0.5) / (2 * square)
     for rank_in in {max(1, round(middle) + shift) for shift in (-1, 0, 1)}:
         rank_out = max(1, round((parameters - n * rank_in) / (count * rank_in + m)))
-        if rank_in < n and rank_out < m:
+        rank_out = min(rank_out, count * rank_in)  # more columns of A than the cores can fill
+        if rank_in < n and rank_out < m and rank_in <= count * rank_out:
             yield TuckerSpec(rank_out=rank_out, rank_in=rank_in)
 
 
