@@ -27,7 +27,7 @@ from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import for_method
 from compresskit.reporting.tables import markdown
 
-METHODS = ("kronecker", "low-rank", "tucker", "tensor-train")
+METHODS = ("kronecker", "low-rank")
 ALLOCATIONS = ("uniform", "error")
 RATIOS = (2, 5, 8, 19)
 OUTPUT = Path(__file__).resolve().parents[1] / "reports" / "minilm-one-shot"

@@ -187,7 +187,7 @@ class Job:
         if self.target is not None:
             work = WorkingFolder(self.target, settings, resume=self.resume, overwrite=self.overwrite)
             if self.resume and not work.found:
-                notes = [*notes, f"{work.path}: there was no run to resume, so one was started"]
+                notes = [*notes, f"{work.path.name}: there was no run to resume, so one was started"]
         dtypes = {model: model.dtype for model in (student, teacher) if model is not None}
         scores = {}
         for who, model in (("student_before", student), ("teacher", teacher)):
