@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 import compresskit
 from compresskit import cli
+from compresskit.benchmark.runner import BenchResult
 from compresskit.data import demo
 from compresskit.errors import InputError
 
@@ -138,6 +139,17 @@ def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert made.record["scores"]["student_after"]["dev"]["accuracy"] > 0.9
     return root
+
+
+#: Of a benchmark in tests; the tiny model has 40 positions.
+BUDGET = {"max_tokens": 3000, "max_length": 32, "learning_rate": 2e-3}
+
+
+def tiny_bench(root: Path, output: Path, **changes: Any) -> BenchResult:
+    """Low rank at 3x on the model and text of ``bench_folder``, unless ``changes`` say otherwise."""
+    grid = {"methods": ("low-rank",), "ratios": (3.0,), "baselines": ("dense",), "latency_rounds": 1}
+    grid |= {"models": (str(root / "model"),), "text": str(root / "text.txt"), "general": BUDGET}
+    return compresskit.bench(output=output, **(grid | changes))
 
 
 @pytest.fixture(scope="session")

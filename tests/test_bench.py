@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Run, count
+from conftest import BUDGET, Run, count, tiny_bench
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 import compresskit
 from compresskit import InputError
 from compresskit.benchmark import cells as work
-from compresskit.benchmark.records import RECORD, read
+from compresskit.benchmark.records import read
 from compresskit.benchmark.report import command
-from compresskit.benchmark.runner import BenchResult, Watcher
+from compresskit.benchmark.runner import BenchResult
 from compresskit.benchmark.store import Store
-
-#: Short enough for tests; the tiny model has 40 positions.
-BUDGET = {"max_tokens": 3000, "max_length": 32, "learning_rate": 2e-3}
-MEASURED = ("latency", "speedup", "peak_memory", "seconds")
-
-
-def tiny(root: Path, output: Path, **changes: Any) -> BenchResult:
-    grid = {"methods": ("low-rank",), "ratios": (3.0,), "baselines": ("dense",), "latency_rounds": 1}
-    grid |= {"models": (str(root / "model"),), "text": str(root / "text.txt"), "general": BUDGET}
-    return compresskit.bench(output=output, **(grid | changes))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +28,7 @@ def whole(bench_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench
     """Two methods, a ratio that both reach and one that none does, and every baseline."""
     output = tmp_path_factory.mktemp("whole") / "out"
     methods, baselines = ("low-rank", "kronecker"), ("dense", "int8", "half-layers")
-    return tiny(bench_folder, output, methods=methods, ratios=(3.0, 90.0), baselines=baselines)
+    return tiny_bench(bench_folder, output, methods=methods, ratios=(3.0, 90.0), baselines=baselines)
 
 
 def find(result: BenchResult, method: str, ratio: float | None = None) -> Any:
@@ -146,23 +130,23 @@ def test_record_says_how_to_do_it_again(whole: BenchResult) -> None:
 
 
 def test_finished_cells_are_kept_and_more_may_be_added(bench_folder: Path, tmp_path: Path) -> None:
-    first = tiny(bench_folder, tmp_path / "out")
+    first = tiny_bench(bench_folder, tmp_path / "out")
     stamps = {path: path.stat().st_mtime_ns for path in first.folder.glob("cells/*/model/model.safetensors")}
     tables = [(first.folder / name).read_bytes() for name in ("README.md", "results.csv", "table.tex")]
-    again = tiny(bench_folder, tmp_path / "out")
+    again = tiny_bench(bench_folder, tmp_path / "out")
     assert [(again.folder / name).read_bytes() for name in ("README.md", "results.csv", "table.tex")] == tables
-    more = tiny(bench_folder, tmp_path / "out", ratios=(3.0, 2.0))
+    more = tiny_bench(bench_folder, tmp_path / "out", ratios=(3.0, 2.0))
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert len(more.records) == 3
     assert len({record.latency.phase for record in more.records}) == 1  # all timed together again
     with pytest.raises(InputError, match=r"holds 1 cells of another configuration.*low-rank-2x.*--overwrite"):
-        tiny(bench_folder, tmp_path / "out")
-    assert len(tiny(bench_folder, tmp_path / "out", overwrite=True).records) == 2
+        tiny_bench(bench_folder, tmp_path / "out")
+    assert len(tiny_bench(bench_folder, tmp_path / "out", overwrite=True).records) == 2
 
 
 def test_task(bench_folder: Path, tmp_path: Path) -> None:
     stages = {"max_length": 32, "learning_rate": 3e-3}
-    result = tiny(
+    result = tiny_bench(
         bench_folder,
         tmp_path / "out",
         tasks=("sst2",),
@@ -220,82 +204,6 @@ def test_failed_cell_is_a_row_and_the_others_go_on(
     answer = run("bench", *flags, "--output", tmp_path / "out")  # a failed cell is tried again
     assert answer.code == 0, answer.err
     assert "failed" not in (tmp_path / "out" / "README.md").read_text()
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    """The table without what is measured by a clock."""
-    with (folder / "results.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in csv.DictReader(file)]
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_gives_the_same_table(bench_folder: Path, tmp_path: Path) -> None:
-    stage = {"max_length": 32, "max_steps": 60}
-    grid: dict[str, Any] = {"version": 1, "methods": ["low-rank", "kronecker"], "ratios": [3], "baselines": ["dense"]}
-    grid |= {"general": stage, "latency_rounds": 1}
-    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
-    flags = ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
-    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", str(tmp_path / "grid.yaml"), *flags]
-    subprocess.run([*line, "--output", str(tmp_path / "calm")], check=True, capture_output=True)
-    cells = {"low-rank": ("work", "model", RECORD), "kronecker": ("work", "model")}
-    moments = [(method, name) for method, names in cells.items() for name in names]
-    for method, name in sorted(random.Random(0).sample(moments, 3), key=moments.index):
-        process = subprocess.Popen(
-            [*line, "--output", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "killed").glob(f"cells/*{method}*/{name}*")) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    subprocess.run([*line, "--output", str(tmp_path / "killed")], check=True, capture_output=True)
-    assert table(tmp_path / "killed") == table(tmp_path / "calm")
-    assert not list((tmp_path / "killed").glob("cells/*/work*"))
-
-
-@pytest.mark.slow
-def test_two_runs_share_a_folder(bench_folder: Path, tmp_path: Path) -> None:
-    stage = {"max_length": 32, "max_steps": 30}
-    grid: dict[str, Any] = {"version": 1, "methods": ["low-rank", "kronecker"], "ratios": [2, 3], "general": stage}
-    (tmp_path / "grid.yaml").write_text(json.dumps(grid | {"baselines": ["dense"], "latency_rounds": 1}))
-    flags = ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
-    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", str(tmp_path / "grid.yaml"), *flags]
-    line += ["--output", str(tmp_path / "out")]
-    processes = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
-    said = [process.communicate(timeout=300)[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    # A line "[n/5] cell: result (seconds)" for what a process computed itself: every cell once.
-    computed = [part for text in said for part in text.splitlines() if part.startswith("[")]
-    assert len(computed) == 5, said
-    assert len(table(tmp_path / "out")) == 5
-
-
-def test_locked_cells_are_waited_for(bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = tiny(bench_folder, tmp_path / "out")
-    store = Store(result.folder)
-    said: list[str] = []
-
-    class Listener(Watcher):
-        def says(self, what: str) -> None:
-            said.append(what)
-
-    (record,) = (r for r in result.records if r.method == "low-rank")
-    (folder,) = store.folder.glob("cells/*low-rank*")
-    (folder / RECORD).rename(tmp_path / "kept.json")
-    from filelock import FileLock
-
-    lock = FileLock(folder / ".lock")
-    lock.acquire()
-
-    def other_process_finishes(_seconds: float) -> None:
-        (tmp_path / "kept.json").rename(folder / RECORD)
-        lock.release()
-
-    monkeypatch.setattr("compresskit.benchmark.runner.time.sleep", other_process_finishes)
-    again = tiny(bench_folder, tmp_path / "out", watcher=Listener())
-    assert "waiting for another process" in said
-    assert record.score == next(r.score for r in again.records if r.method == "low-rank")
 
 
 @pytest.mark.parametrize(
@@ -385,20 +293,3 @@ def test_report_of_nothing(run: Run, tmp_path: Path) -> None:
     answer = run("report", tmp_path / "newer")
     assert answer.code == 2
     assert "format version 7, this compresskit reads 1: upgrade" in answer.err
-
-
-def test_interrupt_says_how_to_continue(bench_folder: Path, tmp_path: Path) -> None:
-    grid = {"version": 1, "ratios": [3], "baselines": ["dense"], "general": {"max_length": 32, "max_steps": 5000}}
-    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
-    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", "grid.yaml", "--output", "out"]
-    line += ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
-    process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("out/cells/*/model.checkpoints")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 130, said
-    assert "Finished cells are kept: the same command continues." in said
-    assert "Traceback" not in said

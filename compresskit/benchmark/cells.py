@@ -203,7 +203,8 @@ class Workshop:
         part.mkdir(parents=True, exist_ok=True)
         checkpoints.save(smaller, part)
         part.rename(target)
-        return {"seconds_compress": seconds}
+        counts = (one.model.config.num_hidden_layers for one in (smaller, dense))
+        return {"seconds_compress": seconds, "made_by": {"layers": "{} of {}".format(*counts)}}
 
     def _train(self, train: Callable[..., Any], target: str, *models: Any, **settings: Any) -> None:
         """A stage into ``target``, unless it is there; a stopped one continues."""
@@ -270,7 +271,9 @@ class Workshop:
             return {"metric": quality.METRIC, "score": scores[quality.METRIC], "scores": dict(scores)}
         task, data = self.sources.task(cell.task)
         length = sequence_length(self.sources.grid.stage("task")["max_length"], task, None)
-        found = score(model.float(), self.sources.tokenizer(cell.origin), data, length)
+        # Quantised layers run on CPUs only.
+        device = "cuda" if torch.cuda.is_available() and cell.method != "int8" else "cpu"
+        found = score(model.float().to(device), self.sources.tokenizer(cell.origin), data, length)
         mean = float(np.mean([values[task.primary] for values in found.values()]))
         return {"metric": task.primary, "score": mean, "scores": dict(found)}
 

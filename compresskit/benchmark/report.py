@@ -25,7 +25,7 @@ _WITHOUT_LABELS = (
     f"Quality without labels on held-out text: **score** is the {METRIC}, the mean cosine between the sentence vectors "
     "of student and teacher (mean over the tokens of the last layer, minus the mean over all passages): 100 is the "
     "teacher itself, 0 no relation. Retrieval: share of passages whose nearest other passage comes from the same "
-    "document (teacher {teacher:.1f}, chance {chance:.1f}). Hidden error: ‖H − H'‖ / ‖H‖ over all layers."
+    "document ({reference}). Hidden error: ‖H − H'‖ / ‖H‖ over all layers."
 )
 #: Fields of the grid with a flag that takes them as they are.
 _FLAGS = {
@@ -197,13 +197,18 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
     lines += [("Commit", commit) for commit in sorted({r.made_by["git"] for r in records if r.made_by["git"]})]
     if missing:
         lines.append(("Not run yet", f"{len(missing)} cells: {', '.join(missing)}"))
-    first = next((r.scores for r in records if "retrieval teacher" in r.scores), None)
+    halves = {(r.model, r.made_by["layers"]) for r in records if "layers" in r.made_by}
+    lines += [("half-layers", f"{layers} layers of {model}, evenly spread") for model, layers in sorted(halves)]
+    without = {r.model: r.scores for r in records if "retrieval teacher" in r.scores}
     lead = "Equal parameters, equal training: every student of a column has about the same size and the same budget."
     quality = ""
-    if first is not None:
-        quality = _WITHOUT_LABELS.format(
-            teacher=100 * first["retrieval teacher"], chance=100 * first["retrieval chance"]
-        )
+    if without:
+        references = [
+            (f"{model}: " if len(without) > 1 else "")
+            + f"teacher {100 * scores['retrieval teacher']:.1f}, chance {100 * scores['retrieval chance']:.1f}"
+            for model, scores in without.items()
+        ]
+        quality = _WITHOUT_LABELS.format(reference="; ".join(references))
         lead += " Score: " + f"{METRIC} to the teacher on held-out text."
     elif labels:
         metrics = dict.fromkeys(f"{r.task}: {r.metric}" for r in records if r.metric is not None)

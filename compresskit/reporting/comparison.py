@@ -5,7 +5,8 @@ The frame has one row per cell, as ``results.csv`` holds it; :func:`by_seed` mak
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -120,24 +121,55 @@ def _kept(row: Any, *, own: bool = False) -> str:
     return text + (f" at {row['ratio']:.3g}x" if off else "")
 
 
-_FULL: tuple[tuple[str, str, str], ...] = (
-    ("kept ↑", "score_kept", "kept"),
-    ("ratio ↑", "ratio", "{:.2f}x"),
-    ("parameters ↓", "parameters", "{:,.0f}"),
-    ("MB ↓", "megabytes", "{:.2f}"),
-    ("GFLOPs ↓", "flops", "giga"),
-    ("ms ↓", "latency_ms", "{:.1f}"),
-    ("speedup ↑", "speedup", "{:.2f}x"),
-    ("speedup, batch 32 ↑", "speedup_batch32", "{:.2f}x"),
-    ("peak MB ↓", "peak_memory_mb", "{:.0f}"),
-    ("compress s ↓", "seconds_compress", "{:.1f}"),
-    ("distill s", "seconds_distill", "{:.0f}"),
-    ("error ↓", "error", "{:.3f}"),
-    ("before", "score_before", "percent"),
-    ("score ↑", "score", "percent"),
-    ("retrieval ↑", "retrieval", "percent"),
-    ("hidden error ↓", "hidden_error", "{:.3f}"),
+@dataclass(frozen=True)
+class Column:
+    """A column of the full table, here and on the page.
+
+    Attributes:
+        title: with an arrow where one way is better.
+        name: in the frame.
+        digits: decimals.
+        help: what it means.
+        factor: the frame's value times this is shown.
+        unit: after the number.
+    """
+
+    title: str
+    name: str
+    digits: int
+    help: str
+    factor: float = 1.0
+    unit: str = ""
+
+    def text(self, value: Any, *, unit: bool = True) -> str:
+        """The value as the table shows it."""
+        return NOT_KNOWN if pd.isna(value) else f"{value * self.factor:,.{self.digits}f}" + self.unit * unit
+
+
+COLUMNS = (
+    Column("kept ↑", "score_kept", 1, "score / the teacher's, %", 100),
+    Column("ratio ↑", "ratio", 2, "dense parameters / parameters", unit="x"),
+    Column("parameters ↓", "parameters", 0, "tied ones once"),
+    Column("MB ↓", "megabytes", 2, "10^6 bytes of weight files"),
+    Column("GFLOPs ↓", "flops", 3, "2 x multiply-adds, one sequence of 128 tokens", 1e-9),
+    Column("ms ↓", "latency_ms", 1, "one sequence, median"),
+    Column("speedup ↑", "speedup", 2, "over the dense model in the same phase, batch 1", unit="x"),
+    Column("speedup, batch 32 ↑", "speedup_batch32", 2, "over the dense model in the same phase, batch 32", unit="x"),
+    Column("peak MB ↓", "peak_memory_mb", 0, "memory added by the model and a pass of batch 32"),
+    Column("compress s ↓", "seconds_compress", 1, "seconds to plan and factorise"),
+    Column("distill s", "seconds_distill", 0, "seconds of training"),
+    Column("error ↓", "error", 3, "relative Frobenius norm before training"),
+    Column("before", "score_before", 2, "score before training, %", 100),
+    Column("score ↑", "score", 2, "after training, %", 100),
+    Column("retrieval ↑", "retrieval", 2, "passages whose nearest other one is of the same document, %", 100),
+    Column("hidden error ↓", "hidden_error", 3, "relative Frobenius norm of the hidden states"),
 )
+
+
+def used_columns(tables: Iterable[pd.DataFrame]) -> list[Column]:
+    """The columns in which some table has a value."""
+    tables = list(tables)
+    return [column for column in COLUMNS if any(table[column.name].notna().any() for table in tables)]
 
 
 def full(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -145,30 +177,24 @@ def full(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
     The mark ● stands for Pareto-optimal in ratio and kept; the best student of an asked ratio is bold.
     """
-    used = [entry for entry in _FULL if table[entry[1]].notna().any()]
-    columns = ["method", "asked", *(title for title, _, _ in used), ""]
+    used = used_columns([table])
+    columns = ["method", "asked", *(column.title for column in used), ""]
     rows = []
     for _, row in table.iterrows():
         asked = f"{row['ratio_asked']:g}x" if pd.notna(row["ratio_asked"]) else "-"
-        cells = [_cell(row, name, form) for _, name, form in used]
         mark = "●" if row["pareto"] else ""
-        rows.append([str(row["method"]), asked, *cells, mark if row["status"] == "finished" else str(row["status"])])
+        mark = mark if row["status"] == "finished" else str(row["status"])
+        rows.append([str(row["method"]), asked, *(_cell(row, column) for column in used), mark])
     return columns, rows
 
 
-def _cell(row: Any, name: str, form: str) -> str:
-    value = row[name]
-    if pd.isna(value):
-        return NOT_KNOWN
-    if form == "giga":
-        return f"{value / 1e9:.3f}"
-    if form == "percent":
-        return f"{100 * value:.2f}"
-    if form == "kept":
+def _cell(row: Any, column: Column) -> str:
+    value = row[column.name]
+    if column.name == "score_kept" and pd.notna(value):
         return _kept(row).partition(" at ")[0]
-    if name == "latency_ms" and pd.notna(row["latency_spread"]):
+    if column.name == "latency_ms" and pd.notna(row["latency_spread"]):
         return f"{value:.1f} ± {row['latency_spread'] / 2:.1f}"
-    return form.format(value)
+    return column.text(value)
 
 
 def problems(table: pd.DataFrame) -> list[str]:

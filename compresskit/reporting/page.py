@@ -11,34 +11,16 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from compresskit.reporting.comparison import NOT_KNOWN, pareto
+from compresskit.reporting.comparison import NOT_KNOWN, Column, pareto, used_columns
 from compresskit.reporting.plots import GREY, MARKERS, styles
 
 _SYMBOLS = dict(
     zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
 )
 
-#: Title, column of the frame, decimals (-1: as many as needed), factor, what it means.
-_COLUMNS: tuple[tuple[str, str, int, float, str], ...] = (
-    ("asked", "ratio_asked", -1, 1, "times smaller, as asked"),
-    ("kept ↑", "score_kept", 1, 100, "score / the teacher's, %"),
-    ("ratio ↑", "ratio", 2, 1, "dense parameters / parameters"),
-    ("speedup ↑", "speedup", 2, 1, "over the dense model in the same phase, batch 1"),
-    ("parameters ↓", "parameters", 0, 1, "tied ones once"),
-    ("MB ↓", "megabytes", 2, 1, "10^6 bytes of weight files"),
-    ("GFLOPs ↓", "flops", 3, 1e-9, "2 x multiply-adds, one sequence of 128 tokens"),
-    ("ms ↓", "latency_ms", 1, 1, "one sequence, median"),
-    ("speedup 32 ↑", "speedup_batch32", 2, 1, "over the dense model in the same phase, batch 32"),
-    ("peak MB ↓", "peak_memory_mb", 0, 1, "memory added by the model and a pass of batch 32"),
-    ("compress s ↓", "seconds_compress", 1, 1, "seconds to plan and factorise"),
-    ("distill s", "seconds_distill", 0, 1, "seconds of training"),
-    ("error ↓", "error", 3, 1, "relative Frobenius norm before training"),
-    ("before", "score_before", 2, 100, "score before training, %"),
-    ("score ↑", "score", 2, 100, "after training, %"),
-    ("± kept", "kept_spread", 1, 100, "standard deviation over the seeds, points"),
-    ("hidden error ↓", "hidden_error", 3, 1, "relative Frobenius norm of the hidden states"),
-    ("retrieval ↑", "retrieval", 1, 100, "passages whose nearest other one is of the same document, %"),
-)
+#: Beside those of the report's table.
+_ASKED = Column("asked", "ratio_asked", 0, "times smaller, as asked")
+_SPREAD = Column("± kept", "kept_spread", 1, "standard deviation over the seeds, points", 100)
 
 
 def page(title: str, found: Sequence[tuple[str, pd.DataFrame]], facts: Mapping[str, Any], version: str) -> str:
@@ -50,11 +32,12 @@ def page(title: str, found: Sequence[tuple[str, pd.DataFrame]], facts: Mapping[s
         facts: what the report says beside its tables: ``lead``, ``quality`` and ``lines`` (name, text).
         version: of compresskit.
     """
-    used = [column for column in _COLUMNS if any(table[column[1]].notna().any() for _, table in found)]
+    used = [_ASKED, *used_columns(table for _, table in found)]
+    used += [_SPREAD] if any(table[_SPREAD.name].notna().any() for _, table in found) else []
     rows = []
     for section, table in found:
         for _, row in table.iterrows():
-            cells = [_cell(row[name], digits, factor) for _, name, digits, factor, _ in used]
+            cells = [_cell(row[column.name], column) for column in used]
             marks = ("best " if row["best"] else "") + ("pareto" if row["pareto"] else "")
             rows.append({"section": section, "method": row["method"], "cells": cells, "class": marks, **_state(row)})
     plots = []
@@ -67,7 +50,7 @@ def page(title: str, found: Sequence[tuple[str, pd.DataFrame]], facts: Mapping[s
     template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         title=title,
-        columns=[{"title": column[0], "help": column[4]} for column in used],
+        columns=[{"title": column.title, "help": column.help} for column in used],
         rows=rows,
         sections=[section for section, _ in found],
         plots=plots,
@@ -77,11 +60,12 @@ def page(title: str, found: Sequence[tuple[str, pd.DataFrame]], facts: Mapping[s
     )
 
 
-def _cell(value: Any, digits: int, factor: float) -> dict[str, str]:
+def _cell(value: Any, column: Column) -> dict[str, str]:
     if pd.isna(value):
         return {"value": "", "text": NOT_KNOWN}
-    scaled = float(value) * factor
-    return {"value": repr(scaled), "text": f"{scaled:g}" if digits < 0 else f"{scaled:,.{digits}f}"}
+    # An asked ratio is shown as it was asked.
+    text = f"{value:g}" if column is _ASKED else column.text(value, unit=False)
+    return {"value": repr(float(value) * column.factor), "text": text}
 
 
 def _state(row: Any) -> dict[str, Any]:

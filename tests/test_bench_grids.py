@@ -1,0 +1,119 @@
+"""Benchmarks over several tasks and models, and in bf16."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import tiny_bench, tiny_model, write_tsv
+from transformers import AutoModel
+
+import compresskit
+from compresskit.benchmark.baselines import with_fewer_layers
+
+STAGE = {"max_length": 32, "learning_rate": 3e-3, "epochs": 4}
+
+
+def test_regression_spans_and_their_mean(bench_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "similar.yaml").write_text(
+        "version: 1\nname: similar\nkind: regression\ninputs: [one, two]\nlabel: score\n"
+        "files: {train: rows.tsv}\nmetrics: [pearson, spearman]\n"
+    )
+    words = ["the", "film"] * 60
+    rows = [(word, "good" if i % 2 else "bad", str(5 * (i % 2) + i / 100)) for i, word in enumerate(words)]
+    write_tsv(tmp_path / "rows.tsv", "one\ttwo\tscore", rows)
+    for name, number in (("train-v1.1.json", 80), ("dev-v1.1.json", 10)):
+        paragraphs = []
+        for word in ("good", "awful") * (number // 2):
+            question = {"question": "how", "answers": [{"text": word, "answer_start": 13}]}
+            paragraphs.append({"context": f"the film was {word}", "qas": [question]})
+        (tmp_path / name).write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    result = tiny_bench(
+        bench_folder,
+        tmp_path / "out",
+        tasks=(str(tmp_path / "similar.yaml"), "squad"),
+        data=str(tmp_path),
+        baselines=("dense", "half-layers"),
+        general=False,
+        teacher=STAGE,
+        task=STAGE,
+    )
+    assert [record.status for record in result.records] == ["finished"] * 6
+    metrics = {record.task: record.metric for record in result.records}
+    assert metrics == {"similar": "pearson", "squad": "span_f1"}
+    for record in result.records:
+        assert record.score == record.scores["dev"][record.metric]
+    students = [record for record in result.records if record.method == "low-rank"]
+    teachers = [record for record in result.records if record.method == "dense"]
+    kept = sum(record.score for record in students) / sum(record.score for record in teachers)
+    text = (result.folder / "README.md").read_text()
+    assert "**all tasks**" in text
+    row = next(line for line in text.splitlines() if line.startswith("| low-rank |"))
+    assert f"{100 * kept:.1f} %" in row
+
+
+def test_two_models_in_bf16(bench_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "three-layers"
+    tiny_model(num_hidden_layers=3, seed=5).save_pretrained(other)
+    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bench_folder / "model" / file, other)
+    result = tiny_bench(
+        bench_folder,
+        tmp_path / "out",
+        models=(str(bench_folder / "model"), str(other)),
+        methods=("tucker",),
+        baselines=("dense", "int8", "half-layers"),
+        precision="bf16",
+    )
+    assert [record.status for record in result.records] == ["finished"] * 8
+    for record in result.records:
+        if record.method == "half-layers":
+            assert record.made_by["layers"] == {"model": "1 of 2", "three-layers": "1 of 3"}[record.model]
+        if record.kind == "student":
+            assert record.made_by["general"]["precision"] == "bf16"
+            (folder,) = (result.folder / "cells").glob(f"{record.model}-tucker-*/model")
+            # Shared factors belong to the role whose matrices they make, once.
+            model = AutoModel.from_pretrained(folder)
+            parts = dict.fromkeys(record.parameters_by_role, 0)
+            for name, parameter in model.named_parameters():
+                parts[_role(name)] += parameter.numel()
+            assert parts == record.parameters_by_role
+            assert parts["attention"] > 0
+            assert parts["ffn"] > 0
+            assert parameter.dtype == torch.float32  # stored as the checkpoint was
+    text = (result.folder / "README.md").read_text()
+    assert "**model: without labels**" in text
+    assert "**three-layers: without labels**" in text
+    teachers = {record.model: record.scores["retrieval teacher"] for record in result.records}
+    for model, score in teachers.items():
+        assert f"{model}: teacher {100 * score:.1f}" in text
+    assert "- half-layers: 1 of 3 layers of three-layers" in text
+    with (result.folder / "results.csv").open(newline="") as file:
+        assert {row["model"] for row in csv.DictReader(file)} == {"model", "three-layers"}
+
+
+def _role(name: str) -> str:
+    """By the names of BERT's modules and of the owners of shared factors, not by the code under test."""
+    if "word_embeddings" in name:
+        return "embedding"
+    if "attention" in name and "LayerNorm" not in name:
+        return "attention"
+    if ("intermediate" in name or "output.dense" in name or "ffn" in name) and "LayerNorm" not in name:
+        return "ffn"
+    return "head" if "pooler" in name else "rest"
+
+
+@pytest.mark.parametrize(("layers", "left"), [(4, [0, 2]), (3, [0]), (6, [0, 2, 4])])
+def test_fewer_layers_are_evenly_spread(layers: int, left: list[int]) -> None:
+    model = transformers.BertModel(tiny_model(num_hidden_layers=layers).config)
+    smaller = with_fewer_layers(model)
+    assert len(smaller.encoder.layer) == len(left)
+    for place, layer in enumerate(left):
+        ours, theirs = smaller.encoder.layer[place], model.encoder.layer[layer]
+        assert torch.equal(ours.output.dense.weight, theirs.output.dense.weight)
+    assert isinstance(compresskit.compress(smaller, method="low-rank", ratio=2), transformers.BertModel)

@@ -1,0 +1,116 @@
+"""Benchmarks that are killed, interrupted or shared by processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_bench
+from filelock import FileLock
+
+from compresskit.benchmark.records import RECORD
+from compresskit.benchmark.runner import Watcher
+from compresskit.benchmark.store import Store
+
+MEASURED = ("latency", "speedup", "peak_memory", "seconds")
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """The table without what is measured by a clock."""
+    with (folder / "results.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_gives_the_same_table(bench_folder: Path, tmp_path: Path) -> None:
+    stage = {"max_length": 32, "max_steps": 300}  # a checkpoint is saved every 100 steps
+    grid: dict[str, Any] = {"version": 1, "methods": ["low-rank"], "ratios": [3], "baselines": ["dense"]}
+    grid |= {"general": stage, "latency_rounds": 1}
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    flags = ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
+    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", str(tmp_path / "grid.yaml"), *flags]
+    subprocess.run([*line, "--output", str(tmp_path / "calm")], check=True, capture_output=True)
+    saved = [f"model.checkpoints/checkpoint-{step}" for step in (100, 200)]
+    moments = ["work", "model.checkpoints", *saved, "model", RECORD]
+    chosen = sorted(random.sample(moments, 3), key=moments.index)
+    for name in chosen:
+        process = subprocess.Popen(
+            [*line, "--output", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "killed").glob(f"cells/*low-rank*/{name}")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, (name, chosen)
+    subprocess.run([*line, "--output", str(tmp_path / "killed")], check=True, capture_output=True)
+    assert table(tmp_path / "killed") == table(tmp_path / "calm"), chosen
+    assert not list((tmp_path / "killed").glob("cells/*/work*"))
+
+
+@pytest.mark.slow
+def test_two_runs_share_a_folder(bench_folder: Path, tmp_path: Path) -> None:
+    stage = {"max_length": 32, "max_steps": 30}
+    grid: dict[str, Any] = {"version": 1, "methods": ["low-rank", "kronecker"], "ratios": [2, 3], "general": stage}
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid | {"baselines": ["dense"], "latency_rounds": 1}))
+    flags = ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
+    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", str(tmp_path / "grid.yaml"), *flags]
+    line += ["--output", str(tmp_path / "out")]
+    processes = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    # A line "[n/5] cell: result (seconds)" for what a process computed itself: every cell once.
+    computed = [part for text in said for part in text.splitlines() if part.startswith("[")]
+    assert len(computed) == 5, said
+    assert len(table(tmp_path / "out")) == 5
+
+
+def test_locked_cells_are_waited_for(bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = tiny_bench(bench_folder, tmp_path / "out")
+    store = Store(result.folder)
+    said: list[str] = []
+
+    class Listener(Watcher):
+        def says(self, what: str) -> None:
+            said.append(what)
+
+    (record,) = (r for r in result.records if r.method == "low-rank")
+    (folder,) = store.folder.glob("cells/*low-rank*")
+    (folder / RECORD).rename(tmp_path / "kept.json")
+    lock = FileLock(folder / ".lock")
+    lock.acquire()
+
+    def other_process_finishes(_seconds: float) -> None:
+        (tmp_path / "kept.json").rename(folder / RECORD)
+        lock.release()
+
+    monkeypatch.setattr("compresskit.benchmark.runner.time.sleep", other_process_finishes)
+    again = tiny_bench(bench_folder, tmp_path / "out", watcher=Listener())
+    assert "waiting for another process" in said
+    assert record.score == next(r.score for r in again.records if r.method == "low-rank")
+
+
+def test_interrupt_says_how_to_continue(bench_folder: Path, tmp_path: Path) -> None:
+    grid = {"version": 1, "ratios": [3], "baselines": ["dense"], "general": {"max_length": 32, "max_steps": 5000}}
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", "grid.yaml", "--output", "out"]
+    line += ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
+    process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("out/cells/*/model.checkpoints")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130, said
+    assert "Finished cells are kept: the same command continues." in said
+    assert "Traceback" not in said
