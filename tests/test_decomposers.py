@@ -11,6 +11,8 @@ from compresskit.decomposers.base import Decomposer, Group, Spec, Target, TiedHe
 from compresskit.decomposers.kronecker import KroneckerSpec, cheapest_contraction
 from compresskit.decomposers.low_rank import LowRankSpec
 from compresskit.decomposers.registry import decomposers, get, register
+from compresskit.decomposers.tensor_train import TensorTrainSpec
+from compresskit.decomposers.tucker import TuckerSpec
 from compresskit.errors import InputError
 
 TARGETS = {
@@ -203,14 +205,45 @@ def test_rank_deficient_and_zero_matrices_stay_finite(rank: int) -> None:
     target = TARGETS["square"]
     weight = torch.randn(48, rank) @ torch.randn(rank, 48)
     group = Group("layer", (target,))
-    for method, spec in (
-        ("low-rank", LowRankSpec(rank=8)),
-        ("kronecker", KroneckerSpec(a=(24, 4), b=(2, 12), terms=9)),
+    for method, spec, exact in (
+        ("low-rank", LowRankSpec(rank=8), True),
+        ("tucker", TuckerSpec(rank_out=8), True),
+        ("tensor-train", TensorTrainSpec(blocks=(2, 2), ranks=(8, 8)), True),
+        ("kronecker", KroneckerSpec(a=(24, 4), b=(2, 12), terms=9), False),
     ):
         layer = build(get(method), group, spec, weight)
         assert all(parameter.isfinite().all() for parameter in layer.parameters())
-        if method == "low-rank" or rank == 0:
+        error = get(method).errors(group, [spec], OneWeight(weight))[0]
+        assert 0 <= error < (1e-6 if exact or rank == 0 else 1)
+        if exact or rank == 0:
             torch.testing.assert_close(layer.dense_weight(), weight, rtol=1e-4, atol=1e-4)
+
+
+def test_matrices_of_zeros_and_low_rank_share_tucker_factors() -> None:
+    targets = tuple(Target(f"layer{i}", "linear", "ffn", (48, 48)) for i in range(3))
+    group = Group("tucker_ffn_48x48", targets)
+    weights = [torch.zeros(48, 48), torch.randn(48, 1) @ torch.randn(1, 48), torch.zeros(48, 48)]
+
+    class Several(OneWeight):
+        def read(self, target: Target) -> torch.Tensor:
+            return weights[targets.index(target)]
+
+    spec = TuckerSpec(rank_out=6, rank_in=6)
+    factors = get("tucker").factorise(group, spec, Several(weights[0]))
+    for target, weight in zip(targets, weights, strict=True):
+        found = factors[f"{group.name}.a"] @ factors[f"{target.name}.core"] @ factors[f"{group.name}.b"]
+        torch.testing.assert_close(found, weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["kronecker", "low-rank", "tucker", "tensor-train"])
+@pytest.mark.parametrize("shape", [(48, 48), (96, 48), (48, 96), (312, 312), (1200, 312)], ids=str)
+def test_offered_shapes_cost_at_most_a_tenth_more_than_dense(method: str, shape: tuple[int, int]) -> None:
+    targets = tuple(Target(f"layer{i}", "linear", "ffn", shape) for i in range(4))
+    for group in get(method).groups(targets):
+        for share in (1.2, 2, 4, 8, 20):
+            for spec in get(method).candidates(group, round(group.parameters / share)):
+                assert get(method).cost(group, spec).flops <= 1.1 * 2 * 128 * group.parameters
+                assert get(method).cost(group, spec).parameters < group.parameters
 
 
 def test_every_contraction_path_is_used() -> None:

@@ -114,9 +114,10 @@ def test_flops_are_torchs_count_with_eager_attention() -> None:
     assert flops.total == linear + 2 * 2 * (2 * 128 * 128 * 48)
 
 
-def test_a_larger_ratio_is_a_smaller_model() -> None:
-    dense = skeleton(tiny_model())
-    sizes = [make_plan(dense, for_method("low-rank", ratio)).parameters_after for ratio in np.arange(1.2, 6, 0.2)]
+@pytest.mark.parametrize("method", METHODS)
+def test_a_larger_ratio_is_a_smaller_model(method: str) -> None:
+    dense = skeleton(tiny_model(hidden_size=96, intermediate_size=384))
+    sizes = [make_plan(dense, for_method(method, ratio)).parameters_after for ratio in np.arange(1.2, 6, 0.2)]
     assert sizes == sorted(sizes, reverse=True)
 
 
