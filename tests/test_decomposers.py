@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compresskit.decomposers import kronecker as kronecker_module
 from compresskit.decomposers.base import Decomposer, Group, Spec, Target, TiedHead
-from compresskit.decomposers.kronecker import KroneckerSpec, cheapest_contraction
+from compresskit.decomposers.contraction import contractions, multiply
+from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.low_rank import LowRankSpec
 from compresskit.decomposers.registry import decomposers, get, register
 from compresskit.decomposers.tensor_train import TensorTrainSpec
@@ -247,12 +248,38 @@ def test_offered_shapes_cost_at_most_a_tenth_more_than_dense(method: str, shape:
 
 
 def test_every_contraction_path_is_used() -> None:
-    paths = {
-        cheapest_contraction(24, 4, 2, 12, 1, 128).path,
-        cheapest_contraction(4, 24, 12, 2, 1, 128).path,
-        cheapest_contraction(6, 12, 8, 8, 5, 128).path,
+    ways = {
+        contractions(*shape, tokens)[0][:2]
+        for shape in (
+            (24, 4, 2, 12, 1),
+            (4, 24, 12, 2, 1),
+            (2, 16, 24, 24, 1),
+            (24, 24, 16, 2, 1),
+            (8, 2, 24, 24, 1),
+            (6, 12, 8, 8, 5),
+        )
+        for tokens in (1, 2048)
     }
-    assert paths == {"b-first", "a-first", "form"}
+    assert ways == {("a-first", "a"), ("a-first", "b"), ("b-first", "a"), ("b-first", "b"), ("form", "")}
+
+
+@pytest.mark.parametrize("terms", [1, 3])
+@pytest.mark.parametrize("shape", [(6, 4, 5, 3), (24, 2, 2, 12), (1, 6, 8, 3), (6, 1, 3, 8)], ids=str)
+def test_contractions_are_exact_in_value_and_gradient(shape: tuple[int, int, int, int], terms: int) -> None:
+    m1, n1, m2, n2 = shape
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((7, n1 * n2), (terms, m1, n1), (terms, m2, n2))
+    x, a, b = (torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True) for size in sizes)
+    weight = sum(torch.kron(one, other) for one, other in zip(a, b, strict=True))
+    dense = torch.nn.functional.linear(x, weight)
+    expected = torch.autograd.grad(dense.sin().sum(), (x, a, b))
+    ways = [way for way in contractions(*shape, terms, 7) if way.order != "form"]
+    assert len(ways) == 4
+    for way in ways:
+        y = multiply(x, a, b, way)
+        torch.testing.assert_close(y, dense)
+        torch.testing.assert_close(torch.autograd.grad(y.sin().sum(), (x, a, b)), expected)
+        assert multiply(x[:0], a, b, way).shape == (0, m1 * m2)
 
 
 def test_offered_shapes_save_parameters_and_are_not_low_rank_in_disguise() -> None:

@@ -36,6 +36,7 @@ from compresskit.decomposers.base import (
     Target,
     row_blocks,
 )
+from compresskit.decomposers.contraction import contractions, multiply
 from compresskit.decomposers.registry import register
 from compresskit.errors import InputError
 
@@ -81,29 +82,10 @@ class KroneckerOptions(Options):
         return self
 
 
-class Contraction(NamedTuple):
-    """One way to multiply by a sum of Kronecker products, with its FLOPs."""
-
-    path: Literal["b-first", "a-first", "form"]
-    flops: int
-
-
-@cache
-def cheapest_contraction(m1: int, n1: int, m2: int, n2: int, terms: int, tokens: int) -> Contraction:
-    """The way with the fewest FLOPs (2 x multiply-adds) for ``tokens`` inputs; forming the matrix is one of them."""
-    m, n = m1 * m2, n1 * n2
-    return min(
-        Contraction("b-first", 2 * tokens * terms * (n1 * n2 * m2 + m1 * n1 * m2)),
-        Contraction("a-first", 2 * tokens * terms * (m1 * n1 * n2 + m1 * n2 * m2)),
-        Contraction("form", 2 * terms * m * n + 2 * tokens * m * n),
-        key=lambda contraction: contraction.flops,
-    )
-
-
 class KroneckerLinear(FactorisedLinear):
     """y = x W'^T + bias with a: (terms, m1, n1), b: (terms, m2, n2).
 
-    With X = x.view(n1, n2) one term is A X B^T. All terms and tokens go through one matrix product per factor.
+    Which factor comes first, and in which layout, is decided for each number of tokens (:mod:`.contraction`).
     """
 
     def __init__(self, a: Pair, b: Pair, terms: int, bias: bool) -> None:
@@ -112,21 +94,14 @@ class KroneckerLinear(FactorisedLinear):
         self.b = nn.Parameter(torch.empty(terms, *b))
 
     def forward(self, x: Tensor) -> Tensor:  # x: (..., n) -> (..., m)
-        terms, m1, n1 = self.a.shape
-        _, m2, n2 = self.b.shape
-        tokens = x.shape[:-1].numel()
-        path = cheapest_contraction(m1, n1, m2, n2, terms, tokens).path
-        if path == "form":
+        (terms, m1, n1), (_, m2, n2) = self.a.shape, self.b.shape
+        # A graph that is compiled or exported serves any number of tokens.
+        tokens = COST_TOKENS if torch.compiler.is_compiling() else x.shape[:-1].numel()
+        gradients = torch.is_grad_enabled() and self.a.requires_grad
+        way = contractions(m1, n1, m2, n2, terms, tokens, gradients)[0]
+        if way.order == "form":
             return F.linear(x, self.dense_weight(), self.bias)
-        if path == "b-first":
-            y = F.linear(x.reshape(tokens, n1, n2), self.b.reshape(terms * m2, n2))
-            y = y.view(tokens, n1, terms, m2).permute(0, 3, 1, 2).reshape(tokens, m2, n1 * terms)
-            y = F.linear(y, self.a.permute(1, 2, 0).reshape(m1, n1 * terms)).transpose(1, 2)
-        else:
-            y = F.linear(x.reshape(tokens, n1, n2).transpose(1, 2), self.a.reshape(terms * m1, n1))
-            y = y.view(tokens, n2, terms, m1).permute(0, 3, 1, 2).reshape(tokens, m1, n2 * terms)
-            y = F.linear(y, self.b.permute(1, 2, 0).reshape(m2, n2 * terms))
-        y = y.reshape(*x.shape[:-1], m1 * m2)
+        y = multiply(x.reshape(-1, n1 * n2), self.a, self.b, way).view(*x.shape[:-1], m1 * m2)
         return y if self.bias is None else y + self.bias
 
     def dense_weight(self) -> Tensor:
@@ -345,7 +320,7 @@ def _terms(spec: Spec) -> int:
 def _flops(kind: str, shape: _Shape, terms: int, tokens: int = COST_TOKENS) -> int:
     if kind == "embedding":
         return 2 * tokens * shape.n1 * terms * shape.n2  # the look-up costs nothing, the product with B does
-    return cheapest_contraction(*shape, terms, tokens).flops
+    return contractions(*shape, terms, tokens)[0].flops
 
 
 def _a_is_long(shape: _Shape) -> bool:
