@@ -17,7 +17,7 @@ from compresskit.model.swap import densify
 from compresskit.model.targets import check_supported
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import Plan, make_plan
-from compresskit.planning.recipe import Allocation, Recipe, check_ratio, for_method, load_recipe
+from compresskit.planning.recipe import Allocation, Objective, Recipe, check_ratio, for_method, load_recipe
 
 ModelLike = PreTrainedModel | str | Path | None
 
@@ -28,35 +28,40 @@ def choose_recipe(
     ratio: float | None = None,
     recipe: Recipe | str | Path | None = None,
     allocation: Allocation | None = None,
+    objective: Objective | None = None,
     allow_slow: bool = False,
 ) -> Recipe:
     """The recipe that these choices mean; see :func:`compress` for them.
 
     Raises:
         InputError: neither or both of method and recipe, no ratio for a method, a ratio for explicit shapes, an unknown
-            allocation, a recipe whose rules do not fit together.
+            allocation or objective, a recipe whose rules do not fit together.
     """
     if allocation is not None and allocation not in get_args(Allocation):
         raise unknown("allocation", str(allocation), get_args(Allocation))
+    if objective is not None and objective not in get_args(Objective):
+        raise unknown("objective", str(objective), get_args(Objective))
     if (method is None) == (recipe is None):
         raise InputError("give either a method (with a ratio) or a recipe" + ("" if method is None else ", not both"))
     if method is not None:
         if ratio is None:
             raise InputError(f"method {method} needs a ratio or a size")
-        return for_method(method, ratio, allocation or "uniform", allow_slow)
+        return for_method(method, ratio, allocation or "uniform", allow_slow, objective or "size")
     chosen = recipe.checked() if isinstance(recipe, Recipe) else load_recipe(recipe or "")
     update: dict[str, Any] = {}
     if chosen.explicit:
-        for given, what in ((ratio, "ratio or size"), (allocation, "allocation")):
+        for given, what in ((ratio, "a ratio or size"), (allocation, "an allocation"), (objective, "an objective")):
             if given is not None:
-                raise InputError(f"recipe {chosen.name} gives explicit shapes, so a {what} cannot be chosen")
+                raise InputError(f"recipe {chosen.name} gives explicit shapes, so {what} cannot be chosen")
     if ratio is not None:
         update["ratio"] = check_ratio(ratio)
     if allocation is not None:
         update["allocation"] = allocation
+    if objective is not None:
+        update["objective"] = objective
     if allow_slow:
         update["allow_slow"] = True
-    return chosen.model_copy(update=update)
+    return chosen.model_copy(update=update).checked()
 
 
 def plan(
@@ -66,10 +71,13 @@ def plan(
     ratio: float | None = None,
     recipe: Recipe | str | Path | None = None,
     allocation: Allocation | None = None,
+    objective: Objective | None = None,
     allow_slow: bool = False,
 ) -> Plan:
     """What :func:`compress` would do with the same arguments, with predicted errors; nothing is changed."""
-    asked = choose_recipe(method=method, ratio=ratio, recipe=recipe, allocation=allocation, allow_slow=allow_slow)
+    asked = choose_recipe(
+        method=method, ratio=ratio, recipe=recipe, allocation=allocation, objective=objective, allow_slow=allow_slow
+    )
     dense, _ = _dense(model)
     return make_plan(dense, asked, ModelSource(dense), predict_errors=True)
 
@@ -81,6 +89,7 @@ def compress(
     ratio: float | None = None,
     recipe: Recipe | str | Path | None = None,
     allocation: Allocation | None = None,
+    objective: Objective | None = None,
     allow_slow: bool = False,
     inplace: bool = False,
 ) -> PreTrainedModel:
@@ -93,6 +102,8 @@ def compress(
             has at least this ratio, normally within 1 %.
         recipe: instead of ``method``: a :class:`Recipe`, the short name of a shipped one, or a YAML file.
         allocation: ``uniform`` (default: all roles at about the same ratio) or ``error`` (least total error).
+        objective: ``size`` (default) or ``latency``: of equally small models the one that should be fastest; uniform
+            allocation only.
         allow_slow: also offer shapes that take more than 1.1 x the dense FLOPs.
         inplace: change the given model instead of a copy.
 
@@ -111,7 +122,9 @@ def compress(
         >>> small.embeddings.word_embeddings
         LowRankEmbedding(num_embeddings=1000, embedding_dim=64, rank=18)
     """
-    asked = choose_recipe(method=method, ratio=ratio, recipe=recipe, allocation=allocation, allow_slow=allow_slow)
+    asked = choose_recipe(
+        method=method, ratio=ratio, recipe=recipe, allocation=allocation, objective=objective, allow_slow=allow_slow
+    )
     dense, kept = _dense(model)
     chosen = make_plan(dense, asked, ModelSource(dense))
     student = dense if inplace or not isinstance(model, PreTrainedModel) else _copy(dense, chosen)

@@ -14,6 +14,9 @@ from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
 import compresskit
 from compresskit import InputError
+from compresskit.decomposers import registry
+from compresskit.decomposers.base import Group, Target
+from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.registry import decomposers
 from compresskit.model.measure import count_flops
 from compresskit.model.sources import ModelSource
@@ -67,9 +70,13 @@ def test_error_allocation_has_less_error_than_uniform(minilm: PreTrainedModel, m
 @pytest.mark.parametrize(
     ("recipe", "parameters", "linear_gflops"),
     [
-        ("kroneckerbert-8", 14_654_216, 5.493817344),
-        ("kroneckerbert-19", 5_716_620, 1.416953856),
-        ("kroneckerbert-21", 5_228_272, 1.416953856),
+        (f"kroneckerbert-{name}{variant}", parameters, linear_gflops)
+        for name, parameters, linear_gflops in (
+            ("8", 14_654_216, 5.493817344),
+            ("19", 5_716_620, 1.416953856),
+            ("21", 5_228_272, 1.416953856),
+        )
+        for variant in ("", "-fast")
     ],
 )
 def test_paper_recipes_have_the_papers_parameters(recipe: str, parameters: int, linear_gflops: float) -> None:
@@ -89,6 +96,29 @@ def test_paper_recipes_apply_to_the_embedded_checkpoint(minilm: PreTrainedModel)
         ("ffn", (1536, 384)): ((16, 2), (96, 192)),
         ("ffn", (384, 1536)): ((2, 16), (192, 96)),
     }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_objective_latency_is_as_small_and_faster(minilm: PreTrainedModel, method: str) -> None:
+    dense = skeleton(minilm)
+    for ratio in (4, 19):
+        plans = [make_plan(dense, for_method(method, ratio, objective=o)) for o in ("size", "latency")]
+        small, fast = (
+            sum(registry.get(method).time(a.group, a.spec) for a in plan.assignments if a.group.kind == "linear")
+            for plan in plans
+        )
+        assert fast < small
+        assert ratio <= plans[1].ratio <= 1.01 * ratio
+
+
+def test_a_faster_shape_has_as_many_parameters() -> None:
+    kronecker = registry.get("kronecker")
+    group = Group("layer", (Target("layer", "linear", "attention", (768, 768)),))
+    printed = KroneckerSpec(a=(384, 48), b=(2, 16))
+    mirrored = kronecker.faster(group, printed)
+    assert (mirrored.a, mirrored.b) == ((2, 16), (384, 48))
+    assert kronecker.cost(group, mirrored).parameters == kronecker.cost(group, printed).parameters
+    assert kronecker.time(group, mirrored) < kronecker.time(group, printed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

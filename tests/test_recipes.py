@@ -221,7 +221,10 @@ def test_unknown_names_and_files(tmp_path: Path) -> None:
         ({"method": "low-rank", "ratio": float("inf")}, "ratio inf"),
         ({"method": "low-rank", "ratio": -3}, "above 1"),
         ({"recipe": "kroneckerbert-8", "ratio": 2}, "explicit shapes, so a ratio or size cannot"),
-        ({"recipe": "kroneckerbert-8", "allocation": "error"}, "explicit shapes, so a allocation cannot"),
+        ({"recipe": "kroneckerbert-8", "objective": "latency"}, "explicit shapes, so an objective cannot"),
+        ({"method": "low-rank", "ratio": 2, "objective": "speed"}, "unknown objective 'speed'"),
+        ({"method": "low-rank", "ratio": 2, "objective": "latency", "allocation": "error"}, "allocation uniform"),
+        ({"recipe": "kroneckerbert-8", "allocation": "error"}, "explicit shapes, so an allocation cannot"),
     ],
 )
 def test_choices_that_exclude_each_other(arguments: dict, message: str, dense: PreTrainedModel) -> None:

@@ -26,6 +26,7 @@ from compresskit.decomposers.base import DENSE
 from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.planning.recipe import Recipe
 from compresskit.training.job import DEFAULT_LENGTH, find_tokenizer
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
@@ -54,7 +55,7 @@ class Sources:
             everything: dict[str, Any] = {
                 "model": self.identity(origin),
                 "method": method,
-                "recipe": recipe.model_dump(mode="json") if recipe is not None else None,
+                "recipe": _plain(recipe) if recipe is not None else None,
                 "methods": sorted({registry.source(rule.method) for rule in recipe.rules if rule.method != DENSE})
                 if recipe is not None
                 else [],
@@ -152,6 +153,11 @@ class Sources:
         passages = self.passages(origin)
         encoded = quality.encode(self.read_dense(origin).model.float().eval(), self.tokenizer(origin), passages)
         return encoded, quality.retrieval(encoded.vectors, passages.document)
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without the objective where it is the usual one: keys from before it existed stay valid."""
+    return recipe.model_dump(mode="json", exclude={"objective"} if recipe.objective == "size" else None)
 
 
 @cache

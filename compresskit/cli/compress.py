@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @click.option("--ratio", type=float, help="Dense parameters / compressed parameters, whole model, above 1.")
 @click.option("--size", metavar="SIZE", help="Instead of --ratio: the weight file's size, e.g. 5MB (10^6 bytes).")
 @click.option("--allocation", type=click.Choice(["uniform", "error"]), help="Same ratio for all, or least error.")
+@click.option(
+    "--objective", type=click.Choice(["size", "latency"]), help="latency: of equally small plans the fastest."
+)
 @click.option("--allow-slow", is_flag=True, help="Also offer shapes above 1.1 x the dense FLOPs.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write. Default: <model>-<method>-<ratio>x.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that compresskit wrote.")
@@ -39,6 +42,7 @@ def compress(
     ratio: float | None,
     size: str | None,
     allocation: Any,
+    objective: Any,
     allow_slow: bool,
     output: Path | None,
     overwrite: bool,
@@ -59,7 +63,8 @@ def compress(
     from compresskit.reporting.compressed import write_compressed
 
     def chosen(at_ratio: float | None) -> Recipe:
-        return choose_recipe(method=method, recipe=recipe, ratio=at_ratio, allocation=allocation, allow_slow=allow_slow)
+        options = {"allocation": allocation, "objective": objective, "allow_slow": allow_slow}
+        return choose_recipe(method=method, recipe=recipe, ratio=at_ratio, **options)
 
     # What needs no model is refused before one is read; a size becomes a ratio once the model is known.
     asked = chosen(2.0 if size is not None else ratio)

@@ -346,6 +346,14 @@ class Decomposer(ABC):
     def cost(self, group: Group, spec: Spec, tokens: int = COST_TOKENS) -> Cost:
         """Parameters, and FLOPs for ``tokens`` tokens through every target of the group."""
 
+    def time(self, group: Group, spec: Spec, tokens: int = COST_TOKENS) -> float:
+        """Estimated time of a forward pass, in units of a large matrix product's FLOP. Default: the FLOPs."""
+        return float(self.cost(group, spec, tokens).flops)
+
+    def faster(self, group: Group, spec: Spec) -> Spec:
+        """The fastest spec with as many parameters as ``spec``. Default: ``spec`` itself."""
+        return spec
+
     @abstractmethod
     def errors(
         self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None

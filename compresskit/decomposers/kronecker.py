@@ -92,17 +92,19 @@ class KroneckerLinear(FactorisedLinear):
         super().__init__(a[1] * b[1], a[0] * b[0], bias)
         self.a = nn.Parameter(torch.empty(terms, *a))
         self.b = nn.Parameter(torch.empty(terms, *b))
+        self._compiled = [contractions(*a, *b, terms, COST_TOKENS, gradients)[0] for gradients in (False, True)]
 
     def forward(self, x: Tensor) -> Tensor:  # x: (..., n) -> (..., m)
         (terms, m1, n1), (_, m2, n2) = self.a.shape, self.b.shape
-        # A graph that is compiled or exported serves any number of tokens.
-        tokens = COST_TOKENS if torch.compiler.is_compiling() else x.shape[:-1].numel()
         gradients = torch.is_grad_enabled() and self.a.requires_grad
-        way = contractions(m1, n1, m2, n2, terms, tokens, gradients)[0]
+        if torch.compiler.is_compiling():  # a graph that is compiled or exported serves any number of tokens
+            way = self._compiled[gradients]
+        else:
+            way = contractions(m1, n1, m2, n2, terms, x.shape[:-1].numel(), gradients)[0]
         if way.order == "form":
             return F.linear(x, self.dense_weight(), self.bias)
         y = multiply(x.reshape(-1, n1 * n2), self.a, self.b, way).view(*x.shape[:-1], m1 * m2)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y.add_(self.bias)
 
     def dense_weight(self) -> Tensor:
         terms, m1, n1 = self.a.shape
@@ -150,6 +152,11 @@ class _Shape(NamedTuple):
     @property
     def per_term(self) -> int:
         return self.m1 * self.n1 + self.m2 * self.n2
+
+    @property
+    def rank(self) -> int:
+        """The highest rank of one product."""
+        return min(self.m1, self.n1) * min(self.m2, self.n2)
 
     @property
     def max_terms(self) -> int:
@@ -220,6 +227,16 @@ class Kronecker(Decomposer):
         shape, terms = _shape(spec), _terms(spec)
         return Cost(terms * shape.per_term, _flops(group.kind, shape, terms, tokens))
 
+    def time(self, group: Group, spec: Spec, tokens: int = COST_TOKENS) -> float:
+        return _time(group.kind, _shape(spec), _terms(spec), tokens)
+
+    def faster(self, group: Group, spec: Spec) -> Spec:
+        """Among shapes with as many parameters, whose products can have at least the same rank."""
+        shape, terms = _shape(spec), _terms(spec)
+        alike = [s for s in _shapes(*group.shape, group.kind) if s.per_term == shape.per_term and s.max_terms >= terms]
+        twins = [shape, *(twin for twin in alike if twin.rank >= shape.rank)]
+        return _spec(min(twins, key=lambda twin: _time(group.kind, twin, terms)), terms)
+
     def errors(
         self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
     ) -> list[float]:
@@ -269,9 +286,8 @@ class _Candidate(NamedTuple):
 
         One-shot errors of such shapes hardly differ; how they train does (reports/minilm-kronecker-shapes).
         """
-        m1, n1, m2, n2 = self.shape
         uses = round(self.flops / (2 * COST_TOKENS * self.parameters))
-        return uses, -min(m1, n1) * min(m2, n2), -m1 * n1, n2
+        return uses, -self.shape.rank, -self.shape.m1 * self.shape.n1, self.shape.n2
 
     def rank(self, wanted: int) -> tuple[int, int, float]:
         """Smallest first: a step of NEAR away from the wanted parameters weighs as much as doubling the terms."""
@@ -296,10 +312,7 @@ def _candidates(m: int, n: int, kind: str, parameters: int, allow_slow: bool) ->
     nearest = sorted(best.values(), key=lambda candidate: candidate.rank(wanted))
     if not allow_slow:
         nearest = [c for c in nearest if not any(_outclasses(other, c) for other in nearest)]
-    return tuple(
-        KroneckerSpec(a=(c.shape.m1, c.shape.n1), b=(c.shape.m2, c.shape.n2), terms=c.terms)
-        for c in nearest[:_CANDIDATES]
-    )
+    return tuple(_spec(c.shape, c.terms) for c in nearest[:_CANDIDATES])
 
 
 def _outclasses(one: _Candidate, other: _Candidate) -> bool:
@@ -317,10 +330,20 @@ def _terms(spec: Spec) -> int:
     return spec.terms
 
 
+def _spec(shape: _Shape, terms: int) -> KroneckerSpec:
+    return KroneckerSpec(a=(shape.m1, shape.n1), b=(shape.m2, shape.n2), terms=terms)
+
+
 def _flops(kind: str, shape: _Shape, terms: int, tokens: int = COST_TOKENS) -> int:
     if kind == "embedding":
         return 2 * tokens * shape.n1 * terms * shape.n2  # the look-up costs nothing, the product with B does
     return contractions(*shape, terms, tokens)[0].flops
+
+
+def _time(kind: str, shape: _Shape, terms: int, tokens: int = COST_TOKENS) -> float:
+    if kind == "embedding":
+        return float(_flops(kind, shape, terms, tokens))
+    return contractions(*shape, terms, tokens)[0].cost
 
 
 def _a_is_long(shape: _Shape) -> bool:

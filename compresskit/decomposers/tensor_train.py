@@ -78,7 +78,7 @@ class TensorTrainLinear(FactorisedLinear):
 
     def forward(self, x: Tensor) -> Tensor:  # x: (..., n) -> (..., m)
         y = _through(x, self.a, self.core, self.b)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y.add_(self.bias)
 
     def dense_weight(self) -> Tensor:
         return _dense(self.a, self.core, self.b)

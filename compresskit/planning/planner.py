@@ -28,6 +28,9 @@ SLACK = 0.01
 #: Bands around the common ratio, each NEAR wider than the one before, in which ratios count as equally near.
 _BANDS = 12
 
+#: The band that ``objective: latency`` starts with: ratios of single matrices may differ by a factor of 1.6 either way.
+_ROOM = 3
+
 #: Budgets, as factors of a group's fair share, that the ``error`` allocation asks candidates for.
 _ERROR_BUDGETS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 4.0)
 
@@ -155,7 +158,7 @@ def make_plan(
         rest = before - sum(task.group.parameters for task in tasks)
         _check_reach(tasks, recipe, before, rest)
         if recipe.allocation == "uniform":
-            specs = _uniform(tasks, budget - rest, rest, recipe.allow_slow)
+            specs = _uniform(tasks, budget - rest, rest, recipe.allow_slow, fast=recipe.objective == "latency")
         else:
             specs = _least_error(tasks, budget - rest, rest, recipe.allow_slow, source, progress)
 
@@ -232,8 +235,10 @@ def _check_reach(tasks: Sequence[_Task], recipe: Recipe, before: int, rest: int)
         )
 
 
-def _uniform(tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool) -> list[Spec]:
-    """One spec per (role, shape), all ratios as near to a common one as possible; among near ones fewer terms."""
+def _uniform(tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool, *, fast: bool) -> list[Spec]:
+    """One spec per (role, shape), all ratios as near to a common one as possible; among near ones fewer terms, or with
+    ``fast`` the least estimated time.
+    """
     classes: dict[tuple[Any, ...], list[_Task]] = defaultdict(list)
     for task in tasks:
         group = task.group
@@ -250,11 +255,12 @@ def _uniform(tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool) -
             for factor in (1.0, 0.5, 2.0)
             for spec in task.decomposer.candidates(task.group, round(factor * wanted), allow_slow=allow_slow)
         ]
+        offered += [task.decomposer.faster(task.group, spec) for spec in offered] if fast else []
         candidates.append(list(dict.fromkeys(offered)))
 
-    # The narrowest band of ratios around the common one in which the budget is met; inside it fewer terms win.
+    # The narrowest band of ratios around the common one in which the budget is met; speed gets room to choose from.
     slack = _slack(budget, rest)
-    for band in range(1, _BANDS + 1):
+    for band in range(_ROOM if fast else 1, _BANDS + 1):
         choices, indices = [], []
         for tasks_, specs in zip(members, candidates, strict=True):
             task = tasks_[0]
@@ -262,7 +268,13 @@ def _uniform(tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool) -
             distances = [abs(math.log(count * common / task.group.parameters)) for count in counts]
             inside = [i for i, distance in enumerate(distances) if distance <= band * NEAR or band == _BANDS]
             indices.append(inside)
-            choices.append([Choice(len(tasks_) * counts[i], _terms(specs[i]) - 1 + distances[i]) for i in inside])
+            losses = [
+                len(tasks_) * task.decomposer.time(task.group, specs[i])
+                if fast
+                else _terms(specs[i]) - 1 + distances[i]
+                for i in inside
+            ]
+            choices.append([Choice(len(tasks_) * counts[i], loss) for i, loss in zip(inside, losses, strict=True)])
         picks = allocate(choices, budget, slack) if all(choices) else None
         if picks is not None:
             total = sum(options[pick].parameters for options, pick in zip(choices, picks, strict=True))

@@ -18,6 +18,7 @@ from compresskit.planning.stage import Stage
 from compresskit.validation import parse_mapping, read_named, unknown_key, validate
 
 Allocation = Literal["uniform", "error"]
+Objective = Literal["size", "latency"]
 
 
 class _Strict(BaseModel):
@@ -101,6 +102,7 @@ class Recipe(_Strict):
     description: str = ""
     ratio: float | None = Field(default=None, gt=1, allow_inf_nan=False)
     allocation: Allocation = "uniform"
+    objective: Objective = "size"
     allow_slow: bool = False
     rules: tuple[Rule, ...] = Field(min_length=1)
     distill: Distill | None = None
@@ -126,6 +128,8 @@ class Recipe(_Strict):
                     f"recipe {self.name}: rules[{index}] gives no shapes but other rules do; "
                     "give shapes in all rules, or a ratio and shapes in none"
                 )
+        if self.objective == "latency" and (self.explicit or self.allocation != "uniform"):
+            raise InputError(f"recipe {self.name}: objective latency is for a ratio with allocation uniform")
         if self.explicit and self.ratio is not None:
             raise InputError(f"recipe {self.name}: gives both ratio and shapes; give one")
         return self
@@ -137,7 +141,13 @@ class Recipe(_Strict):
         return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
-def for_method(method: str, ratio: float, allocation: Allocation = "uniform", allow_slow: bool = False) -> Recipe:
+def for_method(
+    method: str,
+    ratio: float,
+    allocation: Allocation = "uniform",
+    allow_slow: bool = False,
+    objective: Objective = "size",
+) -> Recipe:
     """The recipe that ``--method`` and ``--ratio`` mean: one method for every role."""
     registry.get(method)
     return Recipe(
@@ -145,9 +155,10 @@ def for_method(method: str, ratio: float, allocation: Allocation = "uniform", al
         name=method,
         ratio=check_ratio(ratio),
         allocation=allocation,
+        objective=objective,
         allow_slow=allow_slow,
         rules=(Rule(role=ROLES, method=method),),
-    )
+    ).checked()
 
 
 def check_ratio(ratio: float) -> float:
