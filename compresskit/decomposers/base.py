@@ -286,7 +286,7 @@ class TiedHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:  # hidden: (..., d) -> (..., v)
         logits = self.embedding.project(hidden)
-        return logits if self.bias is None else logits + self.bias
+        return logits if self.bias is None else logits.add_(self.bias)
 
 
 class Decomposer(ABC):
@@ -369,7 +369,7 @@ class Decomposer(ABC):
     ) -> dict[str, Tensor]:
         """The factors, named as the state dict will name them (``<target name>.<factor>``), in the weight's dtype.
 
-        Computed in float64; a decomposer that cannot use ``statistics`` ignores them.
+        A decomposer that cannot use ``statistics`` ignores them.
         """
 
     @abstractmethod

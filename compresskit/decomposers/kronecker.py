@@ -240,23 +240,23 @@ class Kronecker(Decomposer):
     def errors(
         self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
     ) -> list[float]:
-        spectra = {}
-        for spec in specs:
-            shape = _shape(spec)
-            if shape not in spectra:
-                spectra[shape] = linalg.spectrum(linalg.gram(_tall_blocks(source, group.target, shape)))
-        return [linalg.tail_errors(spectra[_shape(spec)], [_terms(spec)])[0] for spec in specs]
+        found: dict[Spec, float] = {}
+        for shape in {_shape(spec) for spec in specs}:
+            same = [spec for spec in specs if _shape(spec) == shape]
+            gram = linalg.gram(_tall_blocks(source, group.target, shape))
+            found |= dict(zip(same, linalg.tail_errors(gram, [_terms(spec) for spec in same]), strict=True))
+        return [found[spec] for spec in specs]
 
     def factorise(
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
     ) -> dict[str, Tensor]:
         target, shape, terms = group.target, _shape(spec), _terms(spec)
-        values, vectors = linalg.leading(linalg.gram(_tall_blocks(source, target, shape)), terms)
+        # A linear's rearranged copy is one block and made once; an embedding's blocks are views, made again.
+        once = list(_tall_blocks(source, target, shape)) if group.kind == "linear" else None
+        values, vectors, images = linalg.truncated_svd(lambda: once or _tall_blocks(source, target, shape), terms)
         root = values.sqrt()  # each factor takes the square root of the singular value
-        scaled = vectors * linalg.safe_inverse(root)
-        blocks = _tall_blocks(source, target, shape)
-        long = torch.cat([(block.double() @ scaled).to(block.dtype) for block in blocks])
-        short = (vectors * root).to(long.dtype)
+        dtype = source.rows(target, 0, 1).dtype
+        long, short = (images * linalg.safe_inverse(root)).to(dtype), (vectors * root).to(dtype)
         if group.kind == "embedding":
             a, b = long.view(shape.m1, shape.n1, terms), short.T
         else:

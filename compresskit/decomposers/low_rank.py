@@ -140,23 +140,19 @@ class LowRank(Decomposer):
     def errors(
         self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
     ) -> list[float]:
-        values = linalg.spectrum(linalg.gram(_tall_blocks(source, group.target)))
-        return linalg.tail_errors(values, [_rank(spec) for spec in specs])
+        return linalg.tail_errors(linalg.gram(_tall_blocks(source, group.target)), [_rank(spec) for spec in specs])
 
     def factorise(
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
     ) -> dict[str, Tensor]:
         target, rank = group.target, _rank(spec)
         m, n = target.shape
-        values, vectors = linalg.leading(linalg.gram(_tall_blocks(source, target)), rank)
-        # long: U sqrt(S) by multiplying W with the short side's vectors; short: sqrt(S) V^T.
-        root = values.sqrt()
-        scaled = vectors * linalg.safe_inverse(root)
-        short = vectors * root
-        long = torch.cat([(block.double() @ scaled).to(block.dtype) for block in _tall_blocks(source, target)])
-        short = short.to(long.dtype)
+        values, vectors, images = linalg.truncated_svd(lambda: _tall_blocks(source, target), rank)
+        root = values.sqrt()  # each factor takes the square root of the singular value
+        long, short = images * linalg.safe_inverse(root), vectors * root
         a, b = (long, short.T) if m >= n else (short, long.T)
-        return {f"{target.name}.a": a.contiguous(), f"{target.name}.b": b.contiguous()}
+        dtype = source.rows(target, 0, 1).dtype
+        return {f"{target.name}.a": a.to(dtype).contiguous(), f"{target.name}.b": b.to(dtype).contiguous()}
 
     def layers(self, group: Group, spec: Spec) -> dict[str, nn.Module]:
         target, rank = group.target, _rank(spec)

@@ -202,6 +202,7 @@ class TensorTrain(Decomposer):
                 tail, right = linalg.leading(linalg.gram([rest[:r1].reshape(-1, n3)]), n3)
                 # The train's own rows beyond the vocabulary are not there: their share is no error.
                 padded = left[m1 - (-group.shape[0] % blocks[0]) :, :r1] @ rest[:r1]
+                right = right.to(padded.dtype)
                 beyond = (padded.unflatten(1, (joined, n3))[:, -blocks[1] :] @ right).square().sum((0, 1))
                 for spec in (spec for spec in same if _parts(spec)[1][0] == r1):
                     r2 = _parts(spec)[1][1]
@@ -262,10 +263,10 @@ def _dense(a: Tensor, core: Tensor, b: Tensor) -> Tensor:
 
 
 def _tensor(weight: Tensor, blocks: Pair) -> Tensor:
-    """The weight as a tensor (m1, m2 n2, n3) in float64, with rows of zeros at its end where m2 does not divide m."""
+    """The weight as a tensor (m1, m2 n2, n3), with rows of zeros at its end where m2 does not divide m."""
     m2, n2 = blocks
     m, n = weight.shape
-    padded = F.pad(weight.double(), (0, 0, 0, -m % m2))
+    padded = F.pad(linalg.working(weight), (0, 0, 0, -m % m2))
     return padded.reshape(m2, -1, n2, n // n2).permute(1, 0, 2, 3).flatten(1, 2)
 
 
@@ -273,8 +274,8 @@ def _svd(matrix: Tensor, n_eigenvecs: int, **_: Any) -> tuple[Tensor, Tensor, Te
     """The leading singular triplets through the Gram matrix of the short side, as tensorly's ``svd=`` takes it."""
     wide = matrix.shape[0] < matrix.shape[1]
     tall = matrix.T if wide else matrix
-    values, right = linalg.leading(linalg.gram([tall]), n_eigenvecs)
-    left = (tall @ right) * linalg.safe_inverse(values)
+    values, right, images = linalg.truncated_svd(lambda: [tall], n_eigenvecs)
+    left = images * linalg.safe_inverse(values).to(images.dtype)
     return (right, values, left.T) if wide else (left, values, right.T)
 
 

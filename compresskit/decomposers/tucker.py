@@ -199,7 +199,7 @@ class Tucker(Decomposer):
         """Of one spec exactly; of several an upper bound, about 1 % above it: without the sweeps of iteration."""
         if len(group.targets) == 1:
             return _alone.errors(group, [_low_rank(spec) for spec in specs], source)
-        weights = [source.read(target).double() for target in group.targets]
+        weights = [linalg.working(source.read(target)) for target in group.targets]
         total = sum(float(weight.square().sum()) for weight in weights)
         if total == 0:
             return [0.0] * len(specs)
@@ -209,8 +209,8 @@ class Tucker(Decomposer):
             return [max(0.0, 1 - captured / total) ** 0.5]
         # Energy of every corner of the full cores, from which each spec's follows by two cumulative sums.
         m, n = group.shape
-        left = linalg.leading(linalg.gram(weight.T for weight in weights), m)[1]
-        right = linalg.leading(linalg.gram(weights), n)[1]
+        left = linalg.leading(linalg.gram(weight.T for weight in weights), m)[1].to(weights[0].dtype)
+        right = linalg.leading(linalg.gram(weights), n)[1].to(weights[0].dtype)
         energy = np.zeros((m, n))
         for weight in weights:
             energy += (left.T @ weight @ right).square().cpu().numpy()
@@ -226,9 +226,10 @@ class Tucker(Decomposer):
             return _alone.factorise(group, _low_rank(spec), source)
         weights = [source.read(target) for target in group.targets]
         dtype = weights[0].dtype
-        a, b = _bases([weight.double() for weight in weights], *_ranks(spec))
+        weights = [linalg.working(weight) for weight in weights]
+        a, b = _bases(weights, *_ranks(spec))
         factors = {
-            f"{target.name}.core": _core(weight.double(), a, b).to(dtype).contiguous()
+            f"{target.name}.core": _core(weight, a, b).to(dtype).contiguous()
             for target, weight in zip(group.targets, weights, strict=True)
         }
         if a is not None:
@@ -318,8 +319,8 @@ def _basis(blocks: Sequence[Tensor], rank: int) -> Tensor:
     """Leading right singular vectors (k, rank) of the blocks (rows, k) stacked, through the smaller Gram matrix."""
     k, rows = blocks[0].shape[1], sum(len(block) for block in blocks)
     if rows >= k or rows < rank:
-        return linalg.leading(linalg.gram(blocks), rank)[1]
+        return linalg.truncated_svd(lambda: blocks, rank).vectors
     stacked = torch.cat(list(blocks))  # (rows, k), rows < k
-    values, vectors = linalg.leading(stacked @ stacked.T, rank)
-    basis: Tensor = torch.linalg.qr((stacked.T @ vectors) * linalg.safe_inverse(values))[0]
+    values, _, images = linalg.truncated_svd(lambda: [stacked.T], rank)
+    basis: Tensor = torch.linalg.qr(images * linalg.safe_inverse(values).to(images.dtype))[0]
     return basis

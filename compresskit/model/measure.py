@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import MODEL_FOR_MULTIPLE_CHOICE_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 
 from compresskit.decomposers.base import COST_TOKENS, FactorisedEmbedding, FactorisedLinear, TiedHead
 from compresskit.errors import InputError
@@ -48,7 +49,7 @@ def count_flops(model: PreTrainedModel, tokens: int = COST_TOKENS) -> Flops:
 def _count(model: PreTrainedModel, tokens: int) -> Flops:
     model.eval().requires_grad_(False).set_attn_implementation("eager")
     ids = torch.full((1, tokens), model.config.vocab_size - 1, device=model.device)
-    if type(model) in MODEL_FOR_MULTIPLE_CHOICE_MAPPING.values():
+    if type(model).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values():  # classes would all be imported
         ids = ids[None]  # one choice
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:

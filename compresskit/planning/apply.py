@@ -41,13 +41,16 @@ def apply_plan(model: PreTrainedModel, plan: Plan, progress: Progress = silent) 
     return plan.with_errors(errors)
 
 
+def _energy(matrix: Tensor) -> float:
+    """Sum of squares. Rows are summed in float32, which is fast, and their sums in float64, which many need."""
+    return float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())
+
+
 def _measured_error(model: PreTrainedModel, weights: dict[str, Tensor]) -> float:
     residual = norm = 0.0
     for name, weight in weights.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, FactorisedLinear | FactorisedEmbedding)
-        # Norms of float32 sums are summed in double; the difference itself needs no more than float32.
-        difference = weight.float() - layer.dense_weight().float()
-        residual += float(torch.linalg.vector_norm(difference, dtype=torch.float64)) ** 2
-        norm += float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
+        residual += _energy(layer.dense_weight().float() - weight.float())
+        norm += _energy(weight.float())
     return (residual / norm) ** 0.5 if norm > 0 else 0.0
