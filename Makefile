@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out
 
-.PHONY: demo test check install clean
+.PHONY: demo test check bench-speed install clean
 
 demo: install
 	$(BIN)/compresskit compress --method low-rank --ratio 19 --output $(OUT)/low-rank-19x --overwrite
@@ -18,6 +18,13 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# About half an hour on an otherwise idle machine; 8 GB of disk. Other packages to compare with come first.
+bench-speed: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/compress.py
+	$(BIN)/python benchmarks/memory.py
 
 install: $(VENV)/.installed
 

@@ -1,11 +1,17 @@
-"""What speed rests on: compiled models, in-place additions that gradients survive, no dense table in a look-up."""
+"""What speed and memory rest on: compiled models, half precision, no dense table in a look-up, mapped checkpoints."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import count, tiny_model, token_ids
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModel
 
 import compresskit
 from compresskit.decomposers.registry import decomposers
@@ -61,3 +67,47 @@ def test_autocast_computes_in_half_precision(method: str) -> None:
         y.square().mean().backward()
     torch.testing.assert_close(y.float(), layer(x), rtol=0.1, atol=0.1)
     assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 0.2 GB in shards."""
+    folder = tmp_path_factory.mktemp("sharded") / "model"
+    model = tiny_model(vocab_size=60_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=6)
+    model.save_pretrained(folder, max_shard_size="40MB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+@pytest.mark.parametrize("method", ["kronecker", "low-rank"])
+def test_from_shards_as_from_memory(sharded: Path, method: str) -> None:
+    in_memory = AutoModel.from_pretrained(sharded)
+    for parameter in in_memory.parameters():
+        parameter.data = parameter.data.clone()
+    expected = compresskit.compress(in_memory, method=method, ratio=8).state_dict()
+    found = compresskit.compress(sharded, method=method, ratio=8).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from /proc")
+@pytest.mark.parametrize("method", ["kronecker", "low-rank"])
+def test_memory_does_not_grow_with_the_checkpoint(
+    sharded: Path, tiny_folder: Path, tmp_path: Path, method: str
+) -> None:
+    def peak(model: Path, ratio: str) -> int:
+        line = [sys.executable, "-m", "compresskit", "compress", "--model", str(model), "--method", method]
+        line += ["--ratio", ratio, "--output", str(tmp_path / f"{model.name}-out")]
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
+        highest = 0
+        while process.poll() is None:
+            for entry in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                if entry.startswith("RssAnon:"):
+                    highest = max(highest, 1024 * int(entry.split()[1]))
+            time.sleep(0.01)
+        assert process.returncode == 0
+        return highest
+
+    size = sum(file.stat().st_size for file in sharded.glob("*.safetensors"))
+    assert peak(sharded, "19") - peak(tiny_folder, "3") < 0.6 * size

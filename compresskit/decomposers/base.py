@@ -37,6 +37,9 @@ NEAR = 0.15
 STEPS = (0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1)
 SHRINKING = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
+#: Rows of a large matrix that are worked on at a time.
+BLOCK_ROWS = 8192
+
 #: Tokens that costs are compared at: one sequence of 128, as in the definition of FLOPs.
 COST_TOKENS = 128
 
@@ -157,14 +160,14 @@ class Statistics(Protocol):
         ...
 
 
-def row_blocks(source: Source, target: Target, rows: int = 8192) -> Iterator[Tensor]:
-    """The weight of ``target`` in blocks of at most ``rows`` rows."""
+def row_blocks(source: Source, target: Target) -> Iterator[Tensor]:
+    """The weight of ``target`` in blocks of at most :data:`BLOCK_ROWS` rows."""
     m = target.shape[0]
-    if m <= rows:
+    if m <= BLOCK_ROWS:
         yield source.read(target)
         return
-    for start in range(0, m, rows):
-        yield source.rows(target, start, min(start + rows, m))
+    for start in range(0, m, BLOCK_ROWS):
+        yield source.rows(target, start, min(start + BLOCK_ROWS, m))
 
 
 class FactorisedLinear(nn.Module, ABC):

@@ -9,22 +9,38 @@ from transformers import PreTrainedModel
 from compresskit.decomposers.base import Target
 from compresskit.errors import InputError
 
+#: Numbers that are looked at together.
+_NUMBERS = 1 << 22
+
 
 class ModelSource:
-    """Weights of a model in memory. Tensors are views: they are read before the layer is replaced."""
+    """Weights of a model in memory, or mapped from its file. Tensors may be views: they are read before the layer is
+    replaced.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
 
     def read(self, target: Target) -> Tensor:
         """The weight, (m, n)."""
+        return _aligned(self.view(target))
+
+    def rows(self, target: Target, start: int, stop: int) -> Tensor:
+        """Rows ``start:stop`` of the weight."""
+        return _aligned(self.view(target)[start:stop])
+
+    def view(self, target: Target) -> Tensor:
+        """The weight where it lies."""
         weight = self._model.get_submodule(target.name).weight
         assert isinstance(weight, Tensor)
         return weight.detach()
 
-    def rows(self, target: Target, start: int, stop: int) -> Tensor:
-        """Rows ``start:stop`` of the weight."""
-        return self.read(target)[start:stop]
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """A copy where the tensor does not begin where torch would put it, as in a mapped file: BLAS rounds differently
+    there, and the same weights are to give the same factors.
+    """
+    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % 64 else tensor
 
 
 def check_finite(model: PreTrainedModel) -> None:
@@ -34,6 +50,9 @@ def check_finite(model: PreTrainedModel) -> None:
         InputError: names the first such tensor.
     """
     for name, parameter in model.named_parameters():
-        values = parameter.float() if parameter.itemsize == 1 else parameter  # float8 has no isfinite
-        if parameter.is_floating_point() and not torch.isfinite(values).all():
-            raise InputError(f"weight {name} holds NaN or infinity; the checkpoint is damaged")
+        if not parameter.is_floating_point():
+            continue
+        for block in parameter.detach().flatten().split(_NUMBERS):
+            values = block.float() if block.itemsize == 1 else block  # float8 has no isfinite
+            if not torch.isfinite(values).all():
+                raise InputError(f"weight {name} holds NaN or infinity; the checkpoint is damaged")

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear
+from compresskit.decomposers.base import BLOCK_ROWS, FactorisedEmbedding, FactorisedLinear
 from compresskit.model.quantizer import CompresskitConfig, CompresskitHfQuantizer, attach
 from compresskit.model.sources import ModelSource
 from compresskit.model.swap import assign, mount
@@ -30,7 +30,7 @@ def apply_plan(model: PreTrainedModel, plan: Plan, progress: Progress = silent) 
     errors = {}
     for index, assignment in enumerate(plan.assignments):
         group, decomposer = assignment.group, registry.get(assignment.method)
-        weights = {target.name: source.read(target) for target in group.targets}
+        weights = {target.name: source.view(target) for target in group.targets}
         factors = decomposer.factorise(group, assignment.spec, source)
         mount(model, decomposer, group, assignment.spec)
         assign(model, factors)
@@ -51,6 +51,13 @@ def _measured_error(model: PreTrainedModel, weights: dict[str, Tensor]) -> float
     for name, weight in weights.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, FactorisedLinear | FactorisedEmbedding)
-        residual += _energy(layer.dense_weight().float() - weight.float())
-        norm += _energy(weight.float())
+        rows = weight.split(BLOCK_ROWS)  # a whole table in float32 may be the largest thing in memory
+        if isinstance(layer, FactorisedEmbedding):
+            numbers = torch.arange(len(weight), device=weight.device).split(BLOCK_ROWS)
+            made = (layer(block) for block in numbers)
+        else:
+            made = iter(layer.dense_weight().split(BLOCK_ROWS))
+        for theirs, ours in zip(rows, made, strict=True):
+            residual += _energy(ours.float() - theirs.float())
+            norm += _energy(theirs.float())
     return (residual / norm) ** 0.5 if norm > 0 else 0.0
