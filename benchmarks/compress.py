@@ -79,7 +79,7 @@ def whole(model: PreTrainedModel, seconds: float) -> list[dict[str, Any]]:
 
 
 def spectra(model: PreTrainedModel) -> list[dict[str, Any]]:
-    """Errors of the planner's candidates for one matrix of each shape, against one full SVD per arrangement."""
+    """Errors of the planner's candidates for one matrix of each shape, against svdvals of every arrangement."""
     source = ModelSource(model)
     layer = "encoder.layer.0."
     wanted = ("attention.self.query", "intermediate.dense", "output.dense")
@@ -106,9 +106,7 @@ def spectra(model: PreTrainedModel) -> list[dict[str, Any]]:
                     arranged[spec.a] = blocks
                 else:
                     arranged["matrix"] = weight
-            start = time.perf_counter()
-            values = {key: torch.linalg.svd(matrix, full_matrices=False).S for key, matrix in arranged.items()}
-            full = time.perf_counter() - start
+            full, values = best(lambda: {key: torch.linalg.svdvals(matrix) for key, matrix in arranged.items()})  # noqa: B023
             for spec, error in zip(specs, errors, strict=True):
                 key, count = (spec.a, spec.terms) if isinstance(spec, KroneckerSpec) else ("matrix", spec.rank)
                 exact = float(values[key][count:].norm() / values[key].norm())
@@ -136,10 +134,9 @@ def against_tensorly(model: PreTrainedModel) -> list[dict[str, Any]]:
         tucker = TuckerSpec(rank_out=120, rank_in=60)
         ours, _ = best(lambda: get("tucker").factorise(group, tucker, source))
         stacked = torch.stack([source.read(target) for target in targets])
-        start = time.perf_counter()
-        partial_tucker(stacked, rank=[120, 60], modes=[1, 2], n_iter_max=3, tol=0)
+        theirs, _ = best(lambda: partial_tucker(stacked, rank=[120, 60], modes=[1, 2], n_iter_max=3, tol=0))
         what = f"Tucker, {len(targets)} matrices of 768x768, ranks 120 and 60, three sweeps"
-        rows.append({"what": what, "ours": ours, "tensorly": time.perf_counter() - start})
+        rows.append({"what": what, "ours": ours, "tensorly": theirs})
     return rows
 
 
@@ -182,8 +179,9 @@ def main() -> None:
         f"{seconds:.2f} s.", "",
         "Goal for uniform: at most three times that.", "",
         markdown(("method", "allocation", "plan s", "factorise s", "of reading + writing", "goal"), whole_rows), "",
-        "Errors of all candidates that the planner weighs for one matrix (ms), against a full SVD (float32) of every",
-        f"arrangement. Goal: 10x over all; measured {total:.1f}x ({'met' if total >= 10 else '**not met**'}).", "",
+        "Errors of all candidates that the planner weighs for one matrix (ms), against all singular values (float32,",
+        f"torch.linalg.svdvals) of every arrangement. Goal: 10x over all; measured {total:.1f}x",
+        f"({'met' if total >= 10 else '**not met**'}).", "",
         markdown(("method", "matrix", "candidates", "arrangements", "ours", "full SVDs", "faster"), spectra_rows), "",
         "The factors, against tensorly (ms):", "",
         markdown(

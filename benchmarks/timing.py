@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,10 @@ import torch
 
 from compresskit.benchmark.sources import git_state, hardware
 
+_PACKAGES = (
+    "torch", "transformers", "scipy", "compresskit", "linear-operator", "opt-einsum", "peft", "pyfastkron", "tensorly",
+    "tensorly-torch",
+)  # fmt: skip
 REPORT = Path(__file__).resolve().parents[1] / "reports" / "speed"
 
 
@@ -54,9 +59,10 @@ def _once(run: Callable[[], object], repeats: int) -> float:
 def made_on() -> str:
     """Machine, versions and commit, for the foot of a report."""
     machine = hardware()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "scipy", "compresskit"))
+    found = {package.metadata["Name"].lower().replace("_", "-"): package.version for package in distributions()}
+    versions = ", ".join(f"{name} {found[name]}" for name in _PACKAGES if name in found)
     return (
         f"{machine['processor']} ({machine['machine']}), {machine['cores']} cores, {machine['memory_gib']} GiB; "
         f"{torch.backends.cpu.get_cpu_capability()}; Python {platform.python_version()}, {versions}; "
-        f"commit {git_state() or 'unknown'}.\n"
+        f"commit {git_state() or 'unknown'}; load average {os.getloadavg()[0]:.1f} at the end.\n"
     )

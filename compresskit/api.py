@@ -102,7 +102,7 @@ def compress(
             has at least this ratio, normally within 1 %.
         recipe: instead of ``method``: a :class:`Recipe`, the short name of a shipped one, or a YAML file.
         allocation: ``uniform`` (default: all roles at about the same ratio) or ``error`` (least total error).
-        objective: ``size`` (default) or ``latency``: of equally small models the one that should be fastest; uniform
+        objective: ``size`` (default) or ``latency``: of equally small models the one estimated fastest; uniform
             allocation only.
         allow_slow: also offer shapes that take more than 1.1 x the dense FLOPs.
         inplace: change the given model instead of a copy.

@@ -82,10 +82,10 @@ def test_two_models_in_bf16(bench_folder: Path, tmp_path: Path) -> None:
             parts = dict.fromkeys(record.parameters_by_role, 0)
             for name, parameter in model.named_parameters():
                 parts[_role(name)] += parameter.numel()
+                assert parameter.dtype == torch.float32  # stored as the checkpoint was
             assert parts == record.parameters_by_role
             assert parts["attention"] > 0
             assert parts["ffn"] > 0
-            assert parameter.dtype == torch.float32  # stored as the checkpoint was
     text = (result.folder / "README.md").read_text()
     assert "**model: without labels**" in text
     assert "**three-layers: without labels**" in text

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 @click.option("--size", metavar="SIZE", help="Instead of --ratio: the weight file's size, e.g. 5MB (10^6 bytes).")
 @click.option("--allocation", type=click.Choice(["uniform", "error"]), help="Same ratio for all, or least error.")
 @click.option(
-    "--objective", type=click.Choice(["size", "latency"]), help="latency: of equally small plans the fastest."
+    "--objective",
+    type=click.Choice(["size", "latency"]),
+    help="latency: of equally small plans the fastest by estimate.",
 )
 @click.option("--allow-slow", is_flag=True, help="Also offer shapes above 1.1 x the dense FLOPs.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write. Default: <model>-<method>-<ratio>x.")

@@ -9,7 +9,7 @@ where rows are two numbers long.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,11 +17,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Order = Literal["a-first", "b-first", "form"]
+Batched = Literal["a", "b", ""]
 
 #: Costs in multiples of a large GEMM's time for one FLOP, measured on one x86 core with AVX-512: a number read or
 #: written; one written by a transposing copy; one of a result whose rows are shorter than a vector; the call of one
 #: small product in a batch; a number of a gradient that is summed over the batch.
 _MOVE, _TRANSPOSE, _SHORT_RESULT, _CALL, _GRADIENT = 6, 40, 120, 5000, 30
+#: A gradient for every token may be so many times as large as the token's input and output.
+_ROOM = 4
+
+#: Results above this many numbers are more than an allocator keeps: the system hands out new pages for them, which
+#: costs so much for each number.
+_LARGE, _PAGES = 8_000_000, 150
+
 #: How much slower arithmetic on short rows is.
 _SHORT_FACTOR = 3
 #: Floats in a vector register.
@@ -39,12 +47,12 @@ class Contraction(NamedTuple):
     """
 
     order: Order
-    batched: Literal["a", "b", ""]
+    batched: Batched
     flops: int
     cost: float
 
 
-@cache
+@lru_cache(maxsize=4096)
 def contractions(
     m1: int, n1: int, m2: int, n2: int, terms: int, tokens: int, gradients: bool = False
 ) -> tuple[Contraction, ...]:
@@ -52,33 +60,46 @@ def contractions(
     m, n, t = m1 * m2, n1 * n2, terms
     a_first = 2 * tokens * t * m1 * n2 * (n1 + m2)
     b_first = 2 * tokens * t * n1 * m2 * (n2 + m1)
-    # Rows of the result of a bmm that reads its data transposed are as long as B's side; else as the other factor's.
-    found = [
-        Contraction("a-first", "a", a_first, _bmm(tokens, t * m1, n1, n2) + _gemm(tokens * m1, t * n2, m2)),
-        Contraction(
+    between_a, between_b = _pages(tokens * t * m1 * n2), _pages(tokens * t * n1 * m2)
+    turn_input, turn_output = _TRANSPOSE * tokens * n, _TRANSPOSE * tokens * m
+    ways: list[tuple[Order, Batched, int, float, float]] = [
+        ("a-first", "a", a_first, between_a, _bmm(tokens, t * m1, n1, n2) + _gemm(tokens * m1, t * n2, m2)),
+        (
             "a-first",
             "b",
             a_first,
-            _TRANSPOSE * tokens * n + _gemm(tokens * n2, n1, t * m1) + _bmm(tokens, m1, t * n2, m2, transposed=True),
+            between_a,
+            turn_input + _gemm(tokens * n2, n1, t * m1) + _bmm(tokens, m1, t * n2, m2, long_columns=True),
         ),
-        Contraction("b-first", "a", b_first, _gemm(tokens * n1, n2, t * m2) + _bmm(tokens, m1, t * n1, m2)),
-        Contraction(
+        ("b-first", "a", b_first, between_b, _gemm(tokens * n1, n2, t * m2) + _bmm(tokens, m1, t * n1, m2)),
+        (
             "b-first",
             "b",
             b_first,
-            _bmm(tokens, t * m2, n2, n1) + _gemm(tokens * m2, t * n1, m1) + _TRANSPOSE * tokens * m,
+            between_b,
+            _bmm(tokens, t * m2, n2, n1) + _gemm(tokens * m2, t * n1, m1) + turn_output,
         ),
-        Contraction(
+        (
             "form",
             "",
             2 * t * m * n + 2 * tokens * m * n,
+            0.0,
             _gemm(m1 * n1, t, m2 * n2) + _TRANSPOSE * m * n + _gemm(tokens, n, m),
         ),
     ]
+    found = [Contraction(order, batched, flops, pages + cost) for order, batched, flops, pages, cost in ways]
     if gradients:  # two more products of the same sizes, and a batched factor has a gradient for every token
-        sizes = {"a": t * m1 * n1, "b": t * m2 * n2, "": 0}
-        found = [c._replace(cost=3 * c.cost + _GRADIENT * tokens * sizes[c.batched]) for c in found]
+        sizes: dict[Batched, int] = {"a": t * m1 * n1, "b": t * m2 * n2, "": 0}
+        found = [
+            c._replace(cost=3 * c.cost + _GRADIENT * tokens * sizes[c.batched])
+            for c in found
+            if sizes[c.batched] <= _ROOM * (m + n)
+        ]
     return tuple(sorted(found, key=lambda contraction: contraction.cost))
+
+
+def _pages(numbers: int) -> float:
+    return float(_PAGES * numbers) if numbers > _LARGE else 0.0
 
 
 def _gemm(rows: int, inner: int, columns: int) -> float:
@@ -87,10 +108,10 @@ def _gemm(rows: int, inner: int, columns: int) -> float:
     return arithmetic + rows * (_MOVE * inner + (_SHORT_RESULT if short else _MOVE) * columns)
 
 
-def _bmm(batch: int, rows: int, inner: int, columns: int, *, transposed: bool = False) -> float:
+def _bmm(batch: int, rows: int, inner: int, columns: int, *, long_columns: bool = False) -> float:
     arithmetic: float = 2 * rows * inner * columns
-    if columns < _VECTOR:  # of a transposed product the long columns are vectors too
-        arithmetic *= _SHORT_FACTOR if transposed else 40 / columns
+    if columns < _VECTOR:  # a kernel may run along long columns of the result instead, where its data lie that way
+        arithmetic *= _SHORT_FACTOR if long_columns else 2.5 * _VECTOR / columns
     per_result = _SHORT_RESULT if columns < _VECTOR else 2 * _MOVE
     return batch * (_CALL + arithmetic + 2 * _MOVE * inner * columns + per_result * rows * columns)
 
@@ -107,7 +128,13 @@ def multiply(x: Tensor, a: Tensor, b: Tensor, contraction: Contraction) -> Tenso
     Returns:
         (tokens, m1 * m2).
     """
-    (terms, m1, n1), (_, m2, n2), tokens = a.shape, b.shape, len(x)
+    (terms, m1, n1), (_, m2, n2), tokens = (
+        a.shape,
+        b.shape,
+        x.shape[0],
+    )  # len(x) would fix the size of an exported graph
+    if torch.is_autocast_enabled(x.device.type):  # autocast would convert what is expanded, once for each token
+        a, b = (factor.to(torch.get_autocast_dtype(x.device.type)) for factor in (a, b))
     x = x.reshape(tokens, n1, n2)
     # Batches are spelt out: torch.matmul would copy where gradients are needed.
     if contraction.order == "a-first":

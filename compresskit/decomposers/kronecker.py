@@ -34,6 +34,7 @@ from compresskit.decomposers.base import (
     Spec,
     Statistics,
     Target,
+    add_bias,
     row_blocks,
 )
 from compresskit.decomposers.contraction import contractions, multiply
@@ -92,19 +93,19 @@ class KroneckerLinear(FactorisedLinear):
         super().__init__(a[1] * b[1], a[0] * b[0], bias)
         self.a = nn.Parameter(torch.empty(terms, *a))
         self.b = nn.Parameter(torch.empty(terms, *b))
-        self._compiled = [contractions(*a, *b, terms, COST_TOKENS, gradients)[0] for gradients in (False, True)]
+        self._fixed_ways = [contractions(*a, *b, terms, COST_TOKENS, gradients)[0] for gradients in (False, True)]
 
     def forward(self, x: Tensor) -> Tensor:  # x: (..., n) -> (..., m)
         (terms, m1, n1), (_, m2, n2) = self.a.shape, self.b.shape
         gradients = torch.is_grad_enabled() and self.a.requires_grad
-        if torch.compiler.is_compiling():  # a graph that is compiled or exported serves any number of tokens
-            way = self._compiled[gradients]
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a graph serves any number of tokens
+            way = self._fixed_ways[gradients]
         else:
             way = contractions(m1, n1, m2, n2, terms, x.shape[:-1].numel(), gradients)[0]
         if way.order == "form":
             return F.linear(x, self.dense_weight(), self.bias)
         y = multiply(x.reshape(-1, n1 * n2), self.a, self.b, way).view(*x.shape[:-1], m1 * m2)
-        return y if self.bias is None else y.add_(self.bias)
+        return add_bias(y, self.bias)
 
     def dense_weight(self) -> Tensor:
         terms, m1, n1 = self.a.shape
@@ -224,8 +225,7 @@ class Kronecker(Decomposer):
             raise InputError(f"{where}: more than {shape.max_terms} terms of this shape add nothing")
 
     def cost(self, group: Group, spec: Spec, tokens: int = COST_TOKENS) -> Cost:
-        shape, terms = _shape(spec), _terms(spec)
-        return Cost(terms * shape.per_term, _flops(group.kind, shape, terms, tokens))
+        return _cost(group.kind, _shape(spec), _terms(spec), tokens)
 
     def time(self, group: Group, spec: Spec, tokens: int = COST_TOKENS) -> float:
         return _time(group.kind, _shape(spec), _terms(spec), tokens)
@@ -243,17 +243,15 @@ class Kronecker(Decomposer):
         found: dict[Spec, float] = {}
         for shape in {_shape(spec) for spec in specs}:
             same = [spec for spec in specs if _shape(spec) == shape]
-            gram = linalg.gram(_tall_blocks(source, group.target, shape))
-            found |= dict(zip(same, linalg.tail_errors(gram, [_terms(spec) for spec in same]), strict=True))
+            blocks = _blocks(source, group.target, shape)
+            found |= dict(zip(same, linalg.tail_errors(blocks, [_terms(spec) for spec in same]), strict=True))
         return [found[spec] for spec in specs]
 
     def factorise(
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
     ) -> dict[str, Tensor]:
         target, shape, terms = group.target, _shape(spec), _terms(spec)
-        # A linear's rearranged copy is one block and made once; an embedding's blocks are views, made again.
-        once = list(_tall_blocks(source, target, shape)) if group.kind == "linear" else None
-        values, vectors, images = linalg.truncated_svd(lambda: once or _tall_blocks(source, target, shape), terms)
+        values, vectors, images = linalg.truncated_svd(_blocks(source, target, shape), terms)
         root = values.sqrt()  # each factor takes the square root of the singular value
         dtype = source.rows(target, 0, 1).dtype
         long, short = (images * linalg.safe_inverse(root)).to(dtype), (vectors * root).to(dtype)
@@ -304,9 +302,8 @@ def _candidates(m: int, n: int, kind: str, parameters: int, allow_slow: bool) ->
     for shape in _shapes(m, n, kind):
         largest = min(shape.max_terms, (m * n - 1) // shape.per_term)
         for terms in {min(largest, max(1, wanted // shape.per_term + step)) for step in (0, 1)} - {0}:
-            flops = _flops(kind, shape, terms)
-            if flops <= limit:
-                found = _Candidate(shape, terms, terms * shape.per_term, flops)
+            if _cost(kind, shape, terms).flops <= limit:
+                found = _Candidate(shape, terms, terms * shape.per_term, _fewest_flops(kind, shape, terms))
                 key = (found.parameters, terms)
                 best[key] = min(best.get(key, found), found, key=_Candidate.preference)
     nearest = sorted(best.values(), key=lambda candidate: candidate.rank(wanted))
@@ -334,20 +331,36 @@ def _spec(shape: _Shape, terms: int) -> KroneckerSpec:
     return KroneckerSpec(a=(shape.m1, shape.n1), b=(shape.m2, shape.n2), terms=terms)
 
 
-def _flops(kind: str, shape: _Shape, terms: int, tokens: int = COST_TOKENS) -> int:
+def _cost(kind: str, shape: _Shape, terms: int, tokens: int = COST_TOKENS) -> Cost:
+    """With the FLOPs of the way that runs, the one estimated fastest."""
+    if kind == "embedding":  # the look-up costs nothing, the product with B does
+        return Cost(terms * shape.per_term, 2 * tokens * shape.n1 * terms * shape.n2)
+    return Cost(terms * shape.per_term, contractions(*shape, terms, tokens)[0].flops)
+
+
+def _fewest_flops(kind: str, shape: _Shape, terms: int) -> int:
+    """What shapes are compared by: it depends on the shape alone, not on constants of a machine."""
     if kind == "embedding":
-        return 2 * tokens * shape.n1 * terms * shape.n2  # the look-up costs nothing, the product with B does
-    return contractions(*shape, terms, tokens)[0].flops
+        return _cost(kind, shape, terms).flops
+    return min(way.flops for way in contractions(*shape, terms, COST_TOKENS))
 
 
 def _time(kind: str, shape: _Shape, terms: int, tokens: int = COST_TOKENS) -> float:
     if kind == "embedding":
-        return float(_flops(kind, shape, terms, tokens))
+        return float(_cost(kind, shape, terms, tokens).flops)
     return contractions(*shape, terms, tokens)[0].cost
 
 
 def _a_is_long(shape: _Shape) -> bool:
     return shape.m1 * shape.n1 >= shape.m2 * shape.n2
+
+
+def _blocks(source: Source, target: Target, shape: _Shape) -> linalg.Blocks:
+    """The blocks of :func:`_tall_blocks`: a linear's are a rearranged copy, made once, an embedding's are views."""
+    if target.kind == "embedding":
+        return lambda: _tall_blocks(source, target, shape)
+    once = list(_tall_blocks(source, target, shape))
+    return lambda: once
 
 
 def _tall_blocks(source: Source, target: Target, shape: _Shape) -> Iterator[Tensor]:

@@ -140,7 +140,7 @@ class LowRank(Decomposer):
     def errors(
         self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
     ) -> list[float]:
-        return linalg.tail_errors(linalg.gram(_tall_blocks(source, group.target)), [_rank(spec) for spec in specs])
+        return linalg.tail_errors(lambda: _tall_blocks(source, group.target), [_rank(spec) for spec in specs])
 
     def factorise(
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None

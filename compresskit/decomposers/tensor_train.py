@@ -39,6 +39,7 @@ from compresskit.decomposers.base import (
     Source,
     Spec,
     Statistics,
+    add_bias,
 )
 from compresskit.decomposers.registry import register
 from compresskit.errors import InputError
@@ -78,7 +79,7 @@ class TensorTrainLinear(FactorisedLinear):
 
     def forward(self, x: Tensor) -> Tensor:  # x: (..., n) -> (..., m)
         y = _through(x, self.a, self.core, self.b)
-        return y if self.bias is None else y.add_(self.bias)
+        return add_bias(y, self.bias)
 
     def dense_weight(self) -> Tensor:
         return _dense(self.a, self.core, self.b)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from compresskit.decomposers.base import Target
 from compresskit.errors import InputError
 
-#: Numbers that are looked at together.
+#: isfinite makes copies: of this many numbers at a time.
 _NUMBERS = 1 << 22
 
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from transformers import PreTrainedModel
 
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import DENSE, NEAR, Decomposer, Group, Source, Spec
+from compresskit.decomposers.base import DENSE, NEAR, Decomposer, Group, Source, Spec, row_blocks
 from compresskit.errors import InputError, UnreachableError
 from compresskit.model.measure import Flops, count_flops
 from compresskit.model.swap import mount
@@ -314,7 +315,8 @@ def _least_error(
             wanted = round(factor * task.group.parameters / common)
             for spec in task.decomposer.candidates(task.group, wanted, allow_slow=allow_slow):
                 specs[spec] = task.decomposer.cost(task.group, spec).parameters
-        norm = sum(float(source.read(target).double().square().sum()) for target in task.group.targets)
+        blocks = (block for target in task.group.targets for block in row_blocks(source, target))
+        norm = sum(float(torch.linalg.vector_norm(block.float(), dim=1).double().square().sum()) for block in blocks)
         errors = task.decomposer.errors(task.group, list(specs), source)
         candidates.append(list(specs))
         choices.append([Choice(count, norm * error**2) for count, error in zip(specs.values(), errors, strict=True)])

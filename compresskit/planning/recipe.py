@@ -129,7 +129,9 @@ class Recipe(_Strict):
                     "give shapes in all rules, or a ratio and shapes in none"
                 )
         if self.objective == "latency" and (self.explicit or self.allocation != "uniform"):
-            raise InputError(f"recipe {self.name}: objective latency is for a ratio with allocation uniform")
+            raise InputError(
+                f"recipe {self.name}: objective latency is for allocation uniform with a ratio: drop one of them"
+            )
         if self.explicit and self.ratio is not None:
             raise InputError(f"recipe {self.name}: gives both ratio and shapes; give one")
         return self
