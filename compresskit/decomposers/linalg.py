@@ -10,6 +10,7 @@ would not do, and everything is done in 64. So the truncation error is within 1e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -70,14 +71,7 @@ def spectrum(gram_matrix: Tensor, count: int | None = None) -> np.ndarray:
     """The ``count`` largest eigenvalues of a Gram matrix (default: all), largest first: the squared singular values.
     Shape (count,), float64.
     """
-    k = gram_matrix.shape[0]
-    count = k if count is None else count
-    if 2 * count > k:
-        values = _eigh(gram_matrix, eigvals_only=True)[k - count :]
-    else:
-        values = _eigh(gram_matrix, eigvals_only=True, subset_by_index=[k - count, k - 1])
-        if len(values) < count:
-            values = _eigh(gram_matrix, eigvals_only=True)[k - count :]
+    values = _eigh(gram_matrix, len(gram_matrix) if count is None else count, eigvals_only=True)
     return np.clip(values[::-1].astype(np.float64), 0.0, None)
 
 
@@ -87,10 +81,7 @@ def leading(gram_matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         (singular values (count,) largest first, vectors (k, count)), float64, on the Gram matrix's device.
     """
-    k = gram_matrix.shape[0]
-    values, vectors = _eigh(gram_matrix, subset_by_index=[k - count, k - 1])
-    if len(values) < count:  # LAPACK may lose some of many equal eigenvalues when it looks for a part of them
-        values, vectors = (found[..., -count:] for found in _eigh(gram_matrix, driver="evd"))
+    values, vectors = _eigh(gram_matrix, count)
     values = np.sqrt(np.clip(values[::-1], 0.0, None))
     vectors = vectors[:, ::-1].copy()
     device = gram_matrix.device
@@ -148,11 +139,20 @@ def _threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _eigh(gram_matrix: Tensor, **kwargs: Any) -> Any:
+def _eigh(gram_matrix: Tensor, count: int, **options: Any) -> Any:
+    """The ``count`` largest eigenvalues, smallest first, and with them their vectors unless options say otherwise."""
+    matrix, k = gram_matrix.cpu().numpy(), len(gram_matrix)
     # One thread: these problems are small, and scipy's threads beside torch's made them 10 times slower on a busy
     # machine. It also makes the result independent of the number of threads.
     with _threads().limit(limits=1, user_api="blas"):
-        return scipy.linalg.eigh(gram_matrix.cpu().numpy(), check_finite=False, **kwargs)
+        if 2 * count <= k:
+            with suppress(np.linalg.LinAlgError):
+                found = scipy.linalg.eigh(matrix, check_finite=False, subset_by_index=[k - count, k - 1], **options)
+                if (found if options else found[0]).size == count:
+                    return found
+            # LAPACK may lose some of many equal eigenvalues, or give up, when it looks for a part of them.
+        found = scipy.linalg.eigh(matrix, check_finite=False, driver="evd", **options)
+        return found[-count:] if options else (found[0][-count:], found[1][:, -count:])
 
 
 def tail_errors(blocks: Blocks, counts: Sequence[int]) -> list[float]:
