@@ -75,6 +75,17 @@ def peers(a: Tensor, b: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     return found
 
 
+class Module(nn.Module):
+    """A function as a layer: what torch does around a layer's forward is the same for all that are compared."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 def _einsum_a(x: Tensor, a: Tensor, n2: int) -> Tensor:
     return torch.einsum("tjl,ij->til", x.view(len(x), -1, n2), a)
 
@@ -121,8 +132,8 @@ def _forward(
 ) -> dict[str, Any]:
     with torch.inference_mode():
         expected = F.linear(x, weight)
-        runs: dict[str, Callable[[], object]] = {"dense": lambda: F.linear(x, weight), "ours": lambda: layer(x)}
-        for name, other in {"ours": layer, **others}.items():
+        runs: dict[str, Callable[[], object]] = {"dense": partial(Module(lambda x: F.linear(x, weight)), x)}
+        for name, other in {"ours": layer, **{name: Module(other) for name, other in others.items()}}.items():
             try:
                 error = float((other(x) - expected).norm() / expected.norm())
             except Exception as problem:
@@ -130,7 +141,7 @@ def _forward(
                 continue
             if error > 1e-5:
                 raise SystemExit(f"{name}: off by {error:.1e}")
-            runs[name] = lambda other=other: other(x)  # type: ignore[misc]
+            runs[name] = partial(other, x)
         square, rows = torch.randn(768, 768), torch.randn(2048, 768)
         times = side_by_side({**runs, "large GEMM": lambda: rows @ square}, rounds)
     rate = 2 * 2048 * 768 * 768 / times.pop("large GEMM").median
@@ -143,8 +154,8 @@ def _training(layer: KroneckerLinear, weight: Tensor, x: Tensor, rounds: int) ->
     a, b = (nn.Parameter(factor.detach()[0].clone()) for factor in (layer.a, layer.b))
     x = x.clone().requires_grad_()
     gradient = torch.randn(len(x), len(weight))
-    passes = {"dense": lambda: F.linear(x, dense), "ours": lambda: layer(x)}
-    passes |= {name: lambda other=other: other(x) for name, other in peers(a, b).items()}  # type: ignore[misc]
+    passes = {"dense": partial(Module(lambda x: F.linear(x, dense)), x), "ours": partial(layer, x)}
+    passes |= {name: partial(Module(other), x) for name, other in peers(a, b).items()}
     runs: dict[str, Callable[[], object]] = {}
     for name, forward in passes.items():
         try:
