@@ -421,6 +421,7 @@ def report(parts: dict[str, list[dict[str, Any]]]) -> None:
                     row["model"], (row["flops_ratio"], row["speedup"]), fontsize=7, xytext=(4, -9),
                     textcoords="offset points",
                 )  # fmt: skip
+    axis.margins(x=0.2)  # room for names
     axis.set(xlabel="fewer FLOPs than dense", ylabel="times faster than dense", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend()

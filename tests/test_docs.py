@@ -80,3 +80,26 @@ def test_pasted_tables_are_those_of_the_reports() -> None:
             )
             pasted += 1
     assert pasted >= 1
+
+
+def test_speeds_are_those_of_the_report() -> None:
+    rows = json.loads((ROOT / "reports" / "speed" / "models.json").read_text(encoding="utf-8"))
+    found = {(row["model"], row["batch"]): row for row in rows if row["threads"] == 1}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for model in ("kroneckerbert-21-fast", "low-rank 19x"):
+        for batch in (1, 16):
+            assert f"{found[model, batch]['speedup']:.2f}x" in readme
+    for batch in (1, 16):
+        assert f"{found['kroneckerbert-21-fast', batch]['bound']:.1f}x" in readme
+    sizes = json.loads((ROOT / "reports" / "speed" / "memory.json").read_text(encoding="utf-8"))
+    largest = max(row["peak"] for row in sizes if row["model"] == "3.5B")
+    assert f"{largest / 1e9:.1f} GB of memory" in readme
+
+
+def test_links_lead_somewhere() -> None:
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    documents += (ROOT / "reports" / "speed").glob("*.md")
+    for document in documents:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                assert (document.parent / link).exists(), f"{document.name}: {link}"
