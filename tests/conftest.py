@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 import compresskit
@@ -141,6 +142,15 @@ def bench_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(left: Path, right: Path) -> bool:
+    ours, theirs = weights(left), weights(right)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 #: Of a benchmark in tests; the tiny model has 40 positions.
 BUDGET = {"max_tokens": 3000, "max_length": 32, "learning_rate": 2e-3}
 
@@ -150,6 +160,17 @@ def tiny_bench(root: Path, output: Path, **changes: Any) -> BenchResult:
     grid = {"methods": ("low-rank",), "ratios": (3.0,), "baselines": ("dense",), "latency_rounds": 1}
     grid |= {"models": (str(root / "model"),), "text": str(root / "text.txt"), "general": BUDGET}
     return compresskit.bench(output=output, **(grid | changes))
+
+
+@pytest.fixture(scope="session")
+def masked_lm(bench_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a masked-LM ``teacher`` and its ``student``."""
+    root = tmp_path_factory.mktemp("mlm")
+    tiny_model(head="masked-lm").save_pretrained(root / "teacher")
+    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bench_folder / "model" / file, root / "teacher" / file)
+    compresskit.compress(root / "teacher", method="kronecker", ratio=2).save_pretrained(root / "student")
+    return root
 
 
 @pytest.fixture(scope="session")
