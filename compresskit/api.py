@@ -6,20 +6,24 @@ import copy
 from pathlib import Path
 from typing import Any, get_args
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
+from compresskit.calibration.statistics import TOKENS, Calibration, calibrate
+from compresskit.data.corpus import Corpus, find_corpus
 from compresskit.errors import InputError, unknown
 from compresskit.model import checkpoint
+from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.quantizer import quantizer_of
 from compresskit.model.sources import ModelSource, check_finite
 from compresskit.model.swap import densify
 from compresskit.model.targets import check_supported
+from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.apply import apply_plan
-from compresskit.planning.planner import Plan, make_plan
+from compresskit.planning.planner import Plan, Progress, make_plan, silent
 from compresskit.planning.recipe import Allocation, Objective, Recipe, check_ratio, for_method, load_recipe
 
 ModelLike = PreTrainedModel | str | Path | None
+Text = str | Path | Corpus
 
 
 def choose_recipe(
@@ -30,6 +34,7 @@ def choose_recipe(
     allocation: Allocation | None = None,
     objective: Objective | None = None,
     allow_slow: bool = False,
+    calibrated: bool = False,
 ) -> Recipe:
     """The recipe that these choices mean; see :func:`compress` for them.
 
@@ -46,7 +51,8 @@ def choose_recipe(
     if method is not None:
         if ratio is None:
             raise InputError(f"method {method} needs a ratio or a size")
-        return for_method(method, ratio, allocation or "uniform", allow_slow, objective or "size")
+        tokens = TOKENS if calibrated else 0
+        return for_method(method, ratio, allocation, allow_slow, objective or "size", tokens)
     chosen = recipe.checked() if isinstance(recipe, Recipe) else load_recipe(recipe or "")
     update: dict[str, Any] = {}
     if chosen.explicit:
@@ -61,6 +67,8 @@ def choose_recipe(
         update["objective"] = objective
     if allow_slow:
         update["allow_slow"] = True
+    if calibrated and not chosen.calibration_tokens:
+        update["calibration_tokens"] = TOKENS
     return chosen.model_copy(update=update).checked()
 
 
@@ -73,13 +81,22 @@ def plan(
     allocation: Allocation | None = None,
     objective: Objective | None = None,
     allow_slow: bool = False,
+    calibration: Text | bool = False,
+    tokenizer: Any = None,
 ) -> Plan:
     """What :func:`compress` would do with the same arguments, with predicted errors; nothing is changed."""
     asked = choose_recipe(
-        method=method, ratio=ratio, recipe=recipe, allocation=allocation, objective=objective, allow_slow=allow_slow
+        method=method,
+        ratio=ratio,
+        recipe=recipe,
+        allocation=allocation,
+        objective=objective,
+        allow_slow=allow_slow,
+        calibrated=calibration is not False,
     )
-    dense, _ = _dense(model)
-    return make_plan(dense, asked, ModelSource(dense), predict_errors=True)
+    dense = _dense(model)
+    statistics = find_statistics(dense, asked, calibration, tokenizer)
+    return make_plan(dense.model, asked, ModelSource(dense.model), statistics=statistics, predict_errors=True)
 
 
 def compress(
@@ -91,6 +108,8 @@ def compress(
     allocation: Allocation | None = None,
     objective: Objective | None = None,
     allow_slow: bool = False,
+    calibration: Text | bool = False,
+    tokenizer: Any = None,
     inplace: bool = False,
 ) -> PreTrainedModel:
     """A compressed model of the same class.
@@ -105,13 +124,18 @@ def compress(
         objective: ``size`` (default) or ``latency``: of equally small models the one estimated fastest; uniform
             allocation only.
         allow_slow: also offer shapes that take more than 1.1 x the dense FLOPs.
+        calibration: fit the factors to what the layers see on this text, so that outputs are kept, not weights: a file
+            or hub data set as for :func:`distill`, True for the embedded text. One pass over the first
+            ``calibration_tokens`` of the recipe (default: 65,536).
+        tokenizer: for the calibration of a model given as an object; a folder has its own.
         inplace: change the given model instead of a copy.
 
     Returns:
         A model whose ``save_pretrained`` folder reloads with ``from_pretrained`` once compresskit is imported.
 
     Raises:
-        InputError: unknown method or recipe, a ratio out of reach, a model that cannot be compressed.
+        InputError: unknown method or recipe, a ratio out of reach, a model that cannot be compressed, a text that
+            cannot be read, no tokenizer to read it with.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -123,26 +147,52 @@ def compress(
         LowRankEmbedding(num_embeddings=1000, embedding_dim=64, rank=18)
     """
     asked = choose_recipe(
-        method=method, ratio=ratio, recipe=recipe, allocation=allocation, objective=objective, allow_slow=allow_slow
+        method=method,
+        ratio=ratio,
+        recipe=recipe,
+        allocation=allocation,
+        objective=objective,
+        allow_slow=allow_slow,
+        calibrated=calibration is not False,
     )
-    dense, kept = _dense(model)
-    chosen = make_plan(dense, asked, ModelSource(dense))
-    student = dense if inplace or not isinstance(model, PreTrainedModel) else _copy(dense, chosen)
-    apply_plan(student, chosen)
-    quantizer_of(student).extra_tensors = kept
+    dense = _dense(model)
+    statistics = find_statistics(dense, asked, calibration, tokenizer)
+    chosen = make_plan(dense.model, asked, ModelSource(dense.model), statistics=statistics)
+    student = dense.model if inplace or not isinstance(model, PreTrainedModel) else _copy(dense.model, chosen)
+    apply_plan(student, chosen, statistics=statistics)
+    quantizer_of(student).extra_tensors = dense.kept
     return student
 
 
-def _dense(model: ModelLike) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    """The dense model, and tensors of its base model that its class does not use (of a checkpoint)."""
+def find_statistics(
+    dense: Checkpoint,
+    recipe: Recipe,
+    calibration: Text | bool,
+    tokenizer: Any = None,
+    progress: Progress = silent,
+) -> Calibration | None:
+    """The statistics that the recipe wants, on the text that ``calibration`` means; None where it wants none.
+
+    Raises:
+        InputError: a text that cannot be read, no tokenizer to read it with.
+    """
+    if not recipe.calibration_tokens:
+        return None
+    text = find_corpus(None if isinstance(calibration, bool) else calibration)
+    words = find_tokenizer(tokenizer, dense)
+    return calibrate(dense.model, words, text, recipe.calibration_tokens, progress)
+
+
+def _dense(model: ModelLike) -> Checkpoint:
+    """The dense model with what its folder holds beside it."""
     if model is None or isinstance(model, str | Path):
-        read = checkpoint.read(model)
-        return read.model, read.kept
+        return checkpoint.read(model)
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"model: give a PreTrainedModel, a folder or a hub id, not a {type(model).__name__}")
     check_supported(model)
     check_finite(model)
-    return model, {}
+    name = model.config.name_or_path or type(model).__name__
+    return Checkpoint(Path(name).name, name, None, model, {})
 
 
 def _copy(model: PreTrainedModel, chosen: Plan) -> PreTrainedModel:

@@ -23,6 +23,7 @@ from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import RECORD, LayerError, Record
 from compresskit.benchmark.records import read as read_record
 from compresskit.benchmark.sources import Sources
+from compresskit.data.corpus import Part
 from compresskit.decomposers.base import SharedFactors
 from compresskit.errors import InputError, UnreachableError, WorkError
 from compresskit.model import checkpoint as checkpoints
@@ -146,7 +147,7 @@ class Workshop:
         if grid.general is not False:
             self.say("stage 1: general text")
             target = f"{WORK}/general" if cell.task is not None else MODEL
-            text = self.sources.corpus("training" if cell.task is None else "all")
+            text = self.sources.corpus(self._part)
             self._train(stages.distill, target, start, cell.origin, text=text, **grid.general, **options)
             start = self.folder / target
             stage = self._stages(target)[-1]
@@ -163,6 +164,11 @@ class Workshop:
         found = self._size(read.model, read.folder) | self._score(read.model)
         return made | found | {"score_before": before["score"], "seconds_distill": seconds, "made_by": made_by}
 
+    @property
+    def _part(self) -> Part:
+        """Of the general text, what a student may see."""
+        return "all" if self.cell.task is not None else "training"
+
     # -- making -----------------------------------------------------------------------------------------------------
 
     def _compress(self) -> dict[str, Any]:
@@ -171,12 +177,15 @@ class Workshop:
         self.say("compressing")
         dense = self.sources.read_dense(self.cell.origin)
         start = time.perf_counter()
-        plan = make_plan(dense.model, recipe, ModelSource(dense.model))
+        statistics = None
+        if recipe.calibration_tokens:
+            statistics = self.sources.statistics(self.cell.origin, self._part, recipe.calibration_tokens)
+        plan = make_plan(dense.model, recipe, ModelSource(dense.model), statistics=statistics)
         norms = {
             a.group.name: math.hypot(*(_norm(dense.model, target.name) for target in a.group.targets))
             for a in plan.assignments
         }
-        plan = apply_plan(dense.model, plan)
+        plan = apply_plan(dense.model, plan, statistics=statistics)
         seconds = time.perf_counter() - start
         with output_folder(self.folder / WORK / "compressed", overwrite=True) as temporary:
             write_compressed(dense, plan, temporary, self.cell.folder)
@@ -189,6 +198,7 @@ class Workshop:
             "made_by": {
                 "resolved_recipe": resolved_recipe(plan).model_dump(mode="json", exclude_defaults=True),
                 "plan_notes": list(plan.notes),
+                **({"calibration": plan.calibration} if plan.calibration else {}),
             },
         }
 

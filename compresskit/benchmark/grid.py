@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from compresskit.data.tasks import load_task
 from compresskit.decomposers import registry
+from compresskit.decomposers.base import AUTO
 from compresskit.errors import InputError, unknown
 from compresskit.planning.recipe import Recipe, check_ratio, for_method, load_recipe, shipped_recipes
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage
@@ -38,6 +39,8 @@ class Grid(BaseModel):
         baselines: rows without compression by factors: ``dense`` (the teacher; always there), ``int8`` (its linear
             layers quantised dynamically), ``half-layers`` (every second layer, distilled on the students' budget).
         teacher: settings of :func:`compresskit.finetune` for a task's teacher.
+        calibration_tokens: of the general text that methods fit their factors to (a recipe file has its own); 0: they
+            fit the weights alone.
         general: settings of stage 1 (:func:`compresskit.distill` on text) of every student; False leaves it out.
         task: settings of stage 2 of every student, where there are tasks.
         precision: of all training: ``fp32`` or ``bf16``.
@@ -58,6 +61,7 @@ class Grid(BaseModel):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     baselines: tuple[Baseline, ...] = BASELINES
     teacher: dict[str, Any] = Field(default_factory=dict)
+    calibration_tokens: int = Field(default=0, ge=0)
     general: dict[str, Any] | Literal[False] = Field(default_factory=lambda: dict(GENERAL))
     task: dict[str, Any] = Field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -134,12 +138,12 @@ class Grid(BaseModel):
 
     def _recipe(self, method: str, ratio: float) -> Recipe:
         """A method or recipe at that ratio; every student gets the grid's training, so a recipe's own is dropped."""
-        if method in registry.decomposers():
-            return for_method(method, ratio)
+        if method == AUTO or method in registry.decomposers():
+            return for_method(method, ratio, calibration_tokens=self.calibration_tokens)
         if Path(method).suffix not in (".yaml", ".yml") and method not in shipped_recipes():
-            raise unknown("method or recipe", method, [*registry.decomposers(), *shipped_recipes()])
+            raise unknown("method or recipe", method, [*registry.decomposers(), AUTO, *shipped_recipes()])
         recipe = load_recipe(method)
-        if recipe.name in (*BASELINES, *registry.decomposers()):
+        if recipe.name in (*BASELINES, AUTO, *registry.decomposers()):
             raise InputError(f"recipe {method}: is called {recipe.name!r} like a baseline or method; rename it")
         return recipe.model_copy(update={"distill": None, "ratio": None if recipe.explicit else ratio})
 

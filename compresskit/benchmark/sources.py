@@ -8,7 +8,7 @@ import subprocess
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -16,18 +16,19 @@ from compresskit import __version__
 from compresskit.benchmark import quality
 from compresskit.benchmark.grid import Cell, Grid
 from compresskit.benchmark.records import digest
+from compresskit.calibration.statistics import Calibration, calibrate
 from compresskit.data import corpus as corpora
-from compresskit.data.corpus import Corpus
+from compresskit.data.corpus import Corpus, Part
 from compresskit.data.encoding import check_length, positions
 from compresskit.data.files import file_hash
 from compresskit.data.tasks import Task, TaskData, load_data, load_task
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import DENSE
 from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.recipe import Recipe
-from compresskit.training.job import DEFAULT_LENGTH, find_tokenizer
+from compresskit.training.job import DEFAULT_LENGTH
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
 
@@ -44,6 +45,7 @@ class Sources:
         self.task = cache(self._task)
         self.passages = cache(self._passages)
         self.encoded = cache(self._encoded)
+        self.statistics = cache(self._statistics)
         self._text_record = cache(self._texts.record)
 
     def cells(self) -> list[Cell]:
@@ -56,9 +58,7 @@ class Sources:
                 "model": self.identity(origin),
                 "method": method,
                 "recipe": _plain(recipe) if recipe is not None else None,
-                "methods": sorted({registry.source(rule.method) for rule in recipe.rules if rule.method != DENSE})
-                if recipe is not None
-                else [],
+                "methods": registry.sources(rule.method for rule in recipe.rules) if recipe is not None else [],
                 "ratio": ratio,
                 "seed": seed,
                 "first seed": grid.seeds[0],
@@ -103,7 +103,7 @@ class Sources:
         """The pre-trained checkpoint, freshly read: a cell may change it."""
         return checkpoints.read(origin)
 
-    def corpus(self, part: Literal["all", "training", "held-out"]) -> Corpus:
+    def corpus(self, part: Part) -> Corpus:
         """The general text, or a part of it."""
         return Corpus(self._texts.name, self._texts.path, part)
 
@@ -126,8 +126,8 @@ class Sources:
                 "task_stage": grid.stage("task"),
             }
         used = versions()
-        for rule in cell.recipe.rules if cell.recipe is not None else ():
-            if rule.method != DENSE and (package := registry.source(rule.method)) != "compresskit":
+        for package in registry.sources(rule.method for rule in cell.recipe.rules) if cell.recipe is not None else ():
+            if package != "compresskit":
                 used |= dict([package.split(" ", 1)])
         return made | {"versions": used, "hardware": hardware(), "git": git_state()}
 
@@ -148,6 +148,9 @@ class Sources:
         limit = positions(self.read_dense(origin).model) or quality.PASSAGE
         return quality.find_passages(self.corpus("held-out"), self.tokenizer(origin), min(quality.PASSAGE, limit))
 
+    def _statistics(self, origin: str | None, part: Part, tokens: int) -> Calibration:
+        return calibrate(self.read_dense(origin).model, self.tokenizer(origin), self.corpus(part), tokens)
+
     def _encoded(self, origin: str | None) -> tuple[quality.Encoded, float]:
         """The passages through the teacher, and its own retrieval score."""
         passages = self.passages(origin)
@@ -156,8 +159,10 @@ class Sources:
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without the objective where it is the usual one: keys from before it existed stay valid."""
-    return recipe.model_dump(mode="json", exclude={"objective"} if recipe.objective == "size" else None)
+    """The recipe without newer fields where they say the usual: keys from before they existed stay valid."""
+    newer = {"objective", "calibration_tokens"}
+    plain = recipe.model_dump(mode="json", exclude=newer)
+    return plain | recipe.model_dump(mode="json", include=newer, exclude_defaults=True)
 
 
 @cache

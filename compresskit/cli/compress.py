@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compresskit.cli.common import common, out, prepare, print_notes, progress_bar, reading
+from compresskit.data import EMBEDDED
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @common
-@click.option("--method", metavar="NAME", help="One method for every role; see `compresskit methods`.")
+@click.option("--method", metavar="NAME", help="For every role, or auto; see `compresskit methods`.")
 @click.option("--recipe", metavar="NAME|FILE", help="A shipped recipe or a YAML file, instead of --method.")
 @click.option("--ratio", type=float, help="Dense parameters / compressed parameters, whole model, above 1.")
 @click.option("--size", metavar="SIZE", help="Instead of --ratio: the weight file's size, e.g. 5MB (10^6 bytes).")
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     "--objective",
     type=click.Choice(["size", "latency"]),
     help="latency: of equally small plans the fastest by estimate.",
+)
+@click.option(
+    "--calibration",
+    is_flag=False,
+    flag_value=EMBEDDED,
+    metavar="[FILE|HUB_ID]",
+    help="Keep outputs on this text, not weights. Alone: on the embedded text.",
 )
 @click.option("--allow-slow", is_flag=True, help="Also offer shapes above 1.1 x the dense FLOPs.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write. Default: <model>-<method>-<ratio>x.")
@@ -45,6 +53,7 @@ def compress(
     size: str | None,
     allocation: Any,
     objective: Any,
+    calibration: str | None,
     allow_slow: bool,
     output: Path | None,
     overwrite: bool,
@@ -56,7 +65,8 @@ def compress(
         raise InputError("give --ratio or --size, not both")
     size_bytes = None if size is None else parse_size(size)
     prepare(seed, threads, device)
-    from compresskit.api import choose_recipe
+    from compresskit.api import choose_recipe, find_statistics
+    from compresskit.data.corpus import find_corpus
     from compresskit.model import checkpoint as checkpoints
     from compresskit.model import output as outputs
     from compresskit.model.sources import ModelSource
@@ -66,10 +76,13 @@ def compress(
 
     def chosen(at_ratio: float | None) -> Recipe:
         options = {"allocation": allocation, "objective": objective, "allow_slow": allow_slow}
-        return choose_recipe(method=method, recipe=recipe, ratio=at_ratio, **options)
+        return choose_recipe(
+            method=method, recipe=recipe, ratio=at_ratio, calibrated=calibration is not None, **options
+        )
 
     # What needs no model is refused before one is read; a size becomes a ratio once the model is known.
     asked = chosen(2.0 if size is not None else ratio)
+    text = find_corpus(calibration)
     if output is not None and not dry_run:
         outputs.check_output(output, overwrite)
     with reading(model):
@@ -79,7 +92,8 @@ def compress(
     source = ModelSource(dense.model)
     if dry_run:
         with progress_bar() as progress:
-            plan = make_plan(dense.model, asked, source, predict_errors=True, progress=progress)
+            statistics = find_statistics(dense, asked, text, progress=progress)
+            plan = make_plan(dense.model, asked, source, statistics=statistics, predict_errors=True, progress=progress)
         show(dense, plan)
         out.print("Dry run: nothing written.")
         return
@@ -87,10 +101,11 @@ def compress(
     folder = output or Path("-".join(part for part in (dense.name, asked.name, suffix) if part))
     outputs.check_output(folder, overwrite)
     with progress_bar() as progress:
-        plan = make_plan(dense.model, asked, source, progress=progress)
+        statistics = find_statistics(dense, asked, text, progress=progress)
+        plan = make_plan(dense.model, asked, source, statistics=statistics, progress=progress)
     with outputs.output_folder(folder, overwrite) as temporary:
         with progress_bar() as progress:
-            plan = apply_plan(dense.model, plan, progress)
+            plan = apply_plan(dense.model, plan, progress, statistics=statistics)
         megabytes = write_compressed(dense, plan, temporary, folder.name)
     show(dense, plan, megabytes)
     out.print(f"Written to {folder}/ (weights, tokenizer, recipe.yaml, compression.json, model card)", markup=False)
@@ -127,11 +142,13 @@ def inspect(model: str | None, as_class: str | None, seed: int, threads: int | N
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def methods(**_: Any) -> None:
     """List the registered methods and the shipped recipes."""
+    from compresskit.decomposers.base import AUTO
     from compresskit.decomposers.registry import broken, decomposers, source
     from compresskit.planning.recipe import load_recipe, shipped_recipes
     from compresskit.reporting.tables import grid
 
     rows = [(name, method.summary, method.reference, source(name)) for name, method in decomposers().items()]
+    rows.append((AUTO, "for every matrix the method and shape with the least error, best with --calibration", "", ""))
     rows += [(name, f"BROKEN: {reason}", "", "") for name, reason in broken().items()]
     out.print(grid(("method", "what it does", "published in", "package"), rows, left=(0, 1, 2, 3)))
     recipes = [(name, load_recipe(name).description) for name in sorted(shipped_recipes())]

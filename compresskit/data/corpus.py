@@ -13,16 +13,18 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
-from compresskit.data import files
+from compresskit.data import EMBEDDED, files
 from compresskit.errors import InputError
 from compresskit.model import hub
 
-EMBEDDED = "python-help-topics"
 #: One document in so many is held out of the part ``training``.
 HELD_OUT_SHARE = 5
 _BATCH = 32
 #: Characters after which a document without a blank line is cut: a file may be one sentence per line.
 _LONGEST = 100_000
+
+
+Part = Literal["all", "training", "held-out"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Corpus:
 
     name: str
     path: Path | None = None
-    part: Literal["all", "training", "held-out"] = "all"
+    part: Part = "all"
 
     def documents(self) -> Iterator[str]:
         """The documents, in order. A text file's are separated by blank lines; a JSON line's is its ``text``."""
@@ -75,7 +77,8 @@ class Corpus:
 
 def find_corpus(text: str | Path | Corpus | None) -> Corpus:
     """The corpus that ``--text`` means: a file, a hub data set (``owner/name`` or ``owner/name:config``), or without
-    any the embedded text (the help topics of Python itself: real English, the same everywhere for one version).
+    any (or by its own name) the embedded text (the help topics of Python itself: real English, the same everywhere for
+    one version).
 
     Raises:
         InputError: no such file, or a folder.
@@ -83,6 +86,8 @@ def find_corpus(text: str | Path | Corpus | None) -> Corpus:
     if isinstance(text, Corpus):
         return text
     if text is None:
+        return Corpus(EMBEDDED)
+    if text == EMBEDDED:
         return Corpus(EMBEDDED)
     path = Path(text)
     if path.is_file():
@@ -121,6 +126,21 @@ def sequences(corpus: Corpus, tokenizer: Any, max_length: int, tokens: int | Non
         rows += [np.asarray(piece, dtype=np.int32) for piece in pieces]  # Python integers take ten times the memory
         found += sum(map(len, pieces))
     return Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
+
+
+def batches(corpus: Corpus, tokenizer: Any, tokens: int, max_length: int, size: int = 16) -> list[dict[str, Any]]:
+    """The first ``tokens`` tokens, to the end of a sequence, as padded batches of ``input_ids`` and ``attention_mask``.
+
+    Raises:
+        InputError: unreadable, empty or undecodable text.
+    """
+    dataset = sequences(corpus, tokenizer, max_length, tokens)
+    enough = int(np.searchsorted(np.cumsum(dataset["length"]), tokens)) + 1
+    rows = sorted(dataset["input_ids"][:enough], key=len)  # little padding
+    return [
+        dict(tokenizer.pad({"input_ids": rows[start : start + size]}, return_tensors="pt"))
+        for start in range(0, len(rows), size)
+    ]
 
 
 def _paragraphs(path: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ W is (m, n) as ``nn.Linear.weight`` and ``nn.Embedding.weight`` store it.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from compresskit.decomposers import weighted
 from compresskit.validation import validate
 
 Kind = Literal["linear", "embedding"]
@@ -26,6 +28,9 @@ ROLES: tuple[Role, ...] = ("embedding", "attention", "ffn", "head")
 
 #: ``method: dense`` in a recipe keeps matrices as they are; no decomposer may take the name.
 DENSE = "dense"
+
+#: ``method: auto`` lets the planner choose the method too; no decomposer may take the name.
+AUTO = "auto"
 
 #: A candidate may cost at most this many times the dense FLOPs, unless slow ones are allowed.
 MAX_FLOPS_RATIO = 1.1
@@ -103,6 +108,11 @@ class Group:
         return sum(target.parameters for target in self.targets)
 
     @property
+    def target_names(self) -> frozenset[str]:
+        """Names of all targets."""
+        return frozenset(target.name for target in self.targets)
+
+    @property
     def target(self) -> Target:
         """The only target of a group of one."""
         (target,) = self.targets
@@ -151,13 +161,33 @@ class Source(Protocol):
 class Statistics(Protocol):
     """What calibration knows about the inputs of the targets. Always optional."""
 
-    def second_moment(self, target: Target) -> Tensor:
-        """X^T X of a linear's input, (n, n)."""
+    def second_moment(self, target: Target) -> Tensor | None:
+        """X^T X of a linear's input, (n, n); None if not known."""
         ...
 
-    def token_counts(self, target: Target) -> Tensor:
-        """How often each row of an embedding was looked up, (m,)."""
+    def token_counts(self, target: Target) -> Tensor | None:
+        """How often each row of an embedding was looked up, (m,); None if not known."""
         ...
+
+
+def moment_of(target: Target, statistics: Statistics | None) -> Tensor | None:
+    """The second moment of a linear's input, where it is known."""
+    return statistics.second_moment(target) if statistics is not None and target.kind == "linear" else None
+
+
+def counts_of(target: Target, statistics: Statistics | None) -> Tensor | None:
+    """How often each row of an embedding was looked up, where it is known."""
+    return statistics.token_counts(target) if statistics is not None and target.kind == "embedding" else None
+
+
+def output_error(matrices: Iterable[tuple[Target, Tensor, Tensor]], statistics: Statistics) -> float:
+    """||(W - W') X||_F / ||W X||_F, root mean square over (target, W, W'); see :meth:`Decomposer.output_errors`."""
+    squares = []
+    for target, weight, made in matrices:
+        moment, counts = moment_of(target, statistics), counts_of(target, statistics)
+        residual, norm = weighted.energies(weight, made, moment, counts)
+        squares.append(residual / norm if norm > 0 else 0.0)
+    return math.sqrt(sum(squares) / len(squares))
 
 
 def row_blocks(source: Source, target: Target) -> Iterator[Tensor]:
@@ -374,6 +404,29 @@ class Decomposer(ABC):
         Exact for one spec (of weights with 32 bits to about 5e-4); of several a close upper bound will do where exact
         figures would take too long.
         """
+
+    def output_errors(self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics) -> list[float]:
+        """The relative error that each spec's outputs will have on the text of the calibration, ||(W - W') X||_F /
+        ||W X||_F, root mean square over the group's matrices (of an embedding: of its rows, weighted by how often they
+        occur).
+
+        Here by factorising; a method that knows a shorter way overrides it.
+        """
+        return [self._output_error(group, spec, source, statistics) for spec in specs]
+
+    @torch.no_grad()
+    def _output_error(self, group: Group, spec: Spec, source: Source, statistics: Statistics) -> float:
+        with torch.device("meta"):
+            layers = self.layers(group, spec)
+        for name, factor in self.factorise(group, spec, source, statistics).items():
+            path, _, attribute = name.rpartition(".")
+            setattr(layers[path], attribute, nn.Parameter(factor, requires_grad=False))
+        matrices = []
+        for target in group.targets:
+            layer = layers[target.name]
+            assert isinstance(layer, FactorisedLinear | FactorisedEmbedding)
+            matrices.append((target, source.read(target), layer.dense_weight()))
+        return output_error(matrices, statistics)
 
     @abstractmethod
     def factorise(

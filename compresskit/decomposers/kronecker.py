@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskit.decomposers import linalg
+from compresskit.decomposers import linalg, weighted
 from compresskit.decomposers.base import (
     COST_TOKENS,
     MAX_FLOPS_RATIO,
@@ -35,6 +35,8 @@ from compresskit.decomposers.base import (
     Statistics,
     Target,
     add_bias,
+    counts_of,
+    moment_of,
     row_blocks,
 )
 from compresskit.decomposers.contraction import contractions, multiply
@@ -251,7 +253,12 @@ class Kronecker(Decomposer):
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
     ) -> dict[str, Tensor]:
         target, shape, terms = group.target, _shape(spec), _terms(spec)
+        counts, moment = counts_of(target, statistics), moment_of(target, statistics)
         values, vectors, images = linalg.truncated_svd(_blocks(source, target, shape), terms)
+        if counts is not None:
+            rows = weighted.row_weights(counts).repeat_interleave(shape.n1)
+            vectors, images = weighted.rows(_blocks(source, target, shape), rows, terms)
+            values = torch.linalg.vector_norm(images, dim=0)
         root = values.sqrt()  # each factor takes the square root of the singular value
         dtype = source.rows(target, 0, 1).dtype
         long, short = (images * linalg.safe_inverse(root)).to(dtype), (vectors * root).to(dtype)
@@ -260,6 +267,8 @@ class Kronecker(Decomposer):
         else:
             a, b = (long, short) if _a_is_long(shape) else (short, long)  # (m1*n1, terms), (m2*n2, terms)
             a, b = a.T.reshape(terms, shape.m1, shape.n1), b.T.reshape(terms, shape.m2, shape.n2)
+            if moment is not None:
+                a, b = (factor.to(dtype) for factor in weighted.kronecker(source.read(target), moment, a, b))
         return {f"{target.name}.a": a.contiguous(), f"{target.name}.b": b.contiguous()}
 
     def layers(self, group: Group, spec: Spec) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ would not do, and everything is done in 64. So the truncation error is within 1e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
@@ -127,6 +127,15 @@ def truncated_svd(blocks: Blocks, count: int) -> Truncated:
     values, rotation = leading(gram([images.double()]), count)
     rotation = rotation.to(basis.dtype)
     return Truncated(scale * values, (basis @ rotation).to(dtype), (scale * (images @ rotation)).to(dtype))
+
+
+def scaled_rows(blocks: Blocks, weights: Tensor) -> Iterator[Tensor]:
+    """The row blocks with each row multiplied by its weight; weights: (rows,) of all blocks together."""
+    start = 0
+    for block in blocks():
+        rows = working(block)
+        yield rows * weights[start : start + len(rows), None].to(rows.dtype)
+        start += len(rows)
 
 
 def working(block: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskit.decomposers import linalg
+from compresskit.decomposers import linalg, weighted
 from compresskit.decomposers.base import (
     COST_TOKENS,
     Cost,
@@ -27,6 +27,8 @@ from compresskit.decomposers.base import (
     Spec,
     Statistics,
     Target,
+    counts_of,
+    moment_of,
     row_blocks,
 )
 from compresskit.decomposers.registry import register
@@ -142,15 +144,34 @@ class LowRank(Decomposer):
     ) -> list[float]:
         return linalg.tail_errors(lambda: _tall_blocks(source, group.target), [_rank(spec) for spec in specs])
 
+    def output_errors(self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics) -> list[float]:
+        target, ranks = group.target, [_rank(spec) for spec in specs]
+        moment, counts = moment_of(target, statistics), counts_of(target, statistics)
+        if counts is not None:
+            weights = weighted.row_weights(counts)
+            return linalg.tail_errors(lambda: linalg.scaled_rows(lambda: row_blocks(source, target), weights), ranks)
+        if moment is None:
+            return self.errors(group, specs, source)
+        seen = source.read(target).double() @ weighted.root(moment)
+        return linalg.tail_errors(lambda: [seen if len(seen) >= seen.shape[1] else seen.T], ranks)
+
     def factorise(
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
     ) -> dict[str, Tensor]:
         target, rank = group.target, _rank(spec)
         m, n = target.shape
-        values, vectors, images = linalg.truncated_svd(lambda: _tall_blocks(source, target), rank)
-        root = values.sqrt()  # each factor takes the square root of the singular value
-        long, short = images * linalg.safe_inverse(root), vectors * root
-        a, b = (long, short.T) if m >= n else (short, long.T)
+        moment, counts = moment_of(target, statistics), counts_of(target, statistics)
+        if moment is not None:
+            a, b = weighted.low_rank(source.read(target), moment, rank)
+        elif counts is not None:
+            short, long = weighted.rows(lambda: row_blocks(source, target), weighted.row_weights(counts), rank)
+            root = torch.linalg.vector_norm(long, dim=0).sqrt()
+            a, b = long * linalg.safe_inverse(root), (short * root).T
+        else:
+            values, vectors, images = linalg.truncated_svd(lambda: _tall_blocks(source, target), rank)
+            root = values.sqrt()  # each factor takes the square root of the singular value
+            long, short = images * linalg.safe_inverse(root), vectors * root
+            a, b = (long, short.T) if m >= n else (short, long.T)
         dtype = source.rows(target, 0, 1).dtype
         return {f"{target.name}.a": a.to(dtype).contiguous(), f"{target.name}.b": b.to(dtype).contiguous()}
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from compresskit.decomposers.base import DENSE, Decomposer
+from compresskit.decomposers.base import AUTO, DENSE, Decomposer
 from compresskit.errors import InputError, unknown
 
 #: Entry points of other packages: ``name = "package.module:Class"``.
@@ -31,8 +32,8 @@ def register(cls: D) -> D:
     Raises:
         InputError: the name is taken by another class.
     """
-    if cls.name == DENSE or cls.name in _registry:
-        holder = "compresskit" if cls.name == DENSE else type(_registry[cls.name]).__module__
+    if cls.name in (AUTO, DENSE) or cls.name in _registry:
+        holder = "compresskit" if cls.name in (AUTO, DENSE) else type(_registry[cls.name]).__module__
         raise InputError(f"method {cls.name!r} of {cls.__module__} is already registered by {holder}")
     _registry[cls.name] = cls()
     return cls
@@ -64,7 +65,7 @@ def _load_plugin(point: EntryPoint) -> None:
         _broken[point.name] = f"plug-in of {_package(point)}: {type(error).__name__}: {' '.join(str(error).split())}"
         return
     known = _registry.get(cls.name)
-    if cls.name == DENSE or (known is not None and type(known) is not cls) or cls.name in _plugins:
+    if cls.name in (AUTO, DENSE) or (known is not None and type(known) is not cls) or cls.name in _plugins:
         holder = _package(_plugins[cls.name]) if cls.name in _plugins else "compresskit"
         _refused = f"method {cls.name!r} of {_package(point)} is already registered by {holder}: uninstall one"
         return
@@ -98,6 +99,12 @@ def broken() -> dict[str, str]:
     """Plug-ins that could not be loaded: name -> reason."""
     _load_all()
     return dict(sorted(_broken.items()))
+
+
+def sources(names: Iterable[str]) -> list[str]:
+    """The packages that decide what these methods do, sorted: for ``auto`` those of all methods, for ``dense`` none."""
+    known = {name for given in names for name in (decomposers() if given == AUTO else [given]) if name != DENSE}
+    return sorted({source(name) for name in known})
 
 
 def source(name: str) -> str:

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskit.decomposers import linalg
+from compresskit.decomposers import linalg, weighted
 from compresskit.decomposers.base import (
     COST_TOKENS,
     NEAR,
@@ -35,6 +35,7 @@ from compresskit.decomposers.base import (
     Spec,
     Statistics,
     Target,
+    moment_of,
 )
 from compresskit.decomposers.low_rank import LowRank, LowRankSpec
 from compresskit.decomposers.registry import register
@@ -219,18 +220,29 @@ class Tucker(Decomposer):
         found = [corners[(rank_out or m) - 1, (rank_in or n) - 1] for rank_out, rank_in in picked]
         return [float(max(0.0, 1 - captured / total) ** 0.5) for captured in found]
 
+    def output_errors(self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics) -> list[float]:
+        if len(group.targets) == 1:
+            return _alone.output_errors(group, [_low_rank(spec) for spec in specs], source, statistics)
+        return super().output_errors(group, specs, source, statistics)
+
     def factorise(
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
     ) -> dict[str, Tensor]:
         if len(group.targets) == 1:
-            return _alone.factorise(group, _low_rank(spec), source)
+            return _alone.factorise(group, _low_rank(spec), source, statistics)
         weights = [source.read(target) for target in group.targets]
         dtype = weights[0].dtype
         weights = [linalg.working(weight) for weight in weights]
-        a, b = _bases(weights, *_ranks(spec))
+        moments = [moment_of(target, statistics) for target in group.targets]
+        known = [moment for moment in moments if moment is not None]
+        if len(known) == len(weights):
+            a, b, cores = weighted.tucker(weights, known, lambda matrices: _bases(matrices, *_ranks(spec)))
+        else:
+            a, b = _bases(weights, *_ranks(spec))
+            cores = [_core(weight, a, b) for weight in weights]
         factors = {
-            f"{target.name}.core": _core(weight, a, b).to(dtype).contiguous()
-            for target, weight in zip(group.targets, weights, strict=True)
+            f"{target.name}.core": core.to(dtype).contiguous()
+            for target, core in zip(group.targets, cores, strict=True)
         }
         if a is not None:
             factors[f"{group.name}.a"] = a.to(dtype).contiguous()

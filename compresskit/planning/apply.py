@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from compresskit.calibration.statistics import Calibration
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import BLOCK_ROWS, FactorisedEmbedding, FactorisedLinear
+from compresskit.decomposers.base import BLOCK_ROWS, FactorisedEmbedding, FactorisedLinear, output_error
 from compresskit.model.quantizer import CompresskitConfig, CompresskitHfQuantizer, attach
 from compresskit.model.sources import ModelSource
 from compresskit.model.swap import assign, mount
@@ -15,30 +16,44 @@ from compresskit.planning.planner import Plan, Progress, silent
 
 
 @torch.no_grad()
-def apply_plan(model: PreTrainedModel, plan: Plan, progress: Progress = silent) -> Plan:
+def apply_plan(
+    model: PreTrainedModel, plan: Plan, progress: Progress = silent, *, statistics: Calibration | None = None
+) -> Plan:
     """Compress ``model`` in place as the plan says.
 
     Args:
         model: the dense model that the plan was made for.
         plan: every group with its spec.
         progress: called with (what, done, total) after each group.
+        statistics: of the inputs, from calibration; factors then keep outputs instead of weights.
 
     Returns:
-        The plan with the measured error of every group, ||W - W'||_F / ||W||_F.
+        The plan with the measured error of every group, ||W - W'||_F / ||W||_F, and with statistics the error of its
+        outputs on the text of the calibration.
     """
     source = ModelSource(model)
-    errors = {}
+    errors, output_errors = {}, {}
     for index, assignment in enumerate(plan.assignments):
         group, decomposer = assignment.group, registry.get(assignment.method)
         weights = {target.name: source.view(target) for target in group.targets}
-        factors = decomposer.factorise(group, assignment.spec, source)
+        factors = decomposer.factorise(group, assignment.spec, source, statistics)
         mount(model, decomposer, group, assignment.spec)
         assign(model, factors)
         errors[group.name] = _measured_error(model, weights)
+        if statistics is not None:
+            made = {name: _layer(model, name).dense_weight() for name in weights}
+            matrices = [(target, weights[target.name], made[target.name]) for target in group.targets]
+            output_errors[group.name] = output_error(matrices, statistics)
         progress("factorising", index + 1, len(plan.assignments))
     config = CompresskitConfig.from_groups(model, [(a.group, a.spec) for a in plan.assignments])
     attach(model, CompresskitHfQuantizer(config))
-    return plan.with_errors(errors)
+    return plan.with_errors(errors, output_errors)
+
+
+def _layer(model: PreTrainedModel, name: str) -> FactorisedLinear | FactorisedEmbedding:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, FactorisedLinear | FactorisedEmbedding)
+    return layer
 
 
 def _energy(matrix: Tensor) -> float:
@@ -49,8 +64,7 @@ def _energy(matrix: Tensor) -> float:
 def _measured_error(model: PreTrainedModel, weights: dict[str, Tensor]) -> float:
     residual = norm = 0.0
     for name, weight in weights.items():
-        layer = model.get_submodule(name)
-        assert isinstance(layer, FactorisedLinear | FactorisedEmbedding)
+        layer = _layer(model, name)
         rows = weight.split(BLOCK_ROWS)  # a whole table in float32 may be the largest thing in memory
         if isinstance(layer, FactorisedEmbedding):
             numbers = torch.arange(len(weight), device=weight.device).split(BLOCK_ROWS)

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
+from compresskit.calibration.statistics import Calibration
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import DENSE, NEAR, Decomposer, Group, Source, Spec, row_blocks
+from compresskit.decomposers.base import AUTO, DENSE, NEAR, Group, Source, Spec, Statistics
 from compresskit.errors import InputError, UnreachableError
 from compresskit.model.measure import Flops, count_flops
 from compresskit.model.swap import mount
 from compresskit.model.targets import count_parameters, find_targets, skeleton
 from compresskit.planning.allocation import Choice, allocate
-from compresskit.planning.recipe import Recipe, Rule, apply_rules
+from compresskit.planning.blocks import Block, Pick, Task, blocks_of, least_error
+from compresskit.planning.recipe import Recipe, apply_rules
 
 #: The achieved ratio lies within this share above the asked one, unless the plan says otherwise.
 SLACK = 0.01
@@ -31,9 +32,6 @@ _BANDS = 12
 
 #: The band that ``objective: latency`` starts with: ratios of single matrices may differ by a factor of 1.6 either way.
 _ROOM = 3
-
-#: Budgets, as factors of a group's fair share, that the ``error`` allocation asks candidates for.
-_ERROR_BUDGETS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 4.0)
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,6 +47,7 @@ class Assignment:
     Attributes:
         parameters: of the factors, biases left out.
         error: relative Frobenius error, predicted by the plan or measured after factorising; None if not known.
+        output_error: of the outputs on the text of the calibration, measured after factorising.
     """
 
     group: Group
@@ -56,6 +55,7 @@ class Assignment:
     spec: Spec
     parameters: int
     error: float | None = None
+    output_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Plan:
         flops_after: likewise.
         notes: what the user should know, e.g. a ratio that is not near the asked one.
         dense: names of the matrices that stay as they are.
+        calibration: text and tokens that the factors were fitted to; None without.
     """
 
     recipe: Recipe
@@ -83,17 +84,25 @@ class Plan:
     flops_after: Flops
     notes: tuple[str, ...] = ()
     dense: tuple[str, ...] = ()
+    calibration: dict[str, Any] | None = None
 
     @property
     def ratio(self) -> float:
         """Achieved: dense parameters / compressed parameters."""
         return self.parameters_before / self.parameters_after
 
-    def with_errors(self, errors: dict[str, float]) -> Plan:
+    def with_errors(self, errors: dict[str, float], output_errors: dict[str, float] | None = None) -> Plan:
         """The same plan with these errors by group name."""
-        return replace(
-            self, assignments=tuple(replace(a, error=errors.get(a.group.name, a.error)) for a in self.assignments)
+        outputs = output_errors or {}
+        assignments = (
+            replace(
+                a,
+                error=errors.get(a.group.name, a.error),
+                output_error=outputs.get(a.group.name, a.output_error),
+            )
+            for a in self.assignments
         )
+        return replace(self, assignments=tuple(assignments))
 
     def rows(self) -> list[dict[str, Any]]:
         """One plain dictionary per group, as ``compression.json`` holds them."""
@@ -108,17 +117,10 @@ class Plan:
                 "parameters_before": a.group.parameters,
                 "parameters_after": a.parameters,
                 "error": a.error,
+                "output_error": a.output_error,
             }
             for a in self.assignments
         ]
-
-
-class _Task(NamedTuple):
-    """A group with the method that a rule gives it."""
-
-    group: Group
-    decomposer: Decomposer
-    rule: Rule
 
 
 def make_plan(
@@ -126,6 +128,7 @@ def make_plan(
     recipe: Recipe,
     source: Source | None = None,
     *,
+    statistics: Calibration | None = None,
     predict_errors: bool = False,
     progress: Progress = silent,
 ) -> Plan:
@@ -135,7 +138,8 @@ def make_plan(
         model: the dense model; only shapes are used.
         recipe: with a ratio, or with explicit shapes.
         source: weights. Required by ``allocation: error`` and by ``predict_errors``.
-        predict_errors: fill in every assignment's error from spectra.
+        statistics: of the targets' inputs, from calibration: errors are then those of outputs.
+        predict_errors: fill in every assignment's error, or with statistics its output error.
         progress: called with (what, done, total) during long work.
 
     Raises:
@@ -147,7 +151,7 @@ def make_plan(
     before = count_parameters(model)
     notes: list[str] = []
     if recipe.explicit:
-        specs = [_resolve(task, recipe) for task in tasks]
+        picks = [Pick(task, _resolve(task, recipe)) for task in tasks]
     elif recipe.ratio is None:
         raise InputError(f"recipe {recipe.name} gives neither shapes nor a ratio: add --ratio")
     else:
@@ -155,20 +159,27 @@ def make_plan(
         if not tasks:
             raise UnreachableError(f"recipe {recipe.name}: no matrix of this model has a shape that saves parameters")
         notes += [f"{name} stays dense: no shape of it saves parameters" for name in stay_dense]
-        budget = math.floor(before / recipe.ratio)
-        rest = before - sum(task.group.parameters for task in tasks)
-        _check_reach(tasks, recipe, before, rest)
+        blocks = blocks_of(tasks)
+        rest = before - sum(task.group.parameters for block in blocks for task, *_ in block[0])
+        budget = math.floor(before / recipe.ratio) - rest
+        _check_reach(blocks, recipe, before, rest)
         if recipe.allocation == "uniform":
-            specs = _uniform(tasks, budget - rest, rest, recipe.allow_slow, fast=recipe.objective == "latency")
+            specs = _uniform(tasks, budget, rest, recipe.allow_slow, fast=recipe.objective == "latency")
+            picks = [Pick(task, spec) for task, spec in zip(tasks, specs, strict=True)]
         else:
-            specs = _least_error(tasks, budget - rest, rest, recipe.allow_slow, source, progress)
+            if source is None:
+                raise InputError("allocation error needs the weights, not only the shapes")
+            slack, slow = _slack(budget, rest), recipe.allow_slow
+            picks = least_error(blocks, budget, slack, source, statistics, allow_slow=slow, progress=progress)
+            order = {target.name: index for index, target in enumerate(find_targets(model))}
+            picks.sort(key=lambda pick: order[pick.task.group.targets[0].name])
 
     assignments = [
         Assignment(task.group, task.decomposer.name, spec, task.decomposer.cost(task.group, spec).parameters)
-        for task, spec in zip(tasks, specs, strict=True)
+        for task, spec in picks
     ]
     student = skeleton(model, "cpu")
-    for task, spec in zip(tasks, specs, strict=True):
+    for task, spec in picks:
         mount(student, task.decomposer, task.group, spec)
     plan = Plan(
         recipe=recipe,
@@ -179,16 +190,18 @@ def make_plan(
         flops_before=count_flops(model),
         flops_after=count_flops(student),
         dense=tuple(target.name for target in find_targets(student)),
+        calibration=statistics.record() if statistics is not None else None,
     )
     if recipe.ratio is not None and plan.ratio > recipe.ratio * (1 + SLACK):
         notes.append(f"{plan.ratio:.2f}x is the smallest ratio of at least {recipe.ratio:g}x that was found")
     plan = replace(plan, notes=tuple(notes))
     if predict_errors:
-        plan = plan.with_errors(_predicted(tasks, specs, source, progress))
+        predicted = _predicted(picks, source, statistics, progress)
+        plan = plan.with_errors(predicted) if statistics is None else plan.with_errors({}, predicted)
     return plan
 
 
-def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[_Task]:
+def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[Task]:
     targets = find_targets(model)
     order = {target.name: index for index, target in enumerate(targets)}
     tasks = []
@@ -196,23 +209,24 @@ def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[_Task]:
     for rule, chosen in apply_rules(recipe, targets):
         if rule.method == DENSE:
             continue
-        decomposer = registry.get(rule.method)
-        for group in decomposer.groups(chosen):
-            names[group.name] += 1
-            if names[group.name] > 1:  # two rules that share factors among different layers of one role
-                group = replace(group, name=f"{group.name}_{names[group.name]}")
-            tasks.append(_Task(group, decomposer, rule))
+        rivals = registry.decomposers().values() if rule.method == AUTO else [registry.get(rule.method)]
+        for decomposer, group in ((rival, group) for rival in rivals for group in rival.groups(chosen)):
+            if len(group.targets) > 1:
+                names[group.name] += 1
+                if names[group.name] > 1:  # two rules that share factors among different layers of one role
+                    group = replace(group, name=f"{group.name}_{names[group.name]}")
+            tasks.append(Task(group, decomposer, rule))
     return sorted(tasks, key=lambda task: order[task.group.targets[0].name])
 
 
-def _offered(tasks: list[_Task], allow_slow: bool) -> tuple[list[_Task], list[str]]:
-    """The tasks that have candidates at all, and the names of the others (prime or tiny shapes)."""
+def _offered(tasks: list[Task], allow_slow: bool) -> tuple[list[Task], list[str]]:
+    """The tasks that have candidates at all, and the groups that have none from any method (prime or tiny shapes)."""
     some = [task for task in tasks if task.decomposer.candidates(task.group, 0, allow_slow=allow_slow)]
-    names = {task.group.name for task in some}
-    return some, [task.group.name for task in tasks if task.group.name not in names]
+    covered = frozenset[str]().union(*(task.group.target_names for task in some))
+    return some, list(dict.fromkeys(t.group.name for t in tasks if not t.group.target_names & covered))
 
 
-def _resolve(task: _Task, recipe: Recipe) -> Spec:
+def _resolve(task: Task, recipe: Recipe) -> Spec:
     options = task.rule.options
     assert options is not None
     try:
@@ -221,26 +235,32 @@ def _resolve(task: _Task, recipe: Recipe) -> Spec:
         raise InputError(f"recipe {recipe.name}: {error}") from None
 
 
-def _check_reach(tasks: Sequence[_Task], recipe: Recipe, before: int, rest: int) -> None:
-    least = rest
-    for task in tasks:
+def _check_reach(blocks: Sequence[Block], recipe: Recipe, before: int, rest: int) -> None:
+    def least_of(task: Task) -> int:
         smallest = task.decomposer.candidates(task.group, 0, allow_slow=recipe.allow_slow)
         costs = [task.decomposer.cost(task.group, spec).parameters for spec in smallest]
-        least += min([*costs, task.group.parameters])
+        return min([*costs, task.group.parameters])
+
+    least = rest + sum(
+        min(sum(min(map(least_of, part)) for part in partition) for partition in block) for block in blocks
+    )
     assert recipe.ratio is not None
     if before / recipe.ratio < least:
-        methods = " and ".join(sorted({task.decomposer.name for task in tasks}))
+        everyone = {
+            task.decomposer.name for block in blocks for partition in block for part in partition for task in part
+        }
+        methods = " and ".join(sorted(everyone))
         raise UnreachableError(
             f"ratio {recipe.ratio:g} is out of reach: with {methods} this model gets at most "
             f"{math.floor(100 * before / least) / 100:g}x smaller ({rest:,} of its {before:,} parameters stay dense)"
         )
 
 
-def _uniform(tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool, *, fast: bool) -> list[Spec]:
+def _uniform(tasks: Sequence[Task], budget: int, rest: int, allow_slow: bool, *, fast: bool) -> list[Spec]:
     """One spec per (role, shape), all ratios as near to a common one as possible; among near ones fewer terms, or with
     ``fast`` the least estimated time.
     """
-    classes: dict[tuple[Any, ...], list[_Task]] = defaultdict(list)
+    classes: dict[tuple[Any, ...], list[Task]] = defaultdict(list)
     for task in tasks:
         group = task.group
         classes[task.decomposer.name, group.role, group.kind, group.shape, len(group.targets)].append(task)
@@ -300,41 +320,16 @@ def _slack(budget: int, rest: int) -> float:
     return budget / lowest - 1 if lowest > 0 else math.inf
 
 
-def _least_error(
-    tasks: Sequence[_Task], budget: int, rest: int, allow_slow: bool, source: Source | None, progress: Progress
-) -> list[Spec]:
-    """The specs with the least total error, ||W - W'||_F over all matrices together, under the budget."""
-    if source is None:
-        raise InputError("allocation error needs the weights, not only the shapes")
-    common = sum(task.group.parameters for task in tasks) / budget
-    candidates: list[list[Spec]] = []
-    choices: list[list[Choice]] = []
-    for index, task in enumerate(tasks):
-        specs: dict[Spec, int] = {}
-        for factor in _ERROR_BUDGETS:
-            wanted = round(factor * task.group.parameters / common)
-            for spec in task.decomposer.candidates(task.group, wanted, allow_slow=allow_slow):
-                specs[spec] = task.decomposer.cost(task.group, spec).parameters
-        blocks = (block for target in task.group.targets for block in row_blocks(source, target))
-        norm = sum(float(torch.linalg.vector_norm(block.float(), dim=1).double().square().sum()) for block in blocks)
-        errors = task.decomposer.errors(task.group, list(specs), source)
-        candidates.append(list(specs))
-        choices.append([Choice(count, norm * error**2) for count, error in zip(specs.values(), errors, strict=True)])
-        progress("spectra", index + 1, len(tasks))
-    picks = allocate(choices, budget, _slack(budget, rest))
-    if picks is None:
-        raise UnreachableError("no combination of candidates fits the budget")
-    return [specs[pick] for specs, pick in zip(candidates, picks, strict=True)]
-
-
 def _predicted(
-    tasks: Iterable[_Task], specs: Iterable[Spec], source: Source | None, progress: Progress
+    picks: Sequence[Pick], source: Source | None, statistics: Statistics | None, progress: Progress
 ) -> dict[str, float]:
     if source is None:
         raise InputError("errors cannot be predicted without the weights")
     errors = {}
-    pairs = list(zip(tasks, specs, strict=True))
-    for index, (task, spec) in enumerate(pairs):
-        (errors[task.group.name],) = task.decomposer.errors(task.group, [spec], source)
-        progress("errors", index + 1, len(pairs))
+    for done, ((group, decomposer, _), spec) in enumerate(picks, start=1):
+        if statistics is None:
+            (errors[group.name],) = decomposer.errors(group, [spec], source)
+        else:
+            (errors[group.name],) = decomposer.output_errors(group, [spec], source, statistics)
+        progress("errors", done, len(picks))
     return errors

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compresskit.decomposers import registry
-from compresskit.decomposers.base import DENSE, ROLES, Options, Role, Target
+from compresskit.decomposers.base import AUTO, DENSE, ROLES, Options, Role, Target
 from compresskit.errors import InputError
 from compresskit.planning.stage import Stage
 from compresskit.validation import parse_mapping, read_named, unknown_key, validate
@@ -66,7 +66,7 @@ class Rule(BaseModel):
             InputError: unknown method, unknown key (with the nearest valid one) or bad value.
         """
         given = self.model_extra or {}
-        if self.method == DENSE:
+        if self.method in (AUTO, DENSE):
             options_type: type[Options] = Options
         else:
             options_type = registry.get(self.method).options_type
@@ -95,7 +95,11 @@ class Distill(_Strict):
 
 
 class Recipe(_Strict):
-    """A whole recipe. Either ``ratio`` with rules that only name methods, or explicit shapes in every rule."""
+    """A whole recipe. Either ``ratio`` with rules that only name methods, or explicit shapes in every rule.
+
+    Attributes:
+        calibration_tokens: of a text that factors are fitted to, so that outputs are kept; 0: to the weights alone.
+    """
 
     version: Literal[1]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -104,6 +108,7 @@ class Recipe(_Strict):
     allocation: Allocation = "uniform"
     objective: Objective = "size"
     allow_slow: bool = False
+    calibration_tokens: int = Field(default=0, ge=0)
     rules: tuple[Rule, ...] = Field(min_length=1)
     distill: Distill | None = None
 
@@ -128,6 +133,8 @@ class Recipe(_Strict):
                     f"recipe {self.name}: rules[{index}] gives no shapes but other rules do; "
                     "give shapes in all rules, or a ratio and shapes in none"
                 )
+        if self.allocation != "error" and any(rule.method == AUTO for rule in self.rules):
+            raise InputError(f"recipe {self.name}: method auto chooses by error: set allocation to error")
         if self.objective == "latency" and (self.explicit or self.allocation != "uniform"):
             raise InputError(
                 f"recipe {self.name}: objective latency is for allocation uniform with a ratio: drop one of them"
@@ -146,19 +153,22 @@ class Recipe(_Strict):
 def for_method(
     method: str,
     ratio: float,
-    allocation: Allocation = "uniform",
+    allocation: Allocation | None = None,
     allow_slow: bool = False,
     objective: Objective = "size",
+    calibration_tokens: int = 0,
 ) -> Recipe:
-    """The recipe that ``--method`` and ``--ratio`` mean: one method for every role."""
-    registry.get(method)
+    """The recipe that ``--method`` and ``--ratio`` mean: one method for every role, or ``auto``."""
+    if method != AUTO:
+        registry.get(method)
     return Recipe(
         version=1,
         name=method,
         ratio=check_ratio(ratio),
-        allocation=allocation,
+        allocation=allocation or ("error" if method == AUTO else "uniform"),
         objective=objective,
         allow_slow=allow_slow,
+        calibration_tokens=calibration_tokens,
         rules=(Rule(role=ROLES, method=method),),
     ).checked()
 

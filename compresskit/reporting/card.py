@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.planning.planner import Plan
 from compresskit.planning.recipe import Recipe
-from compresskit.reporting.tables import COLUMNS, markdown, plan_rows, total_rows
+from compresskit.reporting.tables import markdown, plan_columns, plan_rows, total_rows
 
 _TEXT = """---
 {data}
@@ -58,6 +58,9 @@ def model_card(
 ) -> ModelCard:
     """A card with the import line, the figures, the recipe and what to do next."""
     notes = [*checkpoint.notes, *plan.notes]
+    if plan.calibration is not None:
+        text, tokens = plan.calibration["text"]["source"], plan.calibration["tokens"]
+        notes.append(f"the factors were fitted to what the layers see on {tokens:,} tokens of {text}")
     data = ModelCardData(
         base_model=checkpoint.origin if "/" in checkpoint.origin else None,
         library_name="transformers",
@@ -74,7 +77,7 @@ def model_card(
             recipe=plan.recipe.name,
             loader=loader,
             totals=markdown(("total", "before", "after", "ratio"), total_rows(plan, megabytes)),
-            rows=markdown(COLUMNS, plan_rows(plan)),
+            rows=markdown(plan_columns(plan), plan_rows(plan)),
             notes="".join(f"\nNote: {note}.\n" for note in notes),
             recipe_yaml=recipe.to_yaml(),
         )

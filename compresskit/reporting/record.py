@@ -33,6 +33,7 @@ def compression_record(checkpoint: Checkpoint, plan: Plan, *, bytes_before: int,
         "megabytes": {"before": bytes_before / 1e6, "after": bytes_after / 1e6},
         "flops": {"before": plan.flops_before.total, "after": plan.flops_after.total},
         "flops_linear": {"before": plan.flops_before.linear, "after": plan.flops_after.linear},
+        **({"calibration": plan.calibration} if plan.calibration is not None else {}),
         "notes": [*checkpoint.notes, *plan.notes],
         "kept_tensors": sorted(checkpoint.kept),
         "groups": plan.rows(),
@@ -64,6 +65,7 @@ def resolved_recipe(plan: Plan) -> Recipe:
         name=plan.recipe.name,
         description=plan.recipe.description
         or f"{plan.ratio:.2f}x, as planned for {plan.parameters_before:,} parameters",
+        calibration_tokens=plan.recipe.calibration_tokens,
         rules=tuple(made),
         distill=plan.recipe.distill,
     )

@@ -9,11 +9,16 @@ from rich.table import Table
 
 from compresskit.planning.planner import Assignment, Plan
 
-COLUMNS = ("role", "matrices", "shape", "method", "factors", "parameters", "after", "smaller", "error")
+_COLUMNS = ("role", "matrices", "shape", "method", "factors", "parameters", "after", "smaller", "error")
+
+
+def plan_columns(plan: Plan) -> tuple[str, ...]:
+    """Names of the columns of :func:`plan_rows`."""
+    return _COLUMNS if plan.calibration is None else (*_COLUMNS, "output error")
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, ...]]:
-    """One row per (role, shape, spec), equal ones together; the error is their mean. Columns: :data:`COLUMNS`."""
+    """One row per (role, shape, spec), equal ones together; errors are their mean. Columns: :func:`plan_columns`."""
     alike: dict[tuple[str, ...], list[Assignment]] = defaultdict(list)
     for a in plan.assignments:
         m, n = a.group.shape
@@ -22,14 +27,21 @@ def plan_rows(plan: Plan) -> list[tuple[str, ...]]:
     for (role, shape, method, factors), members in alike.items():
         before = sum(a.group.parameters for a in members)
         after = sum(a.parameters for a in members)
-        errors = [a.error for a in members if a.error is not None]
-        error = f"{sum(errors) / len(errors):.3f}" if errors else "-"
+        errors = [_mean([a.error for a in members])]
+        if plan.calibration is not None:
+            errors.append(_mean([a.output_error for a in members]))
         count = sum(len(a.group.targets) for a in members)
-        row = (role, str(count), shape, method, factors, f"{before:,}", f"{after:,}", f"{before / after:.1f}x", error)
-        rows.append(row)
+        sizes = (f"{before:,}", f"{after:,}", f"{before / after:.1f}x")
+        rows.append((role, str(count), shape, method, factors, *sizes, *errors))
     dense_before = plan.parameters_before - sum(a.group.parameters for a in plan.assignments)
     dense_after = plan.parameters_after - sum(a.parameters for a in plan.assignments)
-    return [*rows, ("the rest", "", "", "dense", "", f"{dense_before:,}", f"{dense_after:,}", "1.0x", "0")]
+    zeros = ["0"] * (len(plan_columns(plan)) - len(_COLUMNS) + 1)
+    return [*rows, ("the rest", "", "", "dense", "", f"{dense_before:,}", f"{dense_after:,}", "1.0x", *zeros)]
+
+
+def _mean(errors: Sequence[float | None]) -> str:
+    known = [error for error in errors if error is not None]
+    return f"{sum(known) / len(known):.3f}" if known else "-"
 
 
 def total_rows(plan: Plan, megabytes: tuple[float, float] | None = None) -> list[tuple[str, str, str, str]]:
@@ -56,7 +68,10 @@ def total_rows(plan: Plan, megabytes: tuple[float, float] | None = None) -> list
 
 def plan_table(plan: Plan) -> Table:
     """The plan, group by group."""
-    return grid(COLUMNS, plan_rows(plan), left=(0, 3, 4), caption="error: ||W - W'|| / ||W||, mean over the matrices")
+    caption = "error: ||W - W'|| / ||W||, mean over the matrices"
+    if plan.calibration is not None:
+        caption += f"; output error: ||(W - W') X|| / ||W X|| on {plan.calibration['tokens']:,} tokens X of calibration"
+    return grid(plan_columns(plan), plan_rows(plan), left=(0, 3, 4), caption=caption)
 
 
 def totals_table(plan: Plan, megabytes: tuple[float, float] | None = None) -> Table:

@@ -17,9 +17,10 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.quantizer import is_compressed, quantizer_of
+from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import FINE_TUNING, StageName
 from compresskit.training.evaluation import Progress, score
-from compresskit.training.job import Job, Result, find_tokenizer, sequence_length
+from compresskit.training.job import Job, Result, sequence_length
 from compresskit.training.objective import check_fit
 from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
 from compresskit.training.working_folder import working_folder

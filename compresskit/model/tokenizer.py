@@ -1,0 +1,46 @@
+"""The tokenizer that belongs to a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from compresskit.errors import InputError
+from compresskit.model import checkpoint as checkpoints
+from compresskit.model.checkpoint import Checkpoint
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer of a checkpoint's folder; None where it has none. Raises InputError if it cannot be loaded."""
+    # transformers makes an empty tokenizer where there are no files.
+    if checkpoint.folder is None or not any(map(checkpoints.is_vocabulary, checkpoint.folder.iterdir())):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model {checkpoint.origin}: its tokenizer cannot be loaded: {reason}") from None
+
+
+def find_tokenizer(given: Any, *owners: Checkpoint) -> Any:
+    """The tokenizer for a run: the given one, else that of the first checkpoint that has one.
+
+    Raises:
+        InputError: there is none, it does not fit the embedding, or the checkpoints' tokenizers differ.
+    """
+    found = [(owner, load_tokenizer(owner)) for owner in owners] if given is None else []
+    tokenizers = [(owner, tokenizer) for owner, tokenizer in found if tokenizer is not None]
+    if given is None and not tokenizers:
+        names = " and ".join(owner.origin for owner in owners)
+        raise InputError(f"model {names}: has no tokenizer (no tokenizer.json or vocabulary in its folder)")
+    chosen = given if given is not None else tokenizers[0][1]
+    for owner, tokenizer in tokenizers[1:]:
+        if tokenizer.get_vocab() != chosen.get_vocab():
+            raise InputError(f"{tokenizers[0][0].origin} and {owner.origin} have different vocabularies")
+    for owner in owners:
+        embedding: Any = owner.model.get_input_embeddings()
+        if len(chosen) > embedding.num_embeddings:
+            rows = embedding.num_embeddings
+            raise InputError(f"model {owner.origin}: the tokenizer has {len(chosen)} tokens, the embedding {rows}")
+    return chosen

@@ -1,0 +1,189 @@
+"""Least error under a budget: which spec, and with ``method: auto`` which method, every group gets.
+
+Methods may group matrices differently: Tucker takes all attention matrices of one shape together, low rank each alone.
+A block is a set of matrices that no method groups with others outside it; its partitions are the ways to cut it into
+groups. Within a partition every group takes the best spec of any method that would form it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from compresskit.decomposers.base import Decomposer, Group, Source, Spec, Statistics, row_blocks
+from compresskit.errors import UnreachableError
+from compresskit.planning.allocation import Choice, allocate
+from compresskit.planning.recipe import Rule
+
+#: Budgets, as factors of a group's fair share, that candidates are asked for.
+_BUDGETS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 4.0)
+
+#: Of a method's candidates for one budget, how many are looked at where several methods compete.
+_NEAREST = 3
+
+#: Prices of a parameter at which partitions are compared.
+_POINTS = 64
+
+
+class Task(NamedTuple):
+    """A group with a method that may factorise it, and the rule that says so."""
+
+    group: Group
+    decomposer: Decomposer
+    rule: Rule
+
+
+class Pick(NamedTuple):
+    """A task with a spec for it."""
+
+    task: Task
+    spec: Spec
+
+
+Part = list[Task]  # one group, and every method that would factorise it
+Partition = list[Part]
+Block = list[Partition]
+
+
+def blocks_of(tasks: Sequence[Task]) -> list[Block]:
+    """The blocks of some matrices, given the tasks of every method for them.
+
+    A partition that lacks a matrix of its block takes it as other methods form it alone.
+    """
+    connected: list[set[str]] = []
+    for task in tasks:
+        names = {target.name for target in task.group.targets}
+        touched = [block for block in connected if block & names]
+        connected = [block for block in connected if not block & names] + [names.union(*touched)]
+    return [_partitions([task for task in tasks if task.group.target_names <= block]) for block in connected]
+
+
+def _partitions(tasks: Sequence[Task]) -> Block:
+    parts: dict[frozenset[str], Part] = {}
+    by_method: dict[str, dict[frozenset[str], None]] = {}
+    for task in tasks:
+        names = task.group.target_names
+        parts.setdefault(names, []).append(task)
+        by_method.setdefault(task.decomposer.name, {})[names] = None
+    everything = frozenset[str]().union(*parts)
+    partitions = set()
+    for mine in by_method.values():
+        missing = everything.difference(*mine)
+        partitions.add(frozenset([*mine, *(names for names in parts if len(names) == 1 and names <= missing)]))
+    whole = [partition for partition in partitions if frozenset[str]().union(*partition) == everything]
+    return [[part for names, part in parts.items() if names in partition] for partition in sorted(whole, key=len)]
+
+
+class _Option(NamedTuple):
+    picks: tuple[Pick, ...]
+    parameters: int
+    penalty: float
+
+
+_FIGURES = ("parameters", "penalty")
+
+
+def least_error(
+    blocks: Sequence[Block],
+    budget: int,
+    slack: float,
+    source: Source,
+    statistics: Statistics | None,
+    *,
+    allow_slow: bool,
+    progress: Callable[[str, int, int], None],
+) -> list[Pick]:
+    """A partition for every block and a pick for each of its groups, with the least total penalty.
+
+    The penalty is ||W - W'||_F^2 over all matrices; with statistics the squared relative error of outputs, of every
+    matrix times the number of its weights.
+
+    Args:
+        budget: parameters that the factors may have together.
+        slack: totals from ``budget / (1 + slack)`` on are preferred.
+        source: the weights.
+        statistics: of the matrices' inputs, or None.
+        allow_slow: also specs above 1.1 x the dense FLOPs.
+        progress: called with (what, done, total) after each group.
+
+    Raises:
+        UnreachableError: even the smallest choices exceed the budget.
+    """
+    common = sum(task.group.parameters for block in blocks for part in block[0] for task in part[:1]) / budget
+    everything = [part for block in blocks for partition in block for part in partition]
+    found: dict[int, list[_Option]] = {}
+    for done, part in enumerate(everything, start=1):
+        found[id(part)] = _options(part, common, source, statistics, allow_slow)
+        progress("candidates", done, len(everything))
+    parts = [[found[id(part)] for part in partition] for partition in _best_partitions(blocks, found, budget)]
+    picked = _allocate([options for partition in parts for options in partition], budget, slack)
+    if picked is None:
+        raise UnreachableError("no combination of candidates fits the budget")
+    return [pick for option in picked for pick in option.picks]
+
+
+def _options(
+    part: Part, common: float, source: Source, statistics: Statistics | None, allow_slow: bool
+) -> list[_Option]:
+    """What may become of a group: every candidate of every method around its fair share of the budget."""
+    options = []
+    for task in part:
+        group, decomposer = task.group, task.decomposer
+        specs: dict[Spec, int] = {}
+        for factor in _BUDGETS:
+            offered = decomposer.candidates(group, round(factor * group.parameters / common), allow_slow=allow_slow)
+            for spec in offered if len(part) == 1 else offered[:_NEAREST]:
+                specs[spec] = decomposer.cost(group, spec).parameters
+        if statistics is None:
+            scale, errors = _energy(group, source), decomposer.errors(group, list(specs), source)
+        else:
+            scale, errors = group.parameters, decomposer.output_errors(group, list(specs), source, statistics)
+        options += [
+            _Option((Pick(task, spec),), count, scale * error**2)
+            for (spec, count), error in zip(specs.items(), errors, strict=True)
+        ]
+    return options
+
+
+def _best_partitions(blocks: Sequence[Block], found: dict[int, list[_Option]], budget: int) -> list[Partition]:
+    """Of every block the partition that the least total penalty would take, by a curve of each."""
+    if all(len(block) == 1 for block in blocks):
+        return [block[0] for block in blocks]
+    curves: list[list[tuple[Partition, _Option]]] = []
+    for block in blocks:
+        curves.append([])
+        for partition in block:
+            curves[-1] += [(partition, point) for point in _curve([found[id(part)] for part in partition])]
+    chosen = allocate([[Choice(o.parameters, o.penalty) for _, o in curve] for curve in curves], budget, math.inf)
+    if chosen is None:
+        raise UnreachableError("no combination of candidates fits the budget")
+    return [curve[index][0] for curve, index in zip(curves, chosen, strict=True)]
+
+
+def _curve(parts: Sequence[Sequence[_Option]]) -> list[_Option]:
+    """Totals of a partition with the least penalty for their parameters: at every price of a parameter each group takes
+    the option that costs least, penalty and price together (the lower convex hull of all totals).
+    """
+    sizes, penalties = ([np.array([getattr(o, name) for o in part], float) for part in parts] for name in _FIGURES)
+    middle = sum(map(np.ptp, penalties)) / max(sum(map(np.ptp, sizes)), 1.0)
+    points = {}
+    for price in middle * np.logspace(-4, 4, _POINTS):
+        picked = [int(np.argmin(penalty + price * size)) for size, penalty in zip(sizes, penalties, strict=True)]
+        total = [sum(getattr(part[i], name) for part, i in zip(parts, picked, strict=True)) for name in _FIGURES]
+        points[total[0]] = _Option((), *total)
+    return list(points.values())
+
+
+def _allocate(parts: Sequence[Sequence[_Option]], budget: int, slack: float) -> list[_Option] | None:
+    chosen = allocate([[Choice(o.parameters, o.penalty) for o in options] for options in parts], budget, slack)
+    return None if chosen is None else [options[i] for options, i in zip(parts, chosen, strict=True)]
+
+
+def _energy(group: Group, source: Source) -> float:
+    """||W||_F^2 over the group's matrices."""
+    rows = (block for target in group.targets for block in row_blocks(source, target))
+    return sum(float(torch.linalg.vector_norm(block.float(), dim=1).double().square().sum()) for block in rows)

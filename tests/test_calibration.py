@@ -1,0 +1,325 @@
+"""Calibrated factors: what the statistics count, that outputs are kept and not weights, that nothing else changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run, same, tiny_bench, tiny_model
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+
+import compresskit
+from compresskit import InputError
+from compresskit.calibration.statistics import Calibration, calibrate
+from compresskit.data.corpus import batches, find_corpus
+from compresskit.decomposers import linalg, tensor_train, weighted
+from compresskit.decomposers.base import Group, Spec, Target
+from compresskit.decomposers.kronecker import KroneckerSpec
+from compresskit.decomposers.low_rank import LowRankSpec
+from compresskit.decomposers.registry import decomposers, get
+from compresskit.decomposers.tensor_train import TensorTrainSpec
+from compresskit.decomposers.tucker import TuckerSpec
+from compresskit.model.targets import find_targets
+from compresskit.planning.apply import apply_plan
+from compresskit.planning.planner import make_plan
+from compresskit.planning.recipe import for_method
+
+M, N, V = 24, 36, 90
+LINEAR = tuple(Target(f"layer{i}", "linear", "ffn", (M, N)) for i in range(3))
+TABLE = Target("words", "embedding", "embedding", (V, N))
+SINGLE, SHARED, WORDS = Group("layer0", LINEAR[:1]), Group("tucker_ffn", LINEAR), Group("words", (TABLE,))
+CASES: list[tuple[str, Group, Spec]] = [
+    ("low-rank", SINGLE, LowRankSpec(rank=6)),
+    ("low-rank", WORDS, LowRankSpec(rank=6)),
+    ("kronecker", SINGLE, KroneckerSpec(a=(12, 9), b=(2, 4), terms=2)),
+    ("kronecker", WORDS, KroneckerSpec(a=(V, 9), b=(1, 4), terms=2)),
+    ("tucker", SHARED, TuckerSpec(rank_out=6, rank_in=8)),
+    ("tucker", SHARED, TuckerSpec(rank_in=8)),
+    ("tucker", SHARED, TuckerSpec(rank_out=6)),
+    ("tucker", WORDS, TuckerSpec(rank_in=6)),
+    ("tensor-train", SINGLE, TensorTrainSpec(blocks=(2, 3), ranks=(5, 6))),
+    ("tensor-train", WORDS, TensorTrainSpec(blocks=(4, 3), ranks=(8, 8))),  # 4 does not divide 90
+]
+NAMES = [f"{name} {group.name} {spec.describe()}" for name, group, spec in CASES]
+
+
+class Matrices:
+    """Random weights, and inputs that lie near a few directions; a :class:`Source` and :class:`Statistics` in one."""
+
+    def __init__(self, seed: int = 0) -> None:
+        chance = torch.Generator().manual_seed(seed)
+        targets = [*LINEAR, TABLE]
+        self.weights = {t.name: torch.randn(t.shape, generator=chance, dtype=torch.float64) for t in targets}
+        spread = torch.logspace(0, -2, N, dtype=torch.float64)
+        self.inputs = {
+            t.name: torch.randn(200, N, generator=chance, dtype=torch.float64) * spread[None, :] @ basis
+            for t in LINEAR
+            for basis in [torch.linalg.qr(torch.randn(N, N, generator=chance, dtype=torch.float64))[0]]
+        }
+        self.counts = torch.randint(0, 50, (V,), generator=chance).float() ** 2
+
+    def read(self, target: Target) -> Tensor:
+        return self.weights[target.name]
+
+    def rows(self, target: Target, start: int, stop: int) -> Tensor:
+        return self.weights[target.name][start:stop]
+
+    def second_moment(self, target: Target) -> Tensor | None:
+        x = self.inputs[target.name]
+        return x.T @ x
+
+    def token_counts(self, target: Target) -> Tensor | None:
+        return self.counts
+
+
+def approximation(name: str, group: Group, spec: Spec, source: Matrices, *, calibrated: bool) -> dict[str, Tensor]:
+    """W' of every matrix of the group."""
+    layers = get(name).layers(group, spec)
+    for key, factor in get(name).factorise(group, spec, source, source if calibrated else None).items():
+        path, _, attribute = key.rpartition(".")
+        setattr(layers[path], attribute, torch.nn.Parameter(factor))
+    return {target.name: layers[target.name].dense_weight().detach() for target in group.targets}
+
+
+def measured(made: dict[str, Tensor], source: Matrices) -> float:
+    """The relative error, root mean square over the group, from the inputs themselves, as the definition says it."""
+    squares = []
+    for name, matrix in made.items():
+        weight = source.weights[name]
+        if name == "words":
+            scale = (source.counts.double() / source.counts.double().mean() + weighted.FLOOR).sqrt()[:, None]
+            pair = [scale * (weight - matrix), scale * weight]
+        else:
+            x = source.inputs[name]
+            unit = x.square().mean().sqrt() * len(x) ** 0.5  # every matrix's inputs count the same
+            pair = [x @ (weight - matrix).T / unit, x @ weight.T / unit]
+            lift = weighted.DAMPING**0.5
+            pair = [torch.cat([part, lift * d.T]) for part, d in zip(pair, (weight - matrix, weight), strict=True)]
+        squares.append(float(pair[0].square().sum() / pair[1].square().sum()))
+    return (sum(squares) / len(squares)) ** 0.5
+
+
+@pytest.mark.parametrize(("name", "group", "spec"), CASES, ids=NAMES)
+def test_outputs_are_kept_better_than_by_the_weights_alone(name: str, group: Group, spec: Spec) -> None:
+    source = Matrices()
+    plain, calibrated = (
+        measured(approximation(name, group, spec, source, calibrated=flag), source) for flag in (False, True)
+    )
+    assert calibrated < 0.99 * plain
+    (predicted,) = get(name).output_errors(group, [spec], source, source)
+    assert predicted == pytest.approx(calibrated, rel=1e-6)
+
+
+def test_low_rank_is_the_optimum() -> None:
+    source = Matrices()
+    x = source.inputs["layer0"]
+    s = weighted.damped(x.T @ x)
+    values = torch.linalg.svdvals(source.weights["layer0"] @ torch.linalg.cholesky(s))
+    best = float(values[6:].square().sum() / values.square().sum()) ** 0.5
+    made = approximation("low-rank", SINGLE, LowRankSpec(rank=6), source, calibrated=True)
+    assert measured(made, source) == pytest.approx(best, rel=1e-9)
+    assert get("low-rank").output_errors(SINGLE, [LowRankSpec(rank=r) for r in (6, 3)], source, source) == [
+        pytest.approx(best, rel=1e-6),
+        pytest.approx(float(values[3:].square().sum() / values.square().sum()) ** 0.5, rel=1e-6),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("kronecker", KroneckerSpec(a=(12, 9), b=(2, 4))),
+        ("low-rank", LowRankSpec(rank=3)),
+        ("tensor-train", TensorTrainSpec(blocks=(2, 3), ranks=(4, 4))),
+    ],
+)
+def test_structure_under_the_inputs_is_recovered(name: str, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrix has the method's structure only for inputs that occur; what it does to others must not disturb."""
+    monkeypatch.setattr(weighted, "DAMPING", 1e-12)
+    monkeypatch.setattr(tensor_train, "_ROUNDS", 60)
+    source = Matrices()
+    chance = torch.Generator().manual_seed(3)
+    (layer,) = get(name).layers(SINGLE, spec).values()
+    for parameter in layer.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=chance, dtype=torch.float64)
+    planted = layer.dense_weight().detach()
+    # Inputs that no block of columns favours: half of all directions never occur.
+    basis = torch.linalg.qr(torch.randn(N, N, generator=chance, dtype=torch.float64))[0]
+    occurring, never = basis[:, : N // 2], basis[:, N // 2 :]
+    source.inputs["layer0"] = torch.randn(300, N // 2, generator=chance, dtype=torch.float64) @ occurring.T
+    disturbance = torch.randn(M, N // 2, generator=chance, dtype=torch.float64) @ never.T
+    source.weights["layer0"] = planted + 0.05 * float(planted.norm() / disturbance.norm()) * disturbance
+    x = source.inputs["layer0"]
+    expected = x @ source.weights["layer0"].T
+
+    def off(calibrated: bool) -> float:
+        made = approximation(name, SINGLE, spec, source, calibrated=calibrated)["layer0"]
+        return float((x @ made.T - expected).norm() / expected.norm())
+
+    assert off(False) > 1e-3
+    assert off(True) < 1e-4
+
+
+def test_no_inputs_at_all_is_no_harm() -> None:
+    source = Matrices()
+    source.inputs = {name: torch.zeros_like(x) for name, x in source.inputs.items()}
+    spec = LowRankSpec(rank=6)
+    plain, calibrated = (
+        approximation("low-rank", SINGLE, spec, source, calibrated=flag)["layer0"] for flag in (False, True)
+    )
+    assert torch.allclose(plain, calibrated, atol=1e-6)
+    source.weights["layer0"] = torch.zeros(M, N, dtype=torch.float64)
+    for name, group, spec_ in CASES[::2]:
+        source.weights = {key: torch.zeros_like(weight) for key, weight in source.weights.items()}
+        made = approximation(name, group, spec_, source, calibrated=True)
+        assert all(torch.equal(matrix, torch.zeros_like(matrix)) for matrix in made.values())
+        assert get(name).output_errors(group, [spec_], source, source) == [0.0]
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dense(bench_folder: Path) -> tuple[PreTrainedModel, Any]:
+    return AutoModel.from_pretrained(bench_folder / "model").eval(), AutoTokenizer.from_pretrained(
+        bench_folder / "model"
+    )
+
+
+@pytest.fixture(scope="module")
+def found(dense: tuple[PreTrainedModel, Any], bench_folder: Path) -> Calibration:
+    return calibrate(*dense, find_corpus(bench_folder / "text.txt"), 2000)
+
+
+def test_statistics_are_those_of_the_real_tokens(
+    dense: tuple[PreTrainedModel, Any], found: Calibration, bench_folder: Path
+) -> None:
+    model, tokenizer = dense
+    targets = {target.name: target for target in find_targets(model)}
+    first, ids, tokens = torch.zeros(48, 48), torch.zeros(499), 0
+    groups = batches(find_corpus(bench_folder / "text.txt"), tokenizer, 2000, 40, 16)
+    assert any((batch["attention_mask"] == 0).any() for batch in groups)
+    with torch.no_grad():
+        for batch in groups:  # one sequence at a time: nothing is padded
+            for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+                real = row[mask.bool()][None]
+                states = model(real, output_hidden_states=True).hidden_states[0][0]
+                first += states.T @ states
+                ids += torch.bincount(real[0], minlength=499)
+                tokens += real.numel()
+    assert 2000 <= found.tokens == tokens < 2040
+    words = targets["embeddings.word_embeddings"]
+    assert torch.equal(found.token_counts(words), ids)
+    query, key = (targets[f"encoder.layer.0.attention.self.{name}"] for name in ("query", "key"))
+    assert torch.allclose(found.second_moment(query), first, rtol=1e-4, atol=1e-3)
+    assert found.second_moment(query) is found.second_moment(key)  # held once
+    assert found.second_moment(targets["encoder.layer.1.output.dense"]).shape == (96, 96)
+
+
+def test_statistics_leave_the_model_alone(bench_folder: Path) -> None:
+    model = tiny_model()
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    one, other = (calibrate(model, tokenizer, find_corpus(bench_folder / "text.txt"), 500) for _ in range(2))
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(one._moments[name], other._moments[name]) for name in one._moments)
+
+
+# -- plans, folders, commands -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", sorted(decomposers()))
+def test_every_method_from_the_api(method: str, bench_folder: Path, tmp_path: Path) -> None:
+    given = {"method": method, "ratio": 3, "calibration": bench_folder / "text.txt"}
+    model = compresskit.compress(bench_folder / "model", **given)
+    plain = compresskit.compress(bench_folder / "model", method=method, ratio=3)
+    assert {name: t.shape for name, t in model.state_dict().items()} == {
+        n: t.shape for n, t in plain.state_dict().items()
+    }
+    again = compresskit.compress(bench_folder / "model", **given).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+    model.save_pretrained(tmp_path)
+    loaded = compresskit.load(tmp_path).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
+
+
+def test_least_error_means_outputs(dense: tuple[PreTrainedModel, Any], found: Calibration, bench_folder: Path) -> None:
+    def total(allocation: str) -> float:
+        model = AutoModel.from_pretrained(bench_folder / "model")
+        source = compresskit.api.ModelSource(model)
+        plan = make_plan(model, for_method("low-rank", 3, allocation), source, statistics=found, predict_errors=True)
+        predicted = {a.group.name: a.output_error for a in plan.assignments}
+        plan = apply_plan(model, plan, statistics=found)
+        assert {a.group.name: a.output_error for a in plan.assignments} == pytest.approx(predicted, abs=1e-3)
+        assert all(a.error is not None for a in plan.assignments)
+        return sum(a.group.parameters * a.output_error**2 for a in plan.assignments)
+
+    assert total("error") < 0.98 * total("uniform")
+
+
+def test_the_command(bench_folder: Path, run: Run) -> None:
+    model, text = str(bench_folder / "model"), str(bench_folder / "text.txt")
+    line = ["compress", "--model", model, "--method", "kronecker", "--ratio", "3"]
+    result = run(*line, "--calibration", text, "--output", "first")
+    assert result.code == 0, result.err
+    assert "output error" in result.out
+    record = json.loads(Path("first/compression.json").read_text())
+    assert record["calibration"]["text"]["source"] == "text.txt"
+    assert record["calibration"]["tokens"] > 1000
+    assert all(0 < group["output_error"] < group["error"] + 0.2 for group in record["groups"])
+    assert "fitted to what the layers see" in Path("first/README.md").read_text()
+    result = run(
+        "compress", "--model", model, "--recipe", "first/recipe.yaml", "--calibration", text, "--output", "again"
+    )
+    assert result.code == 0, result.err
+    assert same(Path("first"), Path("again"))
+    result = run(*line, "--calibration", "--output", "embedded", "--dry-run")  # alone: the embedded text
+    assert result.code == 0, result.err
+    assert "output error" in result.out
+    assert run(*line, "--output", "plain").code == 0
+    assert not same(Path("first"), Path("plain"))
+    assert "calibration" not in json.loads(Path("plain/compression.json").read_text())
+
+
+def test_refused(bench_folder: Path, tiny_folder: Path, run: Run, tmp_path: Path) -> None:
+    line = ["compress", "--model", str(bench_folder / "model"), "--method", "kronecker", "--ratio", "3"]
+    result = run(*line, "--calibration", "missing.txt")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "text missing.txt: no such file" in result.err
+    (tmp_path / "empty.txt").write_text("\n")
+    result = run(*line, "--calibration", str(tmp_path / "empty.txt"))
+    assert result.code == 2
+    assert "holds no text" in result.err
+    with pytest.raises(InputError, match="no tokenizer"):
+        compresskit.compress(tiny_model(), method="low-rank", ratio=3, calibration=True)
+    broken = tiny_model()
+    broken.embeddings.LayerNorm.weight.data.fill_(3e38)
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    with pytest.raises(InputError, match="NaN or infinity on text"):
+        compresskit.compress(broken, method="low-rank", ratio=3, calibration=True, tokenizer=tokenizer)
+
+
+def test_in_a_benchmark(bench_folder: Path, tmp_path: Path) -> None:
+    plain = tiny_bench(bench_folder, tmp_path / "plain").records
+    fitted = tiny_bench(bench_folder, tmp_path / "fitted", calibration_tokens=2000).records
+    ours, theirs = (next(record for record in records if record.method == "low-rank") for records in (fitted, plain))
+    assert ours.key != theirs.key
+    assert ours.parameters == theirs.parameters
+    assert ours.error > theirs.error  # of the weights
+    assert ours.score_before > theirs.score_before
+    made = ours.made_by
+    assert made["calibration"]["text"] == {**made["text"], "part": "training"}
+    assert made["recipe"]["calibration_tokens"] == 2000
+    assert "calibration" not in theirs.made_by
+
+
+def test_scaled_rows_go_on_from_block_to_block() -> None:
+    matrix, scales = torch.randn(7, 3), torch.rand(7)
+    blocks = linalg.scaled_rows(lambda: matrix.split(3), scales)
+    assert torch.equal(torch.cat(list(blocks)), matrix * scales[:, None])
