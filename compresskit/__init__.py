@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from compresskit.api import compress, load, plan, to_dense
     from compresskit.benchmark.runner import bench
     from compresskit.errors import CompresskitError, InputError, WorkError
+    from compresskit.exporting.formats import export
     from compresskit.planning.stage import Stage
     from compresskit.training.stages import distill, evaluate, finetune
     from compresskit.training.trainer import DistillationTrainer
@@ -30,6 +31,7 @@ _PUBLIC = {
     "plan": "compresskit.api",
     "to_dense": "compresskit.api",
     "bench": "compresskit.benchmark.runner",
+    "export": "compresskit.exporting.formats",
     "distill": "compresskit.training.stages",
     "evaluate": "compresskit.training.stages",
     "finetune": "compresskit.training.stages",
@@ -51,6 +53,7 @@ __all__ = [
     "compress",
     "distill",
     "evaluate",
+    "export",
     "finetune",
     "load",
     "plan",
