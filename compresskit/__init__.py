@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from compresskit.errors import CompresskitError, InputError, WorkError
     from compresskit.exporting.formats import export
     from compresskit.planning.stage import Stage
+    from compresskit.reporting.publish import push
     from compresskit.training.stages import distill, evaluate, finetune
     from compresskit.training.trainer import DistillationTrainer
 
@@ -32,6 +33,7 @@ _PUBLIC = {
     "to_dense": "compresskit.api",
     "bench": "compresskit.benchmark.runner",
     "export": "compresskit.exporting.formats",
+    "push": "compresskit.reporting.publish",
     "distill": "compresskit.training.stages",
     "evaluate": "compresskit.training.stages",
     "finetune": "compresskit.training.stages",
@@ -57,6 +59,7 @@ __all__ = [
     "finetune",
     "load",
     "plan",
+    "push",
     "to_dense",
 ]
 

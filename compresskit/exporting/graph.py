@@ -88,12 +88,11 @@ def _strip(graph: ir.Model) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporters print their progress, and warn of what concerns their own developers."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    level = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            logging.disable(level)
