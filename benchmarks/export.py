@@ -129,7 +129,7 @@ dense model's own file. Milliseconds: one sequence of 128 tokens, one thread, al
 interquartile range. Speed-up: against the dense model run by the same program (torch or ONNX Runtime). Cold start and
 memory: a process that runs `examples/classify_onnx.py` on one text, from its first line to the answer, largest resident
 memory; median of five. `dynamic int8` is ONNX Runtime's own `quantize_dynamic` (matrix products and look-ups), to
-compare with.
+compare with. The machine ran other work at the same time (load average below): times are rough.
 
 {table}
 

@@ -48,7 +48,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
             self._answer({"files": files})
         else:
             assert "/commit/" in self.path, self.path
@@ -119,7 +122,7 @@ def test_push(hub: Hub, small: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Pushed: " in done.stdout
     assert hub.tokens == {"Bearer hf_secret"}
-    assert [(made["name"], made["private"]) for made in hub.repositories] == [("small", True)]
+    assert [(made["name"], made["visibility"]) for made in hub.repositories] == [("small", "private")]
     (files,) = hub.commits  # one commit: nothing half-written
     ours = {path.relative_to(small).as_posix() for path in small.rglob("*") if path.is_file()} - {"notes.txt"}
     assert files.keys() == ours | {".eval_results/compresskit.yaml"}

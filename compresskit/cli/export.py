@@ -33,7 +33,7 @@ def export(folder: str, format_: Any, output: Path | None, threads: int | None, 
     from compresskit.exporting.formats import export as write
     from compresskit.reporting.tables import grid
 
-    target = output or Path(f"{folder.rstrip('/').rpartition('/')[2]}-{format_}")
+    target = output or Path(f"{Path(folder).resolve().name}-{format_}")
     with err.status(f"writing {format_}"):
         done = write(folder, output=target, format=format_, **options)
     rows = [

@@ -8,19 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import (
-    CommitOperationAdd,
-    EvalResultEntry,
-    HfApi,
-    eval_result_entries_to_yaml,
-    get_token,
-)
+from huggingface_hub import CommitOperationAdd, EvalResultEntry, HfApi, eval_result_entries_to_yaml, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from compresskit.api import load
 from compresskit.errors import InputError, WorkError
 from compresskit.model import sentence
+from compresskit.model.checkpoint import load_compressed
 from compresskit.model.output import TRAINING, is_ours, one_line
 
 CARD = "README.md"
@@ -50,7 +44,7 @@ def push(folder: str | Path, repository: str, *, private: bool | None = None) ->
     except HFValidationError as error:
         raise InputError(f"repository {repository!r}: give name or owner/name: {one_line(error)}") from None
     path = Path(folder)
-    load(path)  # what does not load is not published
+    load_compressed(path)  # what does not load is not published
     if not (path / CARD).is_file():
         raise InputError(f"{folder}: has no model card ({CARD}); `compresskit compress` and `distill` write one")
     if get_token() is None:
