@@ -58,8 +58,7 @@ def test_classify_without_torch(bench_folder: Path, device: Path, tmp_path: Path
         assert float(share) == pytest.approx(expected["score"], abs=0.05)
 
 
-def test_sentence_search(embedded: Path, tmp_path: Path) -> None:
-    run("-m", "compresskit", "compress", "--method", "low-rank", "--ratio", "2", "--output", tmp_path / "small")
+def test_sentence_search(small_sentence: Path, tmp_path: Path) -> None:
     sentences = [
         "Cats sleep on warm sofas.",
         "The stock market fell.",
@@ -67,7 +66,7 @@ def test_sentence_search(embedded: Path, tmp_path: Path) -> None:
         "Bread needs yeast.",
     ]
     (tmp_path / "sentences.txt").write_text("\n".join(sentences), encoding="utf-8")
-    said = run(EXAMPLES / "sentence_search.py", tmp_path / "small", "where do kittens rest", tmp_path / "sentences.txt")
+    said = run(EXAMPLES / "sentence_search.py", small_sentence, "where do kittens rest", tmp_path / "sentences.txt")
     best = said.splitlines()[0].split("\t")
     assert best[1] == sentences[0]
     assert 0 < float(best[0]) <= 1

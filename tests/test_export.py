@@ -153,6 +153,9 @@ def test_overwrite(run: Run, small: Path) -> None:
     assert again.code == 2
     assert "exists" in again.err
     assert run(*arguments, "--overwrite").code == 0
+    result = run("export", "out", "--output", "../work/out", "--overwrite")
+    assert result.code == 2
+    assert "is the model itself" in result.err
 
 
 def test_a_dense_folder_is_refused(run: Run, tiny_folder: Path) -> None:

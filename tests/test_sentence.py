@@ -20,29 +20,17 @@ from compresskit.model import checkpoint, hub, sentence
 SENTENCES = ["A man is eating food.", "Someone has a meal.", "The stock market fell sharply on Monday."]
 
 
-@pytest.fixture(scope="module")
-def small(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded checkpoint, 2x smaller, with everything that was beside its weights."""
-    read = checkpoint.read(embedded)
-    read.model.eval()
-    folder = tmp_path_factory.mktemp("sentence") / "small"
-    student = compresskit.compress(read.model, method="low-rank", ratio=2)
-    folder.mkdir()
-    checkpoint.save(checkpoint.Checkpoint(read.name, read.origin, embedded, student), folder)
-    return folder
-
-
-def test_a_compressed_folder_is_a_sentence_transformer(small: Path, embedded: Path, tmp_path: Path) -> None:
-    model = SentenceTransformer(str(small), device="cpu")
+def test_a_compressed_folder_is_a_sentence_transformer(small_sentence: Path, embedded: Path, tmp_path: Path) -> None:
+    model = SentenceTransformer(str(small_sentence), device="cpu")
     assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
     assert model.max_seq_length == SentenceTransformer(str(embedded), device="cpu").max_seq_length
     assert isinstance(model[0].auto_model.get_input_embeddings(), FactorisedEmbedding)
     vectors = model.encode(SENTENCES)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     # Mean over the tokens that are there, by hand.
-    tokens = AutoTokenizer.from_pretrained(small)(SENTENCES, padding=True, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(small_sentence)(SENTENCES, padding=True, return_tensors="pt")
     with torch.no_grad():
-        hidden = AutoModel.from_pretrained(small)(**tokens).last_hidden_state
+        hidden = AutoModel.from_pretrained(small_sentence)(**tokens).last_hidden_state
     mask = tokens["attention_mask"][..., None]
     means = (hidden * mask).sum(1) / mask.sum(1)
     np.testing.assert_allclose(vectors, torch.nn.functional.normalize(means).numpy(), rtol=1e-4, atol=1e-5)

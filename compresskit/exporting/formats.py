@@ -85,6 +85,8 @@ def export(
         raise InputError(f"format {format}: {', '.join(missing)} missing; install the extra 'onnx' (compresskit[onnx])")
     folder = Path(output)
     outputs.check_output(folder, overwrite)
+    if folder.resolve() == Path(model).resolve():
+        raise InputError(f"output {output}: is the model itself; choose another")
     read = checkpoints.read(model, compressed=True)
     size = 4 * count_parameters(read.model)
     if format != "dense" and size >= _LARGEST_FILE:
