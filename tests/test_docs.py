@@ -127,3 +127,7 @@ def test_figures_of_exported_models_are_those_of_the_report() -> None:
     assert f"{found['dense', 'torch']['megabytes'] / small['megabytes']:.1f} times smaller" in readme
     assert f"{100 * small['accuracy']:.2f} %" in readme
     assert f"{100 * exact['accuracy']:.2f} %" in readme
+    dense = found["dense", "onnx"]
+    assert f"{1e3 * small['seconds']:.1f} ms" in readme
+    assert f"dense {1e3 * dense['seconds']:.1f}" in readme
+    assert f"{small['cold'][1]:.0f} MB (dense {dense['cold'][1]:.0f})" in readme
