@@ -1,7 +1,7 @@
 """Weights of an ONNX graph in 8 bits: factors, look-up tables, and what stayed dense.
 
 Weights alone are rounded; sums stay in float32. ONNX Runtime's own dynamic quantisation also rounds what runs between
-factors, and does not reach every factor: files of Tucker models and tensor trains stay 1.5 times as large
+factors, and does not reach every one of them: files of Tucker models and tensor trains stay 1.4 to 1.7 times as large
 (reports/export).
 """
 
