@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from compresskit.api import compress, load, plan, to_dense
     from compresskit.benchmark.runner import bench
     from compresskit.errors import CompresskitError, InputError, WorkError
+    from compresskit.exporting.formats import export
     from compresskit.planning.stage import Stage
+    from compresskit.reporting.publish import push
     from compresskit.training.stages import distill, evaluate, finetune
     from compresskit.training.trainer import DistillationTrainer
 
@@ -30,6 +32,8 @@ _PUBLIC = {
     "plan": "compresskit.api",
     "to_dense": "compresskit.api",
     "bench": "compresskit.benchmark.runner",
+    "export": "compresskit.exporting.formats",
+    "push": "compresskit.reporting.publish",
     "distill": "compresskit.training.stages",
     "evaluate": "compresskit.training.stages",
     "finetune": "compresskit.training.stages",
@@ -51,9 +55,11 @@ __all__ = [
     "compress",
     "distill",
     "evaluate",
+    "export",
     "finetune",
     "load",
     "plan",
+    "push",
     "to_dense",
 ]
 

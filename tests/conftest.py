@@ -25,6 +25,7 @@ from compresskit import cli
 from compresskit.benchmark.runner import BenchResult
 from compresskit.data import demo
 from compresskit.errors import InputError
+from compresskit.model import checkpoint
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -180,6 +181,15 @@ def embedded() -> Path:
         return demo.folder()
     except InputError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def small_sentence(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint, 2x smaller, with everything that was beside its weights."""
+    folder = tmp_path_factory.mktemp("sentence")
+    student = compresskit.compress(embedded, method="low-rank", ratio=2)
+    checkpoint.save(checkpoint.Checkpoint(demo.NAME, demo.ORIGIN, embedded, student), folder)
+    return folder
 
 
 class Result(NamedTuple):

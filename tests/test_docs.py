@@ -103,3 +103,31 @@ def test_links_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
             if not link.startswith("http"):
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_compatibility_rows_name_a_test_and_the_pinned_version() -> None:
+    text = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line
+    )
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 15
+    for package, _, tested, test in rows:
+        assert pins[package] == tested
+        file, _, name = test.strip("`").partition("::")
+        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), test
+
+
+def test_figures_of_exported_models_are_those_of_the_report() -> None:
+    rows = json.loads((ROOT / "reports" / "export" / "results.json").read_text(encoding="utf-8"))
+    found = {(row["model"], row["format"]): row for row in rows}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    small, exact = found["tensor-train 19.1x", "onnx-int8"], found["tensor-train 19.1x", "torch"]
+    assert f"{small['megabytes']:.2f} MB" in readme
+    assert f"{found['dense', 'torch']['megabytes'] / small['megabytes']:.1f} times smaller" in readme
+    assert f"{100 * small['accuracy']:.2f} %" in readme
+    assert f"{100 * exact['accuracy']:.2f} %" in readme
+    dense = found["dense", "onnx"]
+    assert f"{1e3 * small['seconds']:.1f} ms" in readme
+    assert f"dense {1e3 * dense['seconds']:.1f}" in readme
+    assert f"{small['cold'][1]:.0f} MB (dense {dense['cold'][1]:.0f})" in readme

@@ -13,6 +13,8 @@ from compresskit import __version__
 from compresskit.cli.bench import bench, report
 from compresskit.cli.common import err
 from compresskit.cli.compress import compress, inspect, methods
+from compresskit.cli.export import export
+from compresskit.cli.push import push
 from compresskit.cli.train import distill, evaluate, finetune, tasks
 from compresskit.errors import CompresskitError, InputError
 
@@ -31,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (compress, distill, finetune, evaluate, bench, report, inspect, methods, tasks):
+for command in (compress, distill, finetune, evaluate, export, push, bench, report, inspect, methods, tasks):
     cli.add_command(command)
 
 

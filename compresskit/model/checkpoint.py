@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from compresskit.data import demo
 from compresskit.errors import InputError
-from compresskit.model import hub
+from compresskit.model import hub, sentence
 from compresskit.model.output import TOKENIZER_FILES, one_line
 from compresskit.model.quantizer import QUANT_METHOD, is_compressed, mount_config, quantizer_of
 from compresskit.model.sources import check_finite
@@ -281,13 +281,23 @@ def _kept(model: PreTrainedModel, stored: dict[str, Path]) -> dict[str, Tensor]:
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the model of ``checkpoint`` with its kept tensors into ``folder``, and the tokenizer files it has."""
+    """Write the model of ``checkpoint`` with its kept tensors into ``folder``, and the tokenizer files it has; those of
+    sentence-transformers too, where the model is a plain encoder.
+    """
     if is_compressed(checkpoint.model):
         quantizer_of(checkpoint.model).extra_tensors = checkpoint.kept
     checkpoint.model.save_pretrained(folder)
-    for file in sorted(checkpoint.folder.iterdir()) if checkpoint.folder is not None else ():
+    if checkpoint.folder is not None:
+        copy_tokenizer(checkpoint.folder, folder)
+        if checkpoint.model.base_model is checkpoint.model:
+            sentence.copy(checkpoint.folder, folder)
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copy the tokenizer files of a checkpoint."""
+    for file in sorted(source.iterdir()):
         if file.is_file() and TOKENIZER_FILES.fullmatch(file.name):
-            shutil.copyfile(file, folder / file.name)
+            shutil.copyfile(file, destination / file.name)
 
 
 def is_vocabulary(path: Path) -> bool:

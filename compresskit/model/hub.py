@@ -20,7 +20,8 @@ from compresskit.errors import InputError
 #: Seconds to wait for the hub before saying that it cannot be reached.
 TIMEOUT = 4.0
 
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm")
+#: The last one is what sentence-transformers keeps of the modules behind the encoder.
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "[0-9]_*/*")
 
 
 def download(repo: str) -> Path:

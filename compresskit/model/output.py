@@ -13,10 +13,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from compresskit.errors import InputError, WorkError
+from compresskit.model import sentence
 
 #: One of them is present in every folder that compresskit wrote.
 MARKER = "compression.json"
 TRAINING = "training.json"
+EXPORT = "export.json"
 
 TOKENIZER_FILES = re.compile(
     r"tokenizer.*\.json|tokenizer\.model|vocab.*|merges\.txt|special_tokens_map\.json|added_tokens\.json"
@@ -24,7 +26,8 @@ TOKENIZER_FILES = re.compile(
 )
 _OUR_FILES = re.compile(
     rf"{TOKENIZER_FILES.pattern}|config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?"
-    rf"|README\.md|recipe\.yaml|losses\.png|{re.escape(MARKER)}|{re.escape(TRAINING)}"
+    rf"|README\.md|recipe\.yaml|losses\.png|model\.onnx|{sentence.FILES.pattern}"
+    rf"|{re.escape(MARKER)}|{re.escape(TRAINING)}|{re.escape(EXPORT)}"
 )
 
 
@@ -62,20 +65,25 @@ def check_output(output: Path, overwrite: bool) -> None:
     if output.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise InputError(f"output {output}: holds the current folder, so it is not overwritten")
     found = sorted(output.iterdir())
-    if found and not any((output / marker).is_file() for marker in (MARKER, TRAINING)):
+    if found and not any((output / marker).is_file() for marker in (MARKER, TRAINING, EXPORT)):
         raise InputError(f"output {output}: was not written by compresskit, so it is not overwritten")
+    modules = sentence.module_folders(output)
     for path in found:
-        if not path.is_file() or not _OUR_FILES.fullmatch(path.name):
+        if path.name not in modules and not (path.is_file() and is_ours(path.name)):
             raise InputError(f"output {output}: holds {path.name}, which compresskit did not write; move it away first")
+
+
+def is_ours(name: str) -> bool:
+    """Whether compresskit writes files of this name."""
+    return _OUR_FILES.fullmatch(name) is not None
 
 
 def _open_permissions(folder: Path) -> None:
     """The permissions that any new file gets: those of temporary folders and of safetensors are for secrets."""
     mask = os.umask(0)
     os.umask(mask)
-    folder.chmod(0o777 & ~mask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _move_into_place(temporary: Path, output: Path) -> None:

@@ -63,6 +63,7 @@ def model_card(
         notes.append(f"the factors were fitted to what the layers see on {tokens:,} tokens of {text}")
     data = ModelCardData(
         base_model=checkpoint.origin if "/" in checkpoint.origin else None,
+        base_model_relation="quantized" if "/" in checkpoint.origin else None,  # the hub's word for a smaller form
         library_name="transformers",
         tags=["compresskit", "model-compression", *sorted({a.method for a in plan.assignments})],
     )

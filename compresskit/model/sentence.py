@@ -1,0 +1,33 @@
+"""What makes a checkpoint a sentence-transformers model: the files beside its weights that say how to pool."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+#: Its files; the folders that ``modules.json`` lists come with them.
+FILES = re.compile(r"modules\.json|config_sentence_transformers\.json|sentence_\w+_config\.json")
+
+
+def module_folders(folder: Path) -> list[str]:
+    """Sub-folders of the modules behind the encoder (``1_Pooling``, ...), as ``modules.json`` lists them.
+
+    None where the folder holds no sentence-transformers model. A path that leads elsewhere is left alone.
+    """
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        paths = [str(module["path"]) for module in modules]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [path for path in paths if re.fullmatch(r"\w[\w.-]*", path) and (folder / path).is_dir()]
+
+
+def copy(source: Path, destination: Path) -> None:
+    """Copy pooling, normalisation, prompts and sequence length of a sentence-transformers model, if it is one."""
+    for file in source.iterdir():
+        if file.is_file() and FILES.fullmatch(file.name):
+            shutil.copyfile(file, destination / file.name)
+    for name in module_folders(source):
+        shutil.copytree(source / name, destination / name)

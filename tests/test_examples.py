@@ -1,0 +1,96 @@
+"""The programs in examples/ run as they are; the first one where torch is not installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from conftest import FILLERS, NEGATIVE, POSITIVE, count, reviews, write_tsv
+from transformers import pipeline
+
+import compresskit
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(*line: object, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, line)], env=os.environ | environment, capture_output=True, text=True, cwd=EXAMPLES
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Path:
+    """Site-packages of a small device: links to what the example needs, and to nothing else."""
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in ("numpy", "onnxruntime", "tokenizers", "flatbuffers", "protobuf", "packaging"):
+        files = metadata.files(name) or []
+        for part in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+            place = Path(str(files[0].locate())).parents[len(files[0].parts) - 1] / part
+            if not (site / part).exists():
+                (site / part).symlink_to(place)
+    return site
+
+
+def test_classify_without_torch(bench_folder: Path, device: Path, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    compresskit.compress(bench_folder / "teacher", method="low-rank", ratio=1.5).save_pretrained(student)
+    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        (student / file).write_bytes((bench_folder / "model" / file).read_bytes())
+    compresskit.export(student, format="onnx-int8", output=tmp_path / "device")
+    for absent in ("torch", "transformers", "compresskit"):
+        code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({absent!r}) is not None)"
+        run("-S", "-c", code, PYTHONPATH=str(device))
+    texts = [f"the {POSITIVE[0]} film", f"the plot was very {NEGATIVE[0]}", FILLERS[0]]
+    said = run("-S", EXAMPLES / "classify_onnx.py", tmp_path / "device", *texts, PYTHONPATH=str(device))
+    rows = [line.split("\t") for line in said.splitlines()]
+    assert [row[2] for row in rows] == texts
+    classify = pipeline("text-classification", model=str(student), device="cpu")
+    for (label, share, _), expected in zip(rows, classify(texts), strict=True):
+        assert label == expected["label"]
+        assert float(share) == pytest.approx(expected["score"], abs=0.05)
+
+
+def test_sentence_search(small_sentence: Path, tmp_path: Path) -> None:
+    sentences = [
+        "Cats sleep on warm sofas.",
+        "The stock market fell.",
+        "Trains leave every hour.",
+        "Bread needs yeast.",
+    ]
+    (tmp_path / "sentences.txt").write_text("\n".join(sentences), encoding="utf-8")
+    said = run(EXAMPLES / "sentence_search.py", small_sentence, "where do kittens rest", tmp_path / "sentences.txt")
+    best = said.splitlines()[0].split("\t")
+    assert best[1] == sentences[0]
+    assert 0 < float(best[0]) <= 1
+
+
+def test_continue_training(bench_folder: Path, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    compresskit.compress(bench_folder / "teacher", method="kronecker", ratio=3).save_pretrained(student)
+    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        (student / file).write_bytes((bench_folder / "model" / file).read_bytes())
+    rows = [(text, ["bad", "good"][int(label)]) for text, label in reviews(400, seed=3)]
+    write_tsv(tmp_path / "reviews.tsv", "text\tlabel", rows)
+    run(EXAMPLES / "continue_training.py", student, tmp_path / "reviews.tsv", tmp_path / "better")
+    model = compresskit.load(tmp_path / "better")
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    assert count(model) == count(compresskit.load(student))
+
+    texts, labels = zip(*reviews(100, seed=4), strict=True)
+
+    def right(folder: Path) -> int:
+        answers = pipeline("text-classification", model=str(folder), device="cpu")(list(texts))
+        return sum(
+            answer["label"] in (("negative", "bad"), ("positive", "good"))[int(label)]
+            for answer, label in zip(answers, labels, strict=True)
+        )
+
+    assert right(tmp_path / "better") > right(student) + 10

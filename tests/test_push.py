@@ -1,0 +1,167 @@
+"""Publishing on the hub, against a server in this process that answers its HTTP calls."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Run, refused, tiny_model
+
+
+class Hub(ThreadingHTTPServer):
+    """Stands in for the hub: repositories are made, every file is committed inline."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.repositories: list[dict] = []
+        self.commits: list[dict[str, bytes]] = []
+        self.tokens: set[str] = set()
+        self.refuses = False
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.tokens.add(self.headers.get("Authorization", ""))
+        if self.server.refuses:
+            self._answer({"error": "You don't have the rights to create a model under this namespace"}, 403)
+        elif self.path == "/api/repos/create":
+            self.server.repositories.append(json.loads(body))
+            name = f"owner/{json.loads(body)['name']}"
+            self._answer({"url": f"{self.server.address}/{name}", "id": name})
+        elif self.path == "/api/validate-yaml":
+            self._answer({"errors": [], "warnings": []})
+        elif "/preupload/" in self.path:
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            self._answer({"files": files})
+        else:
+            assert "/commit/" in self.path, self.path
+            lines = [json.loads(line) for line in body.splitlines()]
+            files = [line["value"] for line in lines if line["key"] == "file"]
+            self.server.commits.append({file["path"]: base64.b64decode(file["content"]) for file in files})
+            self._answer({"commitUrl": f"{self.server.address}/owner/small/commit/abc", "commitOid": "abc"})
+
+    def do_GET(self) -> None:
+        self._answer({"siblings": [], "sha": "0" * 40, "id": "owner/small"})
+
+    def _answer(self, data: dict, code: int = 200) -> None:
+        text = json.dumps(data).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def small(run: Run, tmp_path: Path) -> Path:
+    """A compressed folder with its card, and a sentence-transformers module."""
+    dense = tmp_path / "dense"
+    tiny_model().save_pretrained(dense)
+    (dense / "1_Pooling").mkdir()
+    (dense / "1_Pooling" / "config.json").write_text("{}")
+    (dense / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+    folder = tmp_path / "small"
+    result = run("compress", "--model", dense, "--method", "low-rank", "--ratio", 3, "--output", folder)
+    assert result.code == 0, result.err
+    return folder
+
+
+def push(hub: Hub, folder: Path, *arguments: str, token: str = "hf_secret") -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own: the hub's address and mode are read when its library is imported."""
+    environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token}
+    line = [sys.executable, "-m", "compresskit", "push", str(folder), *arguments]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, cwd=folder.parent)
+
+
+def test_push(hub: Hub, small: Path) -> None:
+    (small / "notes.txt").write_text("mine")
+    stage = {
+        "finished": "2026-01-02T03:04:05+00:00",
+        "data": {
+            "task": {"name": "sst2", "hub": {"path": "nyu-mll/glue", "name": "sst2"}},
+            "splits": {"dev": {"remark": ""}, "other": {"remark": "sample"}},
+        },
+        "primary_metric": "accuracy",
+        "scores": {"student_after": {"dev": {"accuracy": 0.845183}, "other": {"accuracy": 0.5}}},
+    }
+    (small / "training.json").write_text(json.dumps({"format_version": 1, "stages": [stage]}))
+    done = push(hub, small, "small", "--private")
+    assert done.returncode == 0, done.stderr
+    assert "Pushed: " in done.stdout
+    assert hub.tokens == {"Bearer hf_secret"}
+    assert [(made["name"], made["visibility"]) for made in hub.repositories] == [("small", "private")]
+    (files,) = hub.commits  # one commit: nothing half-written
+    ours = {path.relative_to(small).as_posix() for path in small.rglob("*") if path.is_file()} - {"notes.txt"}
+    assert files.keys() == ours | {".eval_results/compresskit.yaml"}
+    assert files["model.safetensors"] == (small / "model.safetensors").read_bytes()
+    card = files["README.md"].decode()
+    assert 'from_pretrained("owner/small")' in card
+    assert "library_name: transformers" in card
+    assert yaml.safe_load(files[".eval_results/compresskit.yaml"]) == [
+        {
+            "dataset": {"id": "nyu-mll/glue", "task_id": "sst2"},
+            "value": 0.8452,
+            "date": "2026-01-02T03:04:05+00:00",
+            "notes": "accuracy, dev split",
+        }
+    ]
+
+
+def test_refusals_of_the_hub_are_one_line(hub: Hub, small: Path) -> None:
+    hub.refuses = True
+    done = push(hub, small, "other/small")
+    assert done.returncode == 1
+    assert "repository other/small: the hub refuses" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert hub.commits == []
+
+
+def test_refused_before_anything_is_sent(
+    run: Run, small: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    refused(run("push", small, "a/b/c"), "repository 'a/b/c': give name or owner/name")
+    refused(run("push", small, "has spaces"), "give name or owner/name")
+    refused(run("push", tiny_folder, "small"), "was not written by compresskit")
+    refused(run("push", small.parent / "nowhere", "small"), "no such folder")
+    result = run("push", small, "owner/small")  # offline, as all tests are
+    assert result.code == 1
+    assert "the hub cannot be reached" in result.err
+    (small / "README.md").unlink()
+    refused(run("push", small, "small"), "has no model card")
+    shutil.copy(tiny_folder / "config.json", small / "README.md")
+    monkeypatch.setattr("compresskit.reporting.publish.get_token", lambda: None)
+    refused(run("push", small, "small"), "no token for the hub: log in with `hf auth login`, or set HF_TOKEN")

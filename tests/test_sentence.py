@@ -1,0 +1,85 @@
+"""sentence-transformers: a compressed model pools and normalises as its original."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, tiny_model
+from huggingface_hub.utils import filter_repo_objects
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+import compresskit
+from compresskit.decomposers.base import FactorisedEmbedding
+from compresskit.model import checkpoint, hub, sentence
+
+SENTENCES = ["A man is eating food.", "Someone has a meal.", "The stock market fell sharply on Monday."]
+
+
+def test_a_compressed_folder_is_a_sentence_transformer(small_sentence: Path, embedded: Path, tmp_path: Path) -> None:
+    model = SentenceTransformer(str(small_sentence), device="cpu")
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
+    assert model.max_seq_length == SentenceTransformer(str(embedded), device="cpu").max_seq_length
+    assert isinstance(model[0].auto_model.get_input_embeddings(), FactorisedEmbedding)
+    vectors = model.encode(SENTENCES)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    # Mean over the tokens that are there, by hand.
+    tokens = AutoTokenizer.from_pretrained(small_sentence)(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = AutoModel.from_pretrained(small_sentence)(**tokens).last_hidden_state
+    mask = tokens["attention_mask"][..., None]
+    means = (hidden * mask).sum(1) / mask.sum(1)
+    np.testing.assert_allclose(vectors, torch.nn.functional.normalize(means).numpy(), rtol=1e-4, atol=1e-5)
+    near, far = vectors[0] @ vectors[1], vectors[0] @ vectors[2]
+    assert near > far + 0.2
+
+    model.save_pretrained(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), device="cpu").encode(SENTENCES)
+    np.testing.assert_allclose(again, vectors, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sentence_transformer_is_compressed_in_place(embedded: Path) -> None:
+    model = SentenceTransformer(str(embedded), device="cpu")
+    before = model.encode(SENTENCES)
+    compresskit.compress(model[0].auto_model, method="low-rank", ratio=1.5, inplace=True)
+    assert isinstance(model[0].auto_model.get_input_embeddings(), FactorisedEmbedding)
+    after = model.encode(SENTENCES)
+    assert after[0] @ after[1] > after[0] @ after[2] + 0.2
+    assert not np.allclose(after, before)
+
+
+def test_compress_keeps_the_modules(run: Run, embedded: Path) -> None:
+    arguments = ("compress", "--recipe", "kroneckerbert-8", "--output", "small")
+    assert run(*arguments).code == 0
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "tokenizer.json"):
+        assert (Path("small") / name).read_bytes() == (embedded / name).read_bytes()
+    assert run(*arguments, "--overwrite").code == 0  # folders that modules.json names are ours
+    Path("small/2_Mine").mkdir()
+    result = run(*arguments, "--overwrite")
+    assert result.code == 2
+    assert "holds 2_Mine, which compresskit did not write" in result.err
+
+
+def test_a_classifier_is_no_sentence_transformer(embedded: Path, tmp_path: Path) -> None:
+    model = tiny_model("bert", "classifier")
+    checkpoint.save(checkpoint.Checkpoint("x", "x", embedded, model), tmp_path)
+    assert not (tmp_path / "modules.json").exists()
+    assert (tmp_path / "tokenizer.json").is_file()
+
+
+def test_modules_are_downloaded_with_a_checkpoint() -> None:
+    names = ["modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors", "onnx/model.onnx", "tf_model.h5"]
+    assert list(filter_repo_objects(names, allow_patterns=list(hub._SMALL_FILES))) == names[:3]
+
+
+@pytest.mark.parametrize("listed", ["../outside", "/etc", "..", ".hidden", "missing"])
+def test_modules_elsewhere_are_left_alone(listed: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / ".hidden").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    (folder / "modules.json").write_text(json.dumps([{"path": ""}, {"path": listed}]))
+    assert sentence.module_folders(folder) == []
