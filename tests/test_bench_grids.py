@@ -117,3 +117,44 @@ def test_fewer_layers_are_evenly_spread(layers: int, left: list[int]) -> None:
         ours, theirs = smaller.encoder.layer[place], model.encoder.layer[layer]
         assert torch.equal(ours.output.dense.weight, theirs.output.dense.weight)
     assert isinstance(compresskit.compress(smaller, method="low-rank", ratio=2), transformers.BertModel)
+
+
+def test_one_stage_1_for_all_tasks_and_seeds(bench_folder: Path, tmp_path: Path) -> None:
+    declared = "version: 1\nname: {}\ninputs: [sentence]\nlabel: label\nmetrics: [accuracy]\n"
+    declared += "files: {{train: SST-2/train.tsv, dev: SST-2/dev.tsv}}\n"
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(declared.format(name))
+    grid = {
+        "tasks": tuple(str(tmp_path / f"{name}.yaml") for name in ("one", "two")),
+        "data": str(bench_folder / "data"),
+        "seeds": (0, 1),
+        "baselines": ("dense", "half-layers"),
+        "teacher": STAGE,
+        "task": {**STAGE, "epochs": 1},
+    }
+    shared = tiny_bench(bench_folder, tmp_path / "shared", share_general=True, **grid)
+    assert [record.status for record in shared.records] == ["finished"] * 10
+    starts = sorted((tmp_path / "shared" / "general").iterdir())
+    assert [start.name.rpartition("-")[0] for start in starts] == ["model-half-layers", "model-low-rank-3x"]
+    again = tiny_bench(bench_folder, tmp_path / "again", share_general=True, **grid)  # repeatable
+    scores = [
+        [(record.task, record.method, record.seed, record.score) for record in r.records] for r in (shared, again)
+    ]
+    assert scores[0] == scores[1]
+    own = tiny_bench(bench_folder, tmp_path / "own", **{**grid, "seeds": (0,)})
+    assert not (tmp_path / "own" / "general").exists()
+    students = {
+        (record.task, record.method, record.seed): (
+            record.score_before,
+            record.score,
+            record.made_by["general"]["seed"],
+        )
+        for record in shared.records
+        if record.method != "dense"
+    }
+    for record in own.records:  # the first seed goes the same way, shared or not
+        if record.method != "dense":
+            assert students[record.task, record.method, 0] == (record.score_before, record.score, 0)
+            assert students[record.task, record.method, 1][2] == 0
+    with pytest.raises(compresskit.InputError, match="nothing to share"):
+        tiny_bench(bench_folder, tmp_path / "none", share_general=True)

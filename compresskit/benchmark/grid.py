@@ -42,6 +42,8 @@ class Grid(BaseModel):
         calibration_tokens: of the general text that methods fit their factors to (a recipe file has its own); 0: they
             fit the weights alone.
         general: settings of stage 1 (:func:`compresskit.distill` on text) of every student; False leaves it out.
+        share_general: train stage 1 once for every method and ratio, with the first seed, and go on from there for
+            every task and seed; otherwise every cell has its own.
         task: settings of stage 2 of every student, where there are tasks.
         precision: of all training: ``fp32`` or ``bf16``.
         latency_rounds: how often every model is timed in the closing phase; the table shows medians.
@@ -63,6 +65,7 @@ class Grid(BaseModel):
     teacher: dict[str, Any] = Field(default_factory=dict)
     calibration_tokens: int = Field(default=0, ge=0)
     general: dict[str, Any] | Literal[False] = Field(default_factory=lambda: dict(GENERAL))
+    share_general: bool = False
     task: dict[str, Any] = Field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"
     latency_rounds: int = Field(default=5, ge=1)
@@ -97,6 +100,8 @@ class Grid(BaseModel):
             raise InputError("data belongs to a task: give --task")
         for what in ("teacher", "general", "task"):
             self.stage(what)
+        if self.share_general and (self.general is False or not self.tasks):
+            raise InputError("share_general: is for stage 1 (general) followed by tasks; there is nothing to share")
         if self.general is False and not self.tasks:
             raise InputError("nothing would be trained: without a task, stage 1 (general) is what distils a student")
         return self
@@ -162,6 +167,7 @@ class Cell:
         task_name: the declared name; empty without a task.
         seed: of its training.
         key: hash of all that decides the result.
+        start: name of the folder with the stage 1 that it shares with other cells; empty: it has its own.
     """
 
     model: str
@@ -173,6 +179,7 @@ class Cell:
     task_name: str
     seed: int
     key: str
+    start: str = ""
 
     @property
     def folder(self) -> str:

@@ -151,7 +151,8 @@ def _run_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watch
 
 
 def _run(cell: Cell, teacher: Cell, store: Store, sources: Sources, watch: Watcher) -> Record:
-    shop = work.Workshop(cell, sources, store.path(cell), store.path(teacher), watch.callbacks, watch.says)
+    folders = store.path(cell), store.path(teacher), store.start(cell)
+    shop = work.Workshop(cell, sources, *folders, watch.callbacks, watch.says)
     known = store.record(teacher)
     if cell != teacher and known is not None and known.status != "finished":
         return shop.failure(f"its teacher failed: {known.message}")

@@ -67,6 +67,11 @@ class Sources:
                 "versions": versions(),
                 "general": stages["general"],
             }
+            name, start = self.identity(origin)["name"].rpartition("/")[2], ""
+            if grid.share_general and method not in ("dense", "int8"):
+                everything["share general"] = True
+                first = digest({k: v for k, v in everything.items() if k != "seed"} | {"precision": grid.precision})
+                start = "-".join(part for part in (name, method, f"{ratio:g}x" if ratio else "", first[:8]) if part)
             if task is not None:
                 declared, data = self.task(task)
                 everything |= {
@@ -74,9 +79,8 @@ class Sources:
                     "data": data.record(),
                     "stages": [stages["teacher"], stages["task"]],
                 }
-            name = self.identity(origin)["name"].rpartition("/")[2]
             task_name = self.task(task)[0].name if task is not None else ""
-            found.append(Cell(name, origin, method, recipe, ratio, task, task_name, seed, digest(everything)))
+            found.append(Cell(name, origin, method, recipe, ratio, task, task_name, seed, digest(everything), start))
         rows = [(cell.model, cell.method, cell.ratio, cell.task_name, cell.seed) for cell in found]
         if twins := [row for row in rows if rows.count(row) > 1]:
             what = ", ".join(str(part) for part in twins[0][:4] if part)
