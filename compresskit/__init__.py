@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from compresskit.benchmark.runner import bench
     from compresskit.errors import CompresskitError, InputError, WorkError
     from compresskit.planning.stage import Stage
+    from compresskit.reporting.verification import verify
     from compresskit.training.stages import distill, evaluate, finetune
     from compresskit.training.trainer import DistillationTrainer
 
@@ -35,6 +36,7 @@ _PUBLIC = {
     "finetune": "compresskit.training.stages",
     "DistillationTrainer": "compresskit.training.trainer",
     "Stage": "compresskit.planning.stage",
+    "verify": "compresskit.reporting.verification",
     "CompresskitError": "compresskit.errors",
     "InputError": "compresskit.errors",
     "WorkError": "compresskit.errors",
@@ -55,6 +57,7 @@ __all__ = [
     "load",
     "plan",
     "to_dense",
+    "verify",
 ]
 
 

@@ -14,6 +14,7 @@ from compresskit.cli.bench import bench, report
 from compresskit.cli.common import err
 from compresskit.cli.compress import compress, inspect, methods
 from compresskit.cli.train import distill, evaluate, finetune, tasks
+from compresskit.cli.verify import verify
 from compresskit.errors import CompresskitError, InputError
 
 INTERRUPTED = 130
@@ -31,7 +32,7 @@ def cli() -> None:
     """
 
 
-for command in (compress, distill, finetune, evaluate, bench, report, inspect, methods, tasks):
+for command in (compress, distill, finetune, evaluate, bench, report, verify, inspect, methods, tasks):
     cli.add_command(command)
 
 
