@@ -11,7 +11,7 @@ import click
 
 from compresskit import __version__
 from compresskit.cli.bench import bench, report
-from compresskit.cli.common import err
+from compresskit.cli.common import err, printable
 from compresskit.cli.compress import compress, inspect, methods
 from compresskit.cli.train import distill, evaluate, finetune, tasks
 from compresskit.cli.verify import verify
@@ -68,7 +68,7 @@ def main() -> None:
         if rank != "0" and not isinstance(error, InputError):  # what is refused is refused by all, and said once
             err.quiet = False
             err.print(f"process {rank}:", end=" ")
-        text = str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
+        text = printable(str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)")
         err.print(f"compresskit: error: {text}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code if isinstance(error, CompresskitError) else 1)
 

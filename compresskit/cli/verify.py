@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from compresskit.cli.common import err, out, prepare
+from compresskit.cli.common import err, out, prepare, printable
 from compresskit.errors import WorkError
 
 
@@ -26,7 +26,7 @@ def verify(folder: Path, **_: Any) -> None:
     with err.status(escape(f"verifying {folder}")):
         findings = verification.verify(folder)
     for finding in findings:
-        out.print(finding, markup=False, highlight=False, soft_wrap=True)
+        out.print(printable(finding), markup=False, highlight=False, soft_wrap=True)
     if findings:
         raise WorkError(f"{folder}: {len(findings)} finding{'s' * (len(findings) > 1)}")
     out.print(f"{folder}: weights, specs and figures are as recorded", markup=False, highlight=False, soft_wrap=True)

@@ -144,7 +144,8 @@ def _locate(model: str) -> tuple[Path, str]:
     if path.exists():
         if not path.is_dir():
             raise InputError(f"model {model}: is a file; give the folder that holds config.json and the weights")
-        return path, path.resolve().name
+        # A folder may be called anything; records, cards and pages print this.
+        return path, re.sub(r"[^\w .+-]", "_", path.resolve().name).lstrip(" .+-") or "model"
     if not _HUB_ID.fullmatch(model) or (model.count("/") == 1 and Path(model).parent.is_dir()):
         raise InputError(f"model {model}: no such folder (a hub id looks like google-bert/bert-base-uncased)")
     return hub.download(model), model
@@ -180,7 +181,7 @@ def _open(folder: Path, compressed: bool | None, *, check_hashes: bool = True) -
         check_unchanged(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), stored
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # every family checks in its own way
         raise InputError(f"{path}: model type {data.get('model_type')!r} cannot be read: {one_line(error)}") from None
 
 

@@ -17,7 +17,7 @@ from compresskit.model.quantizer import QUANT_METHOD, CompresskitConfig, mount_c
 from compresskit.model.weights import Stored
 
 #: Largest number of layers, labels, heads, ...: transformers makes lists of that length before a model is built.
-_MOST_PARTS = 1_000_000
+_MOST_PARTS = 100_000
 #: What a model may have beyond its stored numbers: new heads and buffers of a model smaller than that.
 _ROOM = 1 << 20
 
@@ -28,11 +28,11 @@ def check_config(data: Mapping[str, Any], path: Path, stored: Stored) -> None:
     Raises:
         InputError: names the entry.
     """
-    most = max(stored.size, _MOST_PARTS)
+    most = max(stored.size, _ROOM)
     # The specs of a compressed model are checked against its matrices.
     for key, value in _entries({key: value for key, value in data.items() if key != "quantization_config"}):
         if isinstance(value, int) and abs(value) > (_MOST_PARTS if key.startswith(("num_", "n_")) else most):
-            raise InputError(f"{path}: {key} {value:.3g}: too large for weights of {stored.size:,} bytes")
+            raise InputError(f"{path}: {key} {_short(value)}: too large for weights of {stored.size:,} bytes")
         if key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
             raise InputError(f"{path}: {key} {value!r} names code to fetch (a checkpoint's own code is not run)")
 
@@ -77,10 +77,9 @@ def check_sizes(loader: Any, config: Any, folder: Path, stored: Stored) -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     numbers = sum(tensor.numel() for tensor in tensors.values())
     # Ties are not known here, so a tied table counts twice.
-    if numbers > 2 * stored.size + _ROOM:
-        raise InputError(
-            f"model {folder}: config.json describes {numbers:,} numbers, its weights have {stored.size:,} bytes"
-        )
+    if numbers > 2 * stored.numbers + _ROOM:
+        held = f"its weights hold {stored.numbers:,}"
+        raise InputError(f"model {folder}: config.json describes {numbers:,} numbers, {held}")
 
 
 @contextmanager
@@ -99,6 +98,11 @@ def _at_most(tensors: int, folder: Path) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _short(value: int) -> str:
+    text = str(value)
+    return text if len(text) < 20 else f"{text[:9]}... ({len(text)} digits)"
 
 
 def _by(shape: Any) -> str:

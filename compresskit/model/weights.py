@@ -32,12 +32,17 @@ class Stored:
     Attributes:
         shapes: of every tensor, by name.
         files: where each lies.
-        size: bytes of all files together: no more numbers than that can be in them.
+        size: bytes of all files together.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     files: Mapping[str, Path]
     size: int
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers all tensors have together."""
+        return sum(map(prod, self.shapes.values()))
 
 
 def weight_files(folder: Path) -> list[Path]:

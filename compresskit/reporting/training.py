@@ -25,6 +25,7 @@ from compresskit.model.quantizer import is_compressed
 from compresskit.model.targets import count_parameters
 from compresskit.model.weights import fingerprints
 from compresskit.reporting.tables import markdown
+from compresskit.reporting.text import plain
 from compresskit.validation import read_json
 
 FORMAT_VERSION = 1
@@ -201,7 +202,7 @@ def _card(original: str, stages: Sequence[Mapping[str, Any]], title: str, checkp
 
 def _stage_text(stage: Mapping[str, Any]) -> str:
     data = stage["data"]
-    what = data["task"]["name"] if "task" in data else data["source"]
+    what = data["task"]["name"] if "task" in data else plain(data["source"])
     passes = f", {stage['epochs']:.2f} epochs" if "task" in data else ""  # of a text only as much is read as is needed
     lines = [
         f"**{stage['stage']}** on {what}: {stage['steps']:,} steps of {stage['batch_size']} sequences "
@@ -209,6 +210,6 @@ def _stage_text(stage: Mapping[str, Any]) -> str:
         f"losses {', '.join(f'{name} {weight:g}' for name, weight in stage['losses'].items())}, seed {stage['seed']}."
     ]
     if stage["teacher"] is not None:
-        lines.append(f"Teacher: {stage['teacher']['name']} ({stage['teacher']['parameters']:,} parameters).")
+        lines.append(f"Teacher: {plain(stage['teacher']['name'])} ({stage['teacher']['parameters']:,} parameters).")
     columns, rows = score_rows(stage)
     return "\n".join([*lines, "", markdown(columns, rows)])
