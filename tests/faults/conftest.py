@@ -21,7 +21,7 @@ from faults.command import Command
 TIMES = int(os.environ.get("FAULT_TIMES", "1"))
 
 #: Minutes: `make test-faults` alone runs them.
-collect_ignore = ["test_bench.py"] if TIMES == 1 else []
+collect_ignore = ["test_bench.py", "test_long.py"] if TIMES == 1 else []
 
 _outcomes: dict[str, list[str]] = {}
 
