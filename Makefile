@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out
 
-.PHONY: demo test check bench-speed install clean
+.PHONY: demo test test-faults check bench-speed install clean
 
 demo: install
 	$(BIN)/compresskit compress --method low-rank --ratio 19 --output $(OUT)/low-rank-19x --overwrite
@@ -13,6 +13,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Faults that are really caused, five times each; some need root for a small file system of their own. Up to an hour.
+test-faults: install
+	FAULT_TIMES=5 $(BIN)/python -m pytest -q tests/faults
 
 check: install
 	$(BIN)/ruff check .
