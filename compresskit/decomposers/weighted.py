@@ -21,9 +21,6 @@ DAMPING = 1e-3
 #: What every row of an embedding counts at least, in multiples of the mean.
 FLOOR = 0.1
 
-#: Rounds of alternating least squares: after fifteen the error of real matrices falls by less than 0.1 % a round.
-ROUNDS = 15
-
 #: Steps of conjugate gradients in each round for the cores of a tensor train.
 _STEPS = 6
 
@@ -103,7 +100,7 @@ def rows(blocks: linalg.Blocks, weights: Tensor, count: int) -> tuple[Tensor, Te
     return vectors, torch.cat([linalg.working(block) @ vectors for block in blocks()])
 
 
-def kronecker(weight: Tensor, second_moment: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def kronecker(weight: Tensor, second_moment: Tensor, a: Tensor, b: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
     """A sum of Kronecker products from a start by alternating least squares; never worse than the start.
 
     Args:
@@ -111,6 +108,7 @@ def kronecker(weight: Tensor, second_moment: Tensor, a: Tensor, b: Tensor) -> tu
         second_moment: (n, n).
         a: (terms, m1, n1), the start.
         b: (terms, m2, n2), the start.
+        rounds: of alternation.
     """
     (terms, m1, n1), (_, m2, n2) = a.shape, b.shape
     a, b = a.double(), b.double()
@@ -118,7 +116,7 @@ def kronecker(weight: Tensor, second_moment: Tensor, a: Tensor, b: Tensor) -> tu
     # P = W S, once: (i1, i2, k1, k2).
     product = (weight.double() @ s).view(m1, m2, n1, n2)
     s = s.view(n1, n2, n1, n2)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         # Rows of all A_t side by side, (m1, t k1), solve one system; then those of all B_t.
         gram = torch.einsum("sij,tik->sjtk", b, b)
         if n2 == 1:  # S cancels: every column of A has the system of the B_t alone
