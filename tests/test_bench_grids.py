@@ -158,3 +158,41 @@ def test_one_stage_1_for_all_tasks_and_seeds(bench_folder: Path, tmp_path: Path)
             assert students[record.task, record.method, 1][2] == 0
     with pytest.raises(compresskit.InputError, match="nothing to share"):
         tiny_bench(bench_folder, tmp_path / "none", share_general=True)
+
+
+def test_one_task_may_have_other_seeds_and_settings(bench_folder: Path, tmp_path: Path) -> None:
+    declared = "version: 1\nname: {}\ninputs: [sentence]\nlabel: label\nmetrics: [accuracy]\n"
+    declared += "files: {{train: SST-2/train.tsv, dev: SST-2/dev.tsv}}\n"
+    one, two = (str(tmp_path / f"{name}.yaml") for name in ("one", "two"))
+    for path in (one, two):
+        Path(path).write_text(declared.format(Path(path).stem))
+    grid = {
+        "tasks": (one, two),
+        "data": str(bench_folder / "data"),
+        "seeds": (0, 1),
+        "general": False,
+        "teacher": STAGE,
+        "task": {**STAGE, "epochs": 1},
+        "per_task": {two: {"seeds": (1,), "task": {"epochs": 3}}},
+    }
+    result = tiny_bench(bench_folder, tmp_path / "out", **grid)
+    rows = {(record.task, record.method, record.seed): record for record in result.records}
+    assert list(rows) == [
+        ("one", "dense", 0),
+        ("one", "low-rank", 0),
+        ("one", "low-rank", 1),
+        ("two", "dense", 1),
+        ("two", "low-rank", 1),
+    ]
+    assert {name: rows[name].made_by["task_stage"]["epochs"] for name in rows} == {
+        name: 3 if name[0] == "two" else 1 for name in rows
+    }
+    assert rows["two", "low-rank", 1].made_by["teacher"]["learning_rate"] == 3e-3
+    # All tasks: the mean over seeds of (one with that seed + two with the seed it has) over the same of the teachers.
+    students = [rows["one", "low-rank", seed].score + rows["two", "low-rank", 1].score for seed in (0, 1)]
+    kept = sum(students) / 2 / (rows["one", "dense", 0].score + rows["two", "dense", 1].score)
+    text = (result.folder / "README.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| low-rank |"))
+    assert f"{100 * kept:.1f} " in row
+    with pytest.raises(compresskit.InputError, match="task of per_task"):
+        tiny_bench(bench_folder, tmp_path / "other", **{**grid, "per_task": {"cola": {"seeds": (1,)}}})

@@ -119,7 +119,7 @@ class Workshop:
         found: dict[str, Any] = {}
         if cell.task is not None and not (self.folder / MODEL).exists():
             self.say("fine-tuning the teacher")
-            settings = {**grid.teacher, "precision": grid.precision}
+            settings = {**grid.of(cell.task).teacher, "precision": grid.precision}
             self._train(stages.finetune, self.folder / MODEL, cell.origin, task=cell.task, data=grid.data, **settings)
         read = self._read_dense()
         if cell.task is not None:
@@ -160,7 +160,8 @@ class Workshop:
         if cell.task is not None:
             self.say(f"stage 2: {cell.task_name}")
             target, teacher = self.folder / MODEL, self.dense / MODEL
-            self._train(stages.distill, target, start, teacher, task=cell.task, data=grid.data, **grid.task, **options)
+            settings = {**grid.of(cell.task).task, **options}
+            self._train(stages.distill, target, start, teacher, task=cell.task, data=grid.data, **settings)
             stage = _last_stage(target)
             seconds += stage["seconds"]
             made_by["task_stage"]["losses"] = stage["losses"]
@@ -265,7 +266,7 @@ class Workshop:
             scores = quality.closeness(ours, teacher, passages)
             return {"metric": quality.METRIC, "score": scores[quality.METRIC], "scores": dict(scores)}
         task, data = self.sources.task(cell.task)
-        length = sequence_length(self.sources.grid.stage("task")["max_length"], task, None)
+        length = sequence_length(self.sources.grid.of(cell.task).stage("task")["max_length"], task, None)
         # Quantised layers run on CPUs only.
         device = "cuda" if torch.cuda.is_available() and cell.method != "int8" else "cpu"
         found = score(model.float().to(device), self.sources.tokenizer(cell.origin), data, length)
