@@ -260,7 +260,7 @@ def _cores(
     if moment is not None:
         return _balanced(*weighted.tensor_train(weight, moment, blocks, train, rounds))
     if counts is not None:
-        return _balanced(*weighted.tensor_train_rows(weight, counts, blocks, train))
+        return _balanced(*weighted.tensor_train_rows(weight, counts, blocks, train, rounds))
     return _balanced(*train(weight))
 
 
