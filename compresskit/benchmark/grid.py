@@ -14,7 +14,7 @@ from compresskit.data.tasks import load_task
 from compresskit.decomposers import registry
 from compresskit.decomposers.base import AUTO
 from compresskit.errors import InputError, unknown
-from compresskit.planning.recipe import Recipe, check_ratio, for_method, load_recipe, shipped_recipes
+from compresskit.planning.recipe import Allocation, Recipe, check_ratio, for_method, load_recipe, shipped_recipes
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage
 from compresskit.training.settings import split_settings, with_settings
 from compresskit.validation import parse_mapping, read_named, validate
@@ -49,6 +49,7 @@ class Grid(BaseModel):
         baselines: rows without compression by factors: ``dense`` (the teacher; always there), ``int8`` (its linear
             layers quantised dynamically), ``half-layers`` (every second layer, distilled on the students' budget).
         teacher: settings of :func:`compresskit.finetune` for a task's teacher.
+        allocation: of methods (a recipe file has its own; ``auto`` always takes ``error``).
         calibration_tokens: of the general text that methods fit their factors to (a recipe file has its own); 0: they
             fit the weights alone.
         general: settings of stage 1 (:func:`compresskit.distill` on text) of every student; False leaves it out.
@@ -74,6 +75,7 @@ class Grid(BaseModel):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     baselines: tuple[Baseline, ...] = BASELINES
     teacher: dict[str, Any] = Field(default_factory=dict)
+    allocation: Allocation = "uniform"
     calibration_tokens: int = Field(default=0, ge=0)
     general: dict[str, Any] | Literal[False] = Field(default_factory=lambda: dict(GENERAL))
     share_general: bool = False
@@ -170,7 +172,8 @@ class Grid(BaseModel):
     def _recipe(self, method: str, ratio: float) -> Recipe:
         """A method or recipe at that ratio; every student gets the grid's training, so a recipe's own is dropped."""
         if method == AUTO or method in registry.decomposers():
-            return for_method(method, ratio, calibration_tokens=self.calibration_tokens)
+            allocation = None if method == AUTO else self.allocation
+            return for_method(method, ratio, allocation, calibration_tokens=self.calibration_tokens)
         if Path(method).suffix not in (".yaml", ".yml") and method not in shipped_recipes():
             raise unknown("method or recipe", method, [*registry.decomposers(), AUTO, *shipped_recipes()])
         recipe = load_recipe(method)
