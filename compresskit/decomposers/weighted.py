@@ -146,8 +146,7 @@ def tucker(
         bases: orthonormal A (m, r_out) and B (n, r_in) for matrices without weights; None for a full side.
     """
     moments = [damped(moment) for moment in second_moments]
-    mean = torch.stack(moments).mean(0)
-    factor = torch.linalg.cholesky(mean)
+    factor = torch.linalg.cholesky(torch.stack(moments).mean(0))
     a, b = bases([weight.double() @ factor for weight in weights])
     if b is not None:  # W L = A G B^T, so W = A G (L^-T B)^T
         b = torch.linalg.qr(torch.linalg.solve_triangular(factor.T, b.double(), upper=True))[0]
@@ -156,6 +155,13 @@ def tucker(
         core = weight.double() if a is None else a.double().T @ weight.double()
         cores.append(core if b is None else _solve(b.T @ moment @ b, core @ moment @ b))
     return a, b, cores
+
+
+def under_the_mean(weights: Sequence[Tensor], second_moments: Sequence[Tensor]) -> list[Tensor]:
+    """W_l L (m, n), float64, with L of the mean of all second moments, each scaled to norm 1."""
+    factor = torch.linalg.cholesky(torch.stack([damped(moment) for moment in second_moments]).mean(0))
+    seen = [weight.double() @ factor for weight in weights]
+    return [matrix * linalg.safe_inverse(torch.linalg.matrix_norm(matrix)) for matrix in seen]
 
 
 def tensor_train(
