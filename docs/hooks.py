@@ -2,11 +2,12 @@
 
 README.md is the start page. A file of the repository that a page links to comes along, so that one link serves readers
 of the repository and of the site. ``<!-- keys: package.module.Model -->`` becomes a table of a pydantic model's keys,
-``<!-- methods -->`` the registered methods with the keys of each.
+``<!-- methods -->`` the registered methods with the keys of each, ``<!-- commands -->`` the command line.
 """
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import os
@@ -15,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -52,12 +54,15 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
     markdown = _LINK.sub(link, markdown)
     markdown = re.sub(r"<!-- keys: (\S+)\.(\w+) -->", lambda found: _keys(_model(*found.groups())), markdown)
-    return re.sub(r"<!-- methods -->", lambda _: _methods(), markdown)
+    for marker, made in (("<!-- methods -->", _methods), ("<!-- commands -->", _commands)):
+        if marker in markdown:
+            markdown = markdown.replace(marker, made())
+    return markdown
 
 
-def on_page_content(html: str, **_: Any) -> str:
+def on_page_content(content: str, **_: Any) -> str:
     """Cross-references that docstrings write for Sphinx."""
-    return _ROLE.sub(r"\1\2\3", html)
+    return _ROLE.sub(r"\1\2\3", content)
 
 
 def _target(path: Path, link: str) -> Path:
@@ -85,45 +90,75 @@ def _methods() -> str:
     return "\n\n".join(parts)
 
 
+def _commands() -> str:
+    """Every command with its flags, as click's own help has them."""
+    from compresskit.cli import cli
+
+    root = click.Context(cli, info_name="compresskit")
+    parts = []
+    for name, command in sorted(cli.commands.items()):
+        context = click.Context(command, info_name=name, parent=root)
+        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+        rows = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context))]
+        table = "\n".join(_row(_code(flag), _escaped(text)) for flag, text in rows)
+        about = _escaped(inspect.cleandoc(command.help or ""))
+        parts.append(f"## {name}\n\n{about}\n\n```text\n{usage}\n```\n\n| flag | |\n| --- | --- |\n{table}")
+    return "\n\n".join(parts)
+
+
+def _escaped(text: str) -> str:
+    """``<name>`` as text, not as HTML, outside backticks."""
+    return re.sub(r"(`[^`]*`)|<", lambda found: found[1] or "&lt;", text)
+
+
+def _code(text: str) -> str:
+    """Text as code within a table, where backticks would keep what escapes a bar."""
+    return f"<code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def _keys(model: type[BaseModel]) -> str:
     """A table of a model's keys: values, default, and what its docstring says under ``Attributes:``."""
     schema = model.model_json_schema()
     attributes = inspect.cleandoc(model.__doc__ or "").partition("Attributes:\n")[2]
     meanings = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, flags=re.MULTILINE))
-    rows = ["| key | values | default | |", "| --- | --- | --- | --- |"]
+    rows = [_row("key", "values", "default", ""), _row(*["---"] * 4)]
     for key, entry in schema["properties"].items():
         field = model.model_fields[key]
         default = "needed" if field.is_required() else _default(field.get_default(call_default_factory=True))
-        cells = (f"`{key}`", _values(entry, schema.get("$defs", {})), default, _plain(meanings.get(key, "")))
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        values = _values(entry)
+        rows.append(_row(_code(key), values, default, _plain(meanings.get(key, ""))))
     return "\n".join(rows)
 
 
 def _default(value: Any) -> str:
-    return "" if value is None else f"`{json.dumps(value)}`"
+    return "" if value is None else _code(json.dumps(value))
 
 
-def _values(entry: dict[str, Any], definitions: dict[str, Any]) -> str:
+def _values(entry: dict[str, Any]) -> str:
     """What a property of a JSON schema may hold, in words."""
     if "$ref" in entry:
-        return f"`{entry['$ref'].rpartition('/')[2]}`"
+        return _code(entry["$ref"].rpartition("/")[2])
     if "anyOf" in entry:
-        return " or ".join(_values(part, definitions) for part in entry["anyOf"] if part.get("type") != "null")
+        return " or ".join(_values(part) for part in entry["anyOf"] if part.get("type") != "null")
     if "enum" in entry or "const" in entry:
-        return ", ".join(f"`{json.dumps(value).strip(chr(34))}`" for value in entry.get("enum", [entry.get("const")]))
+        return ", ".join(_code(str(value)) for value in entry.get("enum", [entry.get("const")]))
     kind = entry.get("type")
     if kind == "array":
         parts = entry.get("prefixItems")
-        inner = f"{len(parts)} x {_values(parts[0], definitions)}" if parts else _values(entry["items"], definitions)
+        inner = f"{len(parts)} x {_values(parts[0])}" if parts else _values(entry["items"])
         return f"[{inner}]" if parts else f"[{inner}, ...]"
     if kind == "object":
         inside = entry.get("additionalProperties")
         keys = entry.get("propertyNames", {"type": "string"})
-        inner = _values(inside, definitions) if isinstance(inside, dict) else "any"
-        return f"{{{_values(keys, definitions)}: {inner}}}"
+        inner = _values(inside) if isinstance(inside, dict) else "any"
+        return f"{{{_values(keys)}: {inner}}}"
     words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     limits = [f"{word} {entry[bound]:g}" for bound, word in words.items() if bound in entry]
-    name = {"string": "text", "boolean": "`true`, `false`", "integer": "integer", "number": "number"}.get(str(kind), "any")
+    name = {"string": "text", "boolean": "true, false", "integer": "integer", "number": "number"}.get(str(kind), "any")
     return " ".join([name, " and ".join(limits)]).strip()
 
 
