@@ -47,7 +47,7 @@ SMALLER = {
     "max_steps=1000": "max_steps=2",
 }
 #: The last flag of a name counts.
-SHORT_BENCH = "--ratios 8 --seeds 0 --baselines dense --general-tokens 100 --task-epochs 0.1".split()
+SHORT_BENCH = shlex.split("--ratios 8 --seeds 0 --baselines dense --general-tokens 100 --task-epochs 0.1")
 
 
 def name_of(document: Path) -> str:
@@ -87,7 +87,8 @@ def material(tmp_path_factory: pytest.TempPathFactory, bench_folder: Path) -> Pa
     """A folder with what the commands name: made once, copied for every document."""
     root = tmp_path_factory.mktemp("material")
     model = root / "google-bert" / "bert-base-uncased"
-    tiny_model(hidden_size=96, intermediate_size=384, vocab_size=3000, max_position_embeddings=128).save_pretrained(model)
+    sizes = {"hidden_size": 96, "intermediate_size": 384, "vocab_size": 3000, "max_position_embeddings": 128}
+    tiny_model(**sizes).save_pretrained(model)
     for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bench_folder / "model" / file, model / file)
     for name in ("GLUE", "DIR"):

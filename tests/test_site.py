@@ -74,7 +74,7 @@ def test_public_names_are_documented(site: Path) -> None:
 def test_links_and_generated_parts_are_whole(site: Path) -> None:
     checked = 0
     for page in site.rglob("*.html"):
-        if page.name == "index.html" and "reports" in page.parts or page.name == "404.html":
+        if (page.name == "index.html" and "reports" in page.parts) or page.name == "404.html":
             continue  # a benchmark's own page; a page that servers show anywhere
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"<!-- (keys|methods|commands)|:(func|class|data):", text), page
