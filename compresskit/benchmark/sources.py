@@ -60,7 +60,7 @@ class Sources:
                 "methods": registry.sources(rule.method for rule in recipe.rules) if recipe is not None else [],
                 "ratio": ratio,
                 "seed": seed,
-                "first seed": grid.seeds[0],
+                "first seed": grid.of(task).seeds[0],
                 "text": self._text_record(),
                 "host": machine,
                 "versions": versions(),
@@ -69,7 +69,8 @@ class Sources:
             name, start = self.identity(origin)["name"].rpartition("/")[2], ""
             if grid.share_general and method not in ("dense", "int8"):
                 everything["share general"] = True
-                first = digest({k: v for k, v in everything.items() if k != "seed"} | {"precision": grid.precision})
+                shared = {"first seed": grid.seeds[0], "precision": grid.precision}
+                first = digest({k: v for k, v in everything.items() if k != "seed"} | shared)
                 start = "-".join(part for part in (name, method, f"{ratio:g}x" if ratio else "", first[:8]) if part)
             if task is not None:
                 declared, data = self.task(task)

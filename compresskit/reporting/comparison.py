@@ -76,9 +76,11 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
     seeds = {task: set(cells["seed"]) for task, cells in frame[frame["kind"] == "student"].groupby("task")}
     rows = []
     for _, cells in frame.groupby(["model", "method", "kind", "ratio_asked"], dropna=False, sort=False):
-        for seed in cells["seed"].unique():
+        # A teacher has one seed for each task, whichever it is.
+        several = cells["kind"].iloc[0] == "student" or cells.groupby("task")["seed"].nunique().max() > 1
+        for seed in cells["seed"].unique() if several else cells["seed"].unique()[:1]:
             mine = [
-                of_task if seed not in seeds.get(task, {seed}) else of_task[of_task["seed"] == seed]
+                of_task if not several or seed not in seeds.get(task, {seed}) else of_task[of_task["seed"] == seed]
                 for task, of_task in cells.groupby("task", sort=False)
             ]
             chosen = pd.concat(mine)
