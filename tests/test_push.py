@@ -161,7 +161,7 @@ def test_refused_before_anything_is_sent(
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     refused(run("push", small, "a/b/c"), "repository 'a/b/c': give name or owner/name")
     refused(run("push", small, "has spaces"), "give name or owner/name")
-    refused(run("push", tiny_folder, "small"), "was not written by compresskit")
+    refused(run("push", tiny_folder, "small"), "is not compressed")
     refused(run("push", small.parent / "nowhere", "small"), "no such folder")
     result = run("push", small, "owner/small")  # offline, as all tests are
     assert result.code == 1
