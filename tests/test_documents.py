@@ -36,6 +36,7 @@ from compresskit.cli import cli
 from compresskit.data import demo
 from compresskit.data.tasks import load_data, load_task
 from compresskit.reporting import publish
+from compresskit.training import job
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "plugin" / "README.md"]
@@ -47,7 +48,7 @@ SMALLER = {
     "max_steps=1000": "max_steps=2",
 }
 #: The last flag of a name counts.
-SHORT_BENCH = shlex.split("--ratios 8 --seeds 0 --baselines dense --general-tokens 100 --task-epochs 0.1")
+SHORT_BENCH = shlex.split("--ratios 8 --seeds 0 --baselines dense --task-epochs 0.1 --general-tokens")
 
 
 def name_of(document: Path) -> str:
@@ -107,6 +108,7 @@ def place(material: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(demo, "folder", lambda: material / "google-bert" / "bert-base-uncased")
     monkeypatch.setattr(api, "TOKENS", 1000)  # of a calibration
     monkeypatch.setattr(latency, "TOKENS", 8)
+    monkeypatch.setattr(job, "HELD_OUT", 4)
     return Path.cwd()
 
 
@@ -144,7 +146,8 @@ class Reader:
 
     def command(self, arguments: list[str]) -> None:
         if arguments[0] == "bench":
-            arguments += SHORT_BENCH
+            arguments += [*SHORT_BENCH, "0" if "--task" in arguments else "100"]
+            arguments += [] if "--methods" in arguments else ["--methods", "low-rank,tucker"]
         with self.monkeypatch.context() as patch:
             if arguments[0] == "push":
                 patch.setattr(constants, "HF_HUB_OFFLINE", False)

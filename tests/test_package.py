@@ -52,14 +52,14 @@ def test_source_distribution_makes_the_same_wheel(wheel: Path, tmp_path: Path) -
 def test_a_clean_environment_runs_the_command(wheel: Path, tiny_folder: Path, tmp_path: Path) -> None:
     """An environment with nothing of ours but the wheel; pip checks that every declared dependency is there."""
     home = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-    (site,) = home.glob("lib*/python*/site-packages")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    (site,) = home.glob("lib/python*/site-packages")
     # This environment's packages without what its own .pth files add, such as an editable compresskit.
     (site / "dependencies.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    pip = [str(home / "bin" / "pip"), "--quiet", "--disable-pip-version-check", "install", "--no-index", str(wheel)]
-    subprocess.run([*pip, "--no-deps", "--ignore-installed"], check=True, env=environment)
-    subprocess.run(pip, check=True, env=environment)  # refused if a dependency is missing
+    pip = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "--quiet", "install", "--no-index"]
+    subprocess.run([*pip, "--no-deps", "--ignore-installed", str(wheel)], check=True, env=environment)
+    subprocess.run([*pip, str(wheel)], check=True, env=environment)  # refused if a dependency is missing
     arguments = ["compress", "--model", str(tiny_folder), "--method", "low-rank", "--ratio", "3", "--output", "small"]
     command = [str(home / "bin" / "compresskit"), *arguments]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
