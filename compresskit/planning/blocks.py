@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,8 +116,14 @@ def least_error(
     common = sum(task.group.parameters for block in blocks for part in block[0] for task in part[:1]) / budget
     everything = [part for block in blocks for partition in block for part in partition]
     found: dict[int, list[_Option]] = {}
+    known: dict[Any, list[list[Spec]]] = {}
     for done, part in enumerate(everything, start=1):
-        found[id(part)] = _options(part, common, source, statistics, allow_slow)
+        group, methods = part[0].group, tuple(task.decomposer.name for task in part)
+        alike = (methods, group.role, group.kind, group.shape, len(group.targets))
+        candidates = known.get(alike) or _candidates(part, common, allow_slow)
+        found[id(part)] = _options(part, candidates, source, statistics)
+        if statistics is not None:  # errors of outputs take long: what never pays for one matrix is not tried on others
+            known.setdefault(alike, _fronts(part, found[id(part)]))
         progress("candidates", done, len(everything))
     parts = [[found[id(part)] for part in partition] for partition in _best_partitions(blocks, found, budget)]
     picked = _allocate([options for partition in parts for options in partition], budget, slack)
@@ -126,27 +132,46 @@ def least_error(
     return [pick for option in picked for pick in option.picks]
 
 
+def _candidates(part: Part, common: float, allow_slow: bool) -> list[list[Spec]]:
+    """For every method that may factorise a group its candidates around the group's fair share of the budget."""
+    found = []
+    for group, decomposer, _ in part:
+        wanted = (round(factor * group.parameters / common) for factor in _BUDGETS)
+        offers = (decomposer.candidates(group, count, allow_slow=allow_slow) for count in wanted)
+        found.append([spec for offered in offers for spec in (offered if len(part) == 1 else offered[:_NEAREST])])
+    return [list(dict.fromkeys(specs)) for specs in found]
+
+
 def _options(
-    part: Part, common: float, source: Source, statistics: Statistics | None, allow_slow: bool
+    part: Part, candidates: Sequence[Sequence[Spec]], source: Source, statistics: Statistics | None
 ) -> list[_Option]:
-    """What may become of a group: every candidate of every method around its fair share of the budget."""
+    """What may become of a group, given the candidates of every method for it."""
     options = []
-    for task in part:
+    for task, specs in zip(part, candidates, strict=True):
         group, decomposer = task.group, task.decomposer
-        specs: dict[Spec, int] = {}
-        for factor in _BUDGETS:
-            offered = decomposer.candidates(group, round(factor * group.parameters / common), allow_slow=allow_slow)
-            for spec in offered if len(part) == 1 else offered[:_NEAREST]:
-                specs[spec] = decomposer.cost(group, spec).parameters
         if statistics is None:
-            scale, errors = _energy(group, source), decomposer.errors(group, list(specs), source)
+            scale, errors = _energy(group, source), decomposer.errors(group, specs, source)
         else:
-            scale, errors = group.parameters, decomposer.output_errors(group, list(specs), source, statistics)
+            scale, errors = group.parameters, decomposer.output_errors(group, specs, source, statistics)
         options += [
-            _Option((Pick(task, spec),), count, scale * error**2)
-            for (spec, count), error in zip(specs.items(), errors, strict=True)
+            _Option((Pick(task, spec),), decomposer.cost(group, spec).parameters, scale * error**2)
+            for spec, error in zip(specs, errors, strict=True)
         ]
     return options
+
+
+def _fronts(part: Part, options: Sequence[_Option]) -> list[list[Spec]]:
+    """For every method the specs that no other one of it beats with at most as many parameters."""
+    found = []
+    for task in part:
+        least, front = math.inf, []
+        mine = (option for option in options if option.picks[0].task is task)
+        for option in sorted(mine, key=lambda option: (option.parameters, option.penalty)):
+            if option.penalty < least:
+                least = option.penalty
+                front.append(option.picks[0].spec)
+        found.append(front)
+    return found
 
 
 def _best_partitions(blocks: Sequence[Block], found: dict[int, list[_Option]], budget: int) -> list[Partition]:
