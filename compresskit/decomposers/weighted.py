@@ -209,23 +209,29 @@ def tucker(
         second_moments: (n, n) each.
         bases: orthonormal A (m, r_out) and B (n, r_in) for matrices without weights; None for a full side.
     """
-    moments = [damped(moment) for moment in second_moments]
-    factor = torch.linalg.cholesky(torch.stack(moments).mean(0))
-    a, b = bases([weight.double() @ factor for weight in weights])
+    factor, matrices = under_the_mean(weights, second_moments)
+    a, b = bases(matrices)
     if b is not None:  # W L = A G B^T, so W = A G (L^-T B)^T
         b = torch.linalg.qr(torch.linalg.solve_triangular(factor.T, b.double(), upper=True))[0]
     cores = []
-    for weight, moment in zip(weights, moments, strict=True):
+    for weight, second_moment in zip(weights, second_moments, strict=True):
+        moment = damped(second_moment)
         core = weight.double() if a is None else a.double().T @ weight.double()
         cores.append(core if b is None else _solve(b.T @ moment @ b, core @ moment @ b))
     return a, b, cores
 
 
-def under_the_mean(weights: Sequence[Tensor], second_moments: Sequence[Tensor]) -> list[Tensor]:
-    """W_l L (m, n), float64, with L of the mean of all second moments, each scaled to norm 1."""
-    factor = torch.linalg.cholesky(torch.stack([damped(moment) for moment in second_moments]).mean(0))
-    seen = [weight.double() @ factor for weight in weights]
-    return [matrix * linalg.safe_inverse(torch.linalg.matrix_norm(matrix)) for matrix in seen]
+def under_the_mean(weights: Sequence[Tensor], second_moments: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """L (n, n) of the mean of all damped second moments, and every W_l L (m, n) over the norm of its own outputs, so
+    that no matrix counts more than another; float64.
+    """
+    mean = sum((damped(moment) for moment in second_moments), torch.zeros(())) / len(second_moments)
+    factor = torch.linalg.cholesky(mean)
+    matrices = []
+    for weight, moment in zip(weights, second_moments, strict=True):
+        size = torch.tensor(seen(weight, moment).energy).clamp_min(0).sqrt()
+        matrices.append(weight.double() @ factor * linalg.safe_inverse(size))
+    return factor, matrices
 
 
 def tensor_train(

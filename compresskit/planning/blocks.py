@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from compresskit.decomposers.base import Decomposer, Group, Source, Spec, Statistics, row_blocks
-from compresskit.errors import UnreachableError
+from compresskit.errors import InputError, UnreachableError
 from compresskit.planning.allocation import Choice, allocate
 from compresskit.planning.recipe import Rule
 
@@ -75,6 +75,10 @@ def _partitions(tasks: Sequence[Task]) -> Block:
         missing = everything.difference(*mine)
         partitions.add(frozenset([*mine, *(names for names in parts if len(names) == 1 and names <= missing)]))
     whole = [partition for partition in partitions if frozenset[str]().union(*partition) == everything]
+    if not whole:
+        raise InputError(
+            f"methods {', '.join(by_method)} group {', '.join(sorted(everything))} in ways that do not fit"
+        )
     return [[part for names, part in parts.items() if names in partition] for partition in sorted(whole, key=len)]
 
 
@@ -196,7 +200,7 @@ def _curve(parts: Sequence[Sequence[_Option]]) -> list[_Option]:
     sizes, penalties = ([np.array([getattr(o, name) for o in part], float) for part in parts] for name in _FIGURES)
     middle = sum(map(np.ptp, penalties)) / max(sum(map(np.ptp, sizes)), 1.0)
     points = {}
-    for price in middle * np.logspace(-4, 4, _POINTS):
+    for price in middle * np.array([0.0, *np.logspace(-4, 4, _POINTS), 1e12]):  # from least penalty to least size
         picked = [int(np.argmin(penalty + price * size)) for size, penalty in zip(sizes, penalties, strict=True)]
         total = [sum(getattr(part[i], name) for part, i in zip(parts, picked, strict=True)) for name in _FIGURES]
         points[total[0]] = _Option((), *total)
