@@ -99,6 +99,7 @@ class Recipe(_Strict):
 
     Attributes:
         calibration_tokens: of a text that factors are fitted to, so that outputs are kept; 0: to the weights alone.
+        calibration_sha256: of that text where a plan was written down; with another text a plan says so.
     """
 
     version: Literal[1]
@@ -109,6 +110,7 @@ class Recipe(_Strict):
     objective: Objective = "size"
     allow_slow: bool = False
     calibration_tokens: int = Field(default=0, ge=0)
+    calibration_sha256: str | None = None
     rules: tuple[Rule, ...] = Field(min_length=1)
     distill: Distill | None = None
 
