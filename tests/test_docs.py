@@ -13,27 +13,14 @@ from compresskit.benchmark.report import tables
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_one_shot_tables_are_those_of_the_report() -> None:
-    records = json.loads((ROOT / "reports" / "minilm-one-shot" / "results.json").read_text(encoding="utf-8"))["records"]
-    cells = [
-        {
-            "method": r["method"],
-            "allocation": r["allocation"],
-            "asked": f"{r['ratio_asked']}x",
-            "achieved": f"{r['ratio']:.2f}x",
-            "parameters": f"{r['parameters']:,}",
-            "MB": f"{r['megabytes']:.2f}",
-            "FLOPs": f"{r['flops_dense'] / r['flops']:.1f}x fewer",
-            "error": f"{r['error']:.3f}",
-        }
-        for r in records
-    ]
+def test_one_shot_table_is_that_of_the_report() -> None:
+    report = (ROOT / "reports" / "minilm-one-shot" / "README.md").read_text(encoding="utf-8")
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     text = text[text.index("| method | allocation") :].partition("\n\n")[0]
-    header, _, *rows = text.splitlines()
-    names = [name.strip() for name in header.strip("|").split("|")]
-    got = [dict(zip(names, (cell.strip() for cell in row.strip("|").split("|")), strict=True)) for row in rows]
-    assert got == [{name: row[name] for name in names} for row in cells]
+    rows = [row for row in text.splitlines() if not row.startswith("| ---")]
+    assert len(rows) > 10
+    for row in rows:
+        assert f"{row}\n" in report, row
 
 
 def test_shape_table_is_that_of_the_report() -> None:

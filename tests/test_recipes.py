@@ -223,7 +223,6 @@ def test_unknown_names_and_files(tmp_path: Path) -> None:
         ({"recipe": "kroneckerbert-8", "ratio": 2}, "explicit shapes, so a ratio or size cannot"),
         ({"recipe": "kroneckerbert-8", "objective": "latency"}, "explicit shapes, so an objective cannot"),
         ({"method": "low-rank", "ratio": 2, "objective": "speed"}, "unknown objective 'speed'"),
-        ({"method": "low-rank", "ratio": 2, "objective": "latency", "allocation": "error"}, "allocation uniform"),
         ({"recipe": "kroneckerbert-8", "allocation": "error"}, "explicit shapes, so an allocation cannot"),
     ],
 )

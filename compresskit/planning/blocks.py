@@ -28,6 +28,9 @@ _NEAREST = 2
 #: Prices of a parameter at which partitions are compared.
 _POINTS = 64
 
+#: What ``objective: latency`` may give up of the least total penalty, and the prices of time that are tried for it.
+_GIVEN_UP, _PRICES = 0.05, np.logspace(-2, 1.5, 8)
+
 
 class Task(NamedTuple):
     """A group with a method that may factorise it, and the rule that says so."""
@@ -86,9 +89,11 @@ class _Option(NamedTuple):
     picks: tuple[Pick, ...]
     parameters: int
     penalty: float
+    time: float
+    cost: float  # what is kept small: the penalty, and with objective latency the time at some price
 
 
-_FIGURES = ("parameters", "penalty")
+_FIGURES = ("parameters", "penalty", "time", "cost")
 
 
 def least_error(
@@ -99,6 +104,7 @@ def least_error(
     statistics: Statistics | None,
     *,
     allow_slow: bool,
+    fast: bool,
     progress: Callable[[str, int, int], None],
 ) -> list[Pick]:
     """A partition for every block and a pick for each of its groups, with the least total penalty.
@@ -112,6 +118,7 @@ def least_error(
         source: the weights.
         statistics: of the matrices' inputs, or None.
         allow_slow: also specs above 1.1 x the dense FLOPs.
+        fast: the least estimated time instead, with a total penalty at most :data:`_GIVEN_UP` above the least.
         progress: called with (what, done, total) after each group.
 
     Raises:
@@ -129,11 +136,41 @@ def least_error(
         if statistics is not None:  # errors of outputs take long: what never pays for one matrix is not tried on others
             known.setdefault(alike, _fronts(part, found[id(part)]))
         progress("candidates", done, len(everything))
-    parts = [[found[id(part)] for part in partition] for partition in _best_partitions(blocks, found, budget)]
-    picked = _allocate([options for partition in parts for options in partition], budget, slack)
-    if picked is None:
+    best = _cheapest(blocks, found, budget, slack, 0.0)
+    if fast:
+        least, unit = _total(best, "penalty"), _total(best, "penalty") / max(_total(best, "time"), 1.0)
+        for price in unit * _PRICES:
+            tried = _cheapest(blocks, found, budget, slack, float(price))
+            if _total(tried, "penalty") > (1 + _GIVEN_UP) * least:
+                break
+            best = min(best, tried, key=lambda options: _total(options, "time"))
+    return [pick for option in best for pick in option.picks]
+
+
+def _total(options: Sequence[_Option], figure: str) -> float:
+    return sum(getattr(option, figure) for option in options)
+
+
+def _cheapest(
+    blocks: Sequence[Block], found: dict[int, list[_Option]], budget: int, slack: float, price: float
+) -> list[_Option]:
+    """For every group of the best partitions its option, with the least penalty and ``price`` times the time."""
+    if price:
+        found = {key: _front([o._replace(cost=o.penalty + price * o.time) for o in found[key]]) for key in found}
+    items = [found[id(part)] for partition in _best_partitions(blocks, found, budget) for part in partition]
+    chosen = allocate([[Choice(o.parameters, o.cost) for o in options] for options in items], budget, slack)
+    if chosen is None:
         raise UnreachableError("no combination of candidates fits the budget")
-    return [pick for option in picked for pick in option.picks]
+    return [options[index] for options, index in zip(items, chosen, strict=True)]
+
+
+def _front(options: Sequence[_Option]) -> list[_Option]:
+    """The options that no other one beats with at most as many parameters."""
+    front: list[_Option] = []
+    for option in sorted(options, key=lambda option: (option.parameters, option.cost)):
+        if not front or option.cost < front[-1].cost:
+            front.append(option)
+    return front
 
 
 def _candidates(part: Part, common: float, allow_slow: bool) -> list[list[Spec]]:
@@ -157,25 +194,18 @@ def _options(
             scale, errors = _energy(group, source), decomposer.errors(group, specs, source)
         else:
             scale, errors = group.parameters, decomposer.output_errors(group, specs, source, statistics)
+        penalties, times = [scale * error**2 for error in errors], [decomposer.time(group, spec) for spec in specs]
         options += [
-            _Option((Pick(task, spec),), decomposer.cost(group, spec).parameters, scale * error**2)
-            for spec, error in zip(specs, errors, strict=True)
+            _Option((Pick(task, spec),), decomposer.cost(group, spec).parameters, penalty, time, penalty)
+            for spec, penalty, time in zip(specs, penalties, times, strict=True)
         ]
     return options
 
 
 def _fronts(part: Part, options: Sequence[_Option]) -> list[list[Spec]]:
-    """For every method the specs that no other one of it beats with at most as many parameters."""
-    found = []
-    for task in part:
-        least, front = math.inf, []
-        mine = (option for option in options if option.picks[0].task is task)
-        for option in sorted(mine, key=lambda option: (option.parameters, option.penalty)):
-            if option.penalty < least:
-                least = option.penalty
-                front.append(option.picks[0].spec)
-        found.append(front)
-    return found
+    """For every method the specs on its own front."""
+    own = ([option for option in options if option.picks[0].task is task] for task in part)
+    return [[option.picks[0].spec for option in _front(mine)] for mine in own]
 
 
 def _best_partitions(blocks: Sequence[Block], found: dict[int, list[_Option]], budget: int) -> list[Partition]:
@@ -187,7 +217,7 @@ def _best_partitions(blocks: Sequence[Block], found: dict[int, list[_Option]], b
         curves.append([])
         for partition in block:
             curves[-1] += [(partition, point) for point in _curve([found[id(part)] for part in partition])]
-    chosen = allocate([[Choice(o.parameters, o.penalty) for _, o in curve] for curve in curves], budget, math.inf)
+    chosen = allocate([[Choice(o.parameters, o.cost) for _, o in curve] for curve in curves], budget, math.inf)
     if chosen is None:
         raise UnreachableError("no combination of candidates fits the budget")
     return [curve[index][0] for curve, index in zip(curves, chosen, strict=True)]
@@ -197,7 +227,9 @@ def _curve(parts: Sequence[Sequence[_Option]]) -> list[_Option]:
     """Totals of a partition with the least penalty for their parameters: at every price of a parameter each group takes
     the option that costs least, penalty and price together (the lower convex hull of all totals).
     """
-    sizes, penalties = ([np.array([getattr(o, name) for o in part], float) for part in parts] for name in _FIGURES)
+    sizes, penalties = (
+        [np.array([getattr(o, name) for o in part], float) for part in parts] for name in ("parameters", "cost")
+    )
     middle = sum(map(np.ptp, penalties)) / max(sum(map(np.ptp, sizes)), 1.0)
     points = {}
     for price in middle * np.array([0.0, *np.logspace(-4, 4, _POINTS), 1e12]):  # from least penalty to least size
@@ -205,11 +237,6 @@ def _curve(parts: Sequence[Sequence[_Option]]) -> list[_Option]:
         total = [sum(getattr(part[i], name) for part, i in zip(parts, picked, strict=True)) for name in _FIGURES]
         points[total[0]] = _Option((), *total)
     return list(points.values())
-
-
-def _allocate(parts: Sequence[Sequence[_Option]], budget: int, slack: float) -> list[_Option] | None:
-    chosen = allocate([[Choice(o.parameters, o.penalty) for o in options] for options in parts], budget, slack)
-    return None if chosen is None else [options[i] for options, i in zip(parts, chosen, strict=True)]
 
 
 def _energy(group: Group, source: Source) -> float:

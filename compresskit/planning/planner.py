@@ -170,7 +170,10 @@ def make_plan(
             if source is None:
                 raise InputError("allocation error needs the weights, not only the shapes")
             slack, slow = _slack(budget, rest), recipe.allow_slow
-            picks = least_error(blocks, budget, slack, source, statistics, allow_slow=slow, progress=progress)
+            fast = recipe.objective == "latency"
+            picks = least_error(
+                blocks, budget, slack, source, statistics, allow_slow=slow, fast=fast, progress=progress
+            )
             order = {target.name: index for index, target in enumerate(find_targets(model))}
             picks.sort(key=lambda pick: order[pick.task.group.targets[0].name])
 

@@ -137,10 +137,8 @@ class Recipe(_Strict):
                 )
         if self.allocation != "error" and any(rule.method == AUTO for rule in self.rules):
             raise InputError(f"recipe {self.name}: method auto chooses by error: set allocation to error")
-        if self.objective == "latency" and (self.explicit or self.allocation != "uniform"):
-            raise InputError(
-                f"recipe {self.name}: objective latency is for allocation uniform with a ratio: drop one of them"
-            )
+        if self.objective == "latency" and self.explicit:
+            raise InputError(f"recipe {self.name}: explicit shapes leave objective latency nothing to choose: drop one")
         if self.explicit and self.ratio is not None:
             raise InputError(f"recipe {self.name}: gives both ratio and shapes; give one")
         return self
