@@ -31,6 +31,7 @@ docs: install
 bench-speed: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/contraction.py
 	$(BIN)/python benchmarks/compress.py
 	$(BIN)/python benchmarks/memory.py
 

@@ -389,7 +389,7 @@ def report(parts: dict[str, list[dict[str, Any]]]) -> None:
         "# Speed", "",
         "`make bench-speed`. Medians over rounds in which every candidate had its turn. Bound: FLOPs of the cheaper",
         f"order / the rate of a 2048x768x768 matrix product in the same rounds. {gpu}.",
-        "See also [compression](compression.md) and [memory](memory.md).", "",
+        "See also [compression](compression.md), [memory](memory.md) and [the cost model](contraction.md).", "",
         "## Goals", "", markdown(("what", "goal", "measured", ""), goals(parts)), "",
         "![Whole models: speed-up against FLOPs](speed.png)", "",
         "## Whole models, BERT_BASE", "",
