@@ -58,7 +58,7 @@ def test_killed_and_resumed_run_ends_in_the_same_weights(
         f"    if self.state.global_step == {kill_at}: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(self, *a, **k)\n"
         "T.training_step = training_step\n"
-        "from compresskit.cli import main; main()"
+        "from compresskit.__main__ import main; main()"
     )
     killed = subprocess.run([sys.executable, "-c", suicide, *start[3:], broken], capture_output=True)
     assert killed.returncode == -signal.SIGKILL

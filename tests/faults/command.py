@@ -23,7 +23,7 @@ def _enter(log: Path, arguments: list[str]) -> None:
         os.dup2(file.fileno(), 2)
     os.environ["HF_HUB_OFFLINE"] = "1"
     sys.argv = ["compresskit", *arguments]
-    from compresskit.cli import main
+    from compresskit.__main__ import main
 
     main()
 
