@@ -66,18 +66,19 @@ def _catches(process: subprocess.Popen[str], number: signal.Signals) -> bool:
 def test_interrupt_while_loading(chance: random.Random, bench_folder: Path, tmp_path: Path, outcome: Outcome) -> None:
     """In a process of its own, whose libraries take seconds to load; from the moment on at which it is in our hands."""
     line = [sys.executable, "-m", "compresskit", "compress", "--model", bench_folder / "model", "--method", "low-rank"]
-    for seconds in (0, 0.05, 0.2, 0.5, 1, 2, 3):
+    for seconds in (0, chance.uniform(0, 0.5), chance.uniform(0.5, 3)):
         work = tmp_path / str(seconds)
         work.mkdir()
         with subprocess.Popen([*line, "--ratio", "3"], cwd=work, stderr=subprocess.PIPE, text=True) as process:
             while not _catches(process, signal.SIGTERM):  # Python itself has a handler for SIGINT, but none for this
                 time.sleep(0.001)
-            time.sleep(seconds * chance.uniform(0.8, 1.2))
+            time.sleep(seconds)
             if process.poll() is not None:
                 outcome("SIGINT in the first 3 seconds", "was finished already")
                 continue
             process.send_signal(signal.SIGINT)
             said = process.communicate(timeout=60)[1]
-        assert (process.returncode, said.strip()) == (130, "compresskit: interrupted, nothing half-written")
+        assert process.returncode in (130, -signal.SIGINT), said  # a shell shows 130 for both
+        assert said.strip() == "compresskit: interrupted, nothing half-written"
         assert list(work.iterdir()) == []
         outcome("SIGINT in the first 3 seconds", "130, one line, nothing left")
