@@ -80,7 +80,7 @@ def __dir__() -> list[str]:
 
 def _register_with_transformers() -> None:
     """Once transformers has the module to register with."""
-    from wrapt import when_imported  # takes ten times as long to load as all else here
+    from wrapt import when_imported  # takes six times as long to load as all else here
 
     when_imported("transformers.quantizers.auto")(lambda _module: import_module("compresskit.model.quantizer"))
 
