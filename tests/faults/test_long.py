@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -33,6 +34,7 @@ def _many_cells(log: Path, arguments: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # what was loaded before: every training looks for garbage
     model, text, output = arguments
     gauge = Gauge()
     grid = {"methods": ("low-rank", "kronecker"), "ratios": (3,), "seeds": tuple(range(150)), "latency_rounds": 1}
