@@ -80,7 +80,9 @@ def prepare(seed: int, threads: int | None, device: str = "cpu") -> None:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # NotImplementedError among them
         raise InputError(f"device {device!r}: cannot be used: {str(error).splitlines()[0][:150]}") from None
-    import_module("compresskit.training.stages")  # seconds: with it nearly everything that any command needs
+    # Nearly everything that any command needs: extension modules make other errors of an interrupt.
+    for name in ("compresskit.training.stages", "tensorly.decomposition"):
+        import_module(name)
     begin()
 
 

@@ -79,6 +79,6 @@ def test_interrupt_while_loading(chance: random.Random, bench_folder: Path, tmp_
             process.send_signal(signal.SIGINT)
             said = process.communicate(timeout=60)[1]
         assert process.returncode in (130, -signal.SIGINT), said  # a shell shows 130 for both
-        assert said.strip() == "compresskit: interrupted, nothing half-written"
+        assert said.strip() == "compresskit: interrupted, nothing half-written", (seconds, said)
         assert list(work.iterdir()) == []
         outcome("SIGINT in the first 3 seconds", "130, one line, nothing left")
