@@ -9,10 +9,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from wrapt import when_imported
 
 if TYPE_CHECKING:
     from compresskit.api import compress, load, plan, to_dense
@@ -79,6 +78,23 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-@when_imported("transformers.quantizers.auto")
-def _register_with_transformers(_module: Any) -> None:
-    import_module("compresskit.model.quantizer")
+def _register_with_transformers() -> None:
+    """Once transformers has the module to register with."""
+    from wrapt import when_imported  # takes six times as long to load as all else here
+
+    when_imported("transformers.quantizers.auto")(lambda _module: import_module("compresskit.model.quantizer"))
+
+
+class _BeforeTransformers:
+    """Among the finders of modules: finds none, but sees when transformers is about to be imported."""
+
+    @staticmethod
+    def find_spec(name: str, _path: Any = None, _target: Any = None) -> None:
+        if name == "transformers":
+            _register_with_transformers()
+
+
+if "transformers" in sys.modules:
+    _register_with_transformers()
+else:
+    sys.meta_path.insert(0, _BeforeTransformers)

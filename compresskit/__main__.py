@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 
 
 def main() -> None:
-    """Entry point. An interrupt while modules are still loading ends quietly too: nothing was begun."""
+    """Entry point. Until a command begins (``cli.common.begin``) an interrupt ends the process at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     from compresskit.cli import main as run
@@ -17,9 +16,8 @@ def main() -> None:
 
 
 def _leave(*_: object) -> None:
-    sys.stderr.write("compresskit: interrupted, nothing half-written\n")
-    sys.stderr.flush()
-    os._exit(130)  # not by an exception: a module that is half imported may swallow it
+    os.write(2, b"compresskit: interrupted, nothing half-written\n")
+    os._exit(130)  # not by an exception: a module that is half imported may swallow it or make another of it
 
 
 if __name__ == "__main__":

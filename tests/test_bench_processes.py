@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import tiny_bench
+from faults.command import finish, start
 from filelock import FileLock
 
 from compresskit.benchmark.records import RECORD
@@ -37,22 +38,21 @@ def test_killed_at_random_moments_gives_the_same_table(bench_folder: Path, tmp_p
     grid |= {"general": stage, "latency_rounds": 1}
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     flags = ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
-    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", str(tmp_path / "grid.yaml"), *flags]
-    subprocess.run([*line, "--output", str(tmp_path / "calm")], check=True, capture_output=True)
+    line = ["bench", "--recipe", tmp_path / "grid.yaml", *flags, "--output"]
+    log = tmp_path / "log"
+    assert finish(start(log, *line, tmp_path / "calm")) == 0, log.read_text()
     saved = [f"model.checkpoints/checkpoint-{step}" for step in (100, 200)]
     moments = ["work", "model.checkpoints", *saved, "model", RECORD]
     chosen = sorted(random.sample(moments, 3), key=moments.index)
     for name in chosen:
-        process = subprocess.Popen(
-            [*line, "--output", str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = start(log, *line, tmp_path / "killed")
         deadline = time.monotonic() + 120
-        while not list((tmp_path / "killed").glob(f"cells/*low-rank*/{name}")) and process.poll() is None:
+        while not list((tmp_path / "killed").glob(f"cells/*low-rank*/{name}")) and process.is_alive():
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, (name, chosen)
-    subprocess.run([*line, "--output", str(tmp_path / "killed")], check=True, capture_output=True)
+        process.kill()
+        assert finish(process) == -signal.SIGKILL, (name, chosen)
+    assert finish(start(log, *line, tmp_path / "killed")) == 0, log.read_text()
     assert table(tmp_path / "killed") == table(tmp_path / "calm"), chosen
     assert not list((tmp_path / "killed").glob("cells/*/work*"))
 
@@ -63,11 +63,12 @@ def test_two_runs_share_a_folder(bench_folder: Path, tmp_path: Path) -> None:
     grid: dict[str, Any] = {"version": 1, "methods": ["low-rank", "kronecker"], "ratios": [2, 3], "general": stage}
     (tmp_path / "grid.yaml").write_text(json.dumps(grid | {"baselines": ["dense"], "latency_rounds": 1}))
     flags = ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
-    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", str(tmp_path / "grid.yaml"), *flags]
-    line += ["--output", str(tmp_path / "out")]
-    processes = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
-    said = [process.communicate(timeout=300)[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    line = ["bench", "--recipe", tmp_path / "grid.yaml", *flags, "--output", tmp_path / "out"]
+    logs = [tmp_path / "first.log", tmp_path / "second.log"]
+    processes = [start(log, *line) for log in logs]
+    codes = [finish(process) for process in processes]
+    said = [log.read_text() for log in logs]
+    assert codes == [0, 0], said
     # A line "[n/5] cell: result (seconds)" for what a process computed itself: every cell once.
     computed = [part for text in said for part in text.splitlines() if part.startswith("[")]
     assert len(computed) == 5, said

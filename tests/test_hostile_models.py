@@ -176,6 +176,25 @@ def _link(name: str) -> Callable[[Path], None]:
     return link
 
 
+def _link_in_a_module(target: str) -> Callable[[Path], None]:
+    """In a folder that a sentence-transformers model lists, and that is copied beside the compressed weights."""
+
+    def link(folder: Path) -> None:
+        (folder.parent / "private").mkdir()
+        (folder.parent / "private" / "key").write_text("secret")
+        (folder / "1_Pooling" / "deeper").mkdir(parents=True)
+        (folder / "modules.json").write_text('[{"path": "1_Pooling"}]')
+        (folder / "1_Pooling" / "deeper" / "config.json").symlink_to(target)
+
+    return link
+
+
+def _linked_module(folder: Path) -> None:
+    """A module that holds itself."""
+    (folder / "modules.json").write_text('[{"path": "1_Pooling"}]')
+    (folder / "1_Pooling").symlink_to(".")
+
+
 def _tokenizer_elsewhere(folder: Path) -> None:
     (folder.parent / "private.json").write_text("{}")
     settings = {"tokenizer_file": str(folder.parent / "private.json")}
@@ -192,6 +211,10 @@ LEAVING = {
     "linked weights": (_link("model.safetensors"), "model.safetensors: is a link out of the folder"),
     "linked configuration": (_link("config.json"), "config.json: is a link out of the folder"),
     "linked tokenizer": (_link("tokenizer.json"), "tokenizer.json: is a link out of the folder"),
+    "linked file of a module": (_link_in_a_module("../../../private/key"), "config.json: is a link out of the folder"),
+    "linked folder of a module": (_link_in_a_module("../../../private"), "config.json: is a link out of the folder"),
+    "folder that a module copies again": (_link_in_a_module("../.."), "config.json: is a link to a folder"),
+    "module that holds itself": (_linked_module, "1_Pooling: is a link to a folder"),
     "tokenizer": (_tokenizer_elsewhere, "a file outside the folder"),
     "adapter": (_adapter, "holds an adapter"),
 }
@@ -204,9 +227,10 @@ def test_names_that_leave_the_folder(case: str, run: Run, tiny_folder: Path) -> 
     refused(run("compress", "--model", tiny_folder, *COMPRESS), words)
 
 
-def test_links_inside_a_folder_and_the_cache_of_the_hub_are_read(tiny_folder: Path, tmp_path: Path) -> None:
+def test_links_inside_a_folder_and_the_cache_of_the_hub_are_read(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
     (tiny_folder / "model.safetensors").rename(tiny_folder / "weights")
     (tiny_folder / "model.safetensors").symlink_to("weights")
+    (tiny_folder / "loop").symlink_to("loop")  # nothing reads it
     compresskit.plan(tiny_folder, method="low-rank", ratio=2)
     cache = tmp_path / "models--a--b"
     (cache / "blobs").mkdir(parents=True)
@@ -215,7 +239,14 @@ def test_links_inside_a_folder_and_the_cache_of_the_hub_are_read(tiny_folder: Pa
     for name in ("config.json", "model.safetensors"):
         (tiny_folder / name).resolve().rename(cache / "blobs" / name)
         (snapshot / name).symlink_to(f"../../blobs/{name}")
-    compresskit.plan(snapshot, method="low-rank", ratio=2)
+    (cache / "blobs" / "pooling").write_text('{"pooling_mode_mean_tokens": true}')
+    (snapshot / "1_Pooling").mkdir()
+    (snapshot / "1_Pooling" / "config.json").symlink_to("../../../blobs/pooling")
+    (snapshot / "modules.json").write_text('[{"path": "1_Pooling"}]')
+    assert run("compress", "--model", snapshot, *COMPRESS, "--output", "small").code == 0
+    copied = Path("small/1_Pooling/config.json")
+    assert not copied.is_symlink()
+    assert "mean" in copied.read_text()
 
 
 @pytest.mark.parametrize("name", ["../secret.tsv", "/etc/passwd", "a/../../b.tsv", "a\0.tsv"])

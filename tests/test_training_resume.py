@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import transformers
 from conftest import same, weights
+from faults.command import enter, finish, start
 
 import compresskit
 from compresskit.errors import InputError
+from compresskit.training.trainer import DistillationTrainer
 
 TASK = {"task": "sst2", "max_length": 32, "device": "cpu"}
 
@@ -25,6 +27,20 @@ COMMAND = ["distill", "--task", "sst2", "--max-length", "32", "--device", "cpu",
 def command(folder: Path, *more: object) -> list[str]:
     models = ["--student", folder / "student", "--teacher", folder / "teacher", "--data", folder / "data"]
     return [str(part) for part in (*COMMAND, *models, *more)]
+
+
+def _dies(log: Path, arguments: list[str]) -> None:
+    """The command kills itself in the middle of a step, as hard as any other could."""
+    kill_at, *arguments = arguments
+    step = DistillationTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == int(kill_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *args, **kwargs)
+
+    DistillationTrainer.training_step = training_step
+    enter(log, arguments)
 
 
 @pytest.mark.slow
@@ -47,30 +63,18 @@ def test_killed_and_resumed_run_ends_in_the_same_weights(
         settings += ["--text", bench_folder / "text.txt"]
         settings += ["--student", masked_lm / "student", "--teacher", masked_lm / "teacher"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    start = [sys.executable, "-m", "compresskit", "distill", *map(str, settings), "--output"]
-    subprocess.run([*start, whole], check=True, capture_output=True)
-    # The process kills itself in the middle of a step, as hard as any other could.
-    suicide = (
-        "import os, signal, sys\n"
-        "from compresskit.training.trainer import DistillationTrainer as T\n"
-        "step = T.training_step\n"
-        "def training_step(self, *a, **k):\n"
-        f"    if self.state.global_step == {kill_at}: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self, *a, **k)\n"
-        "T.training_step = training_step\n"
-        "from compresskit.cli import main; main()"
-    )
-    killed = subprocess.run([sys.executable, "-c", suicide, *start[3:], broken], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+    log = tmp_path / "log"
+    assert finish(start(log, "distill", *settings, "--output", whole)) == 0, log.read_text()
+    died = finish(start(log, kill_at, "distill", *settings, "--output", broken, target=_dies))
+    assert died == -signal.SIGKILL, log.read_text()
     assert not broken.exists()
     work = tmp_path / "broken.checkpoints"
     assert [path.name for path in work.glob("checkpoint-*")] == [f"checkpoint-{kill_at // every * every}"]
     # A half-written checkpoint, as a kill at another moment leaves it.
     (work / "part" / "checkpoint-999").mkdir(parents=True)
-    refused = subprocess.run([*start, broken], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "--resume continues it" in refused.stderr
-    subprocess.run([*start, broken, "--resume"], check=True, capture_output=True)
+    assert finish(start(log, "distill", *settings, "--output", broken)) == 2
+    assert "--resume continues it" in log.read_text()
+    assert finish(start(log, "distill", *settings, "--output", broken, "--resume")) == 0, log.read_text()
     assert same(whole, broken)
     assert not work.exists()
     logs = [json.loads((folder / "training.json").read_text())["stages"][-1]["log"] for folder in (whole, broken)]
@@ -101,24 +105,24 @@ def test_resume_refuses_other_settings(bench_folder: Path, tmp_path: Path) -> No
 def test_two_processes_agree_with_one(bench_folder: Path, tmp_path: Path) -> None:
     settings = ("--max-steps", "20", "--learning-rate", "0.003", "--dropout", "0", "--loss", "attention=1")
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port())
-    launch = {"one": (), "two": torchrun, "accumulated": ()}
-    for name, launcher in launch.items():
+    names = ("one", "two", "accumulated")
+    for name in names:
         more = ("--accumulation", "2") if name == "accumulated" else ()
         arguments = command(bench_folder, *settings, *more, "--output", tmp_path / name)
-        done = subprocess.run(
-            [sys.executable, *launcher, "-m", "compresskit", *arguments],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+        if name == "two":
+            line = [sys.executable, *torchrun, "-m", "compresskit", *arguments]
+            done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            assert done.returncode == 0, done.stderr[-2000:]
+        else:
+            log = tmp_path / "log"
+            assert finish(start(log, *arguments)) == 0, log.read_text()
     one = weights(tmp_path / "one")
     student = weights(bench_folder / "student")
     assert max((one[f"bert.{key}"] - student[key]).abs().max() for key in student) > 1e-2  # it did learn
     for name in ("two", "accumulated"):
         other = weights(tmp_path / name)
         assert max((one[key] - other[key]).abs().max() for key in one) < 1e-4
-    records = [json.loads((tmp_path / name / "training.json").read_text())["stages"][0] for name in launch]
+    records = [json.loads((tmp_path / name / "training.json").read_text())["stages"][0] for name in names]
     assert records[1]["hardware"]["processes"] == 2
     assert len({record["tokens"] for record in records}) == 1
     losses = [[entry["loss"] for entry in record["log"]] for record in records]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from typing import Any
 
 import click
 
@@ -42,8 +40,6 @@ def main() -> None:
     """Entry point: turns errors into one line and an exit code (0, 1, 2, 130)."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -73,9 +69,3 @@ def main() -> None:
         text = printable(str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)")
         err.print(f"compresskit: error: {text}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code if isinstance(error, CompresskitError) else 1)
-
-
-def _interrupt(_signal: int, _frame: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the clearing up
-    raise KeyboardInterrupt

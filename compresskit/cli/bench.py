@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compresskit.cli.common import err, out, prepare, print_notes
+from compresskit.cli.common import begin, err, out, prepare, print_notes
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def report(folder: Path, paste: Path | None, debug: bool) -> None:
     from compresskit.benchmark import report as reports
     from compresskit.benchmark.store import Store
 
+    begin()
     store = Store(folder)
     store.grid()  # refused before a lock is made
     with store.alone():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -60,7 +62,7 @@ def common(command: F) -> F:
 
 
 def prepare(seed: int, threads: int | None, device: str = "cpu") -> None:
-    """Seed, threads, device and quiet libraries, before any work. Only the first of several processes reports."""
+    """Libraries, seed, threads and device, before any work. Only the first of several processes reports."""
     if os.environ.get("RANK", "0") != "0":
         out.quiet = err.quiet = True
     if threads is not None:
@@ -78,6 +80,22 @@ def prepare(seed: int, threads: int | None, device: str = "cpu") -> None:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # NotImplementedError among them
         raise InputError(f"device {device!r}: cannot be used: {str(error).splitlines()[0][:150]}") from None
+    # Nearly everything that any command needs: extension modules make other errors of an interrupt.
+    for name in ("compresskit.training.stages", "tensorly.decomposition"):
+        import_module(name)
+    begin()
+
+
+def begin() -> None:
+    """From here on an interrupt is an exception, so that what was begun is cleared up."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the clearing up
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -4,6 +4,7 @@ transformers reads any of it.
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from torch import Tensor
 from compresskit.data.files import file_hash
 from compresskit.errors import InputError
 from compresskit.model.output import MARKER, one_line
+from compresskit.model.sentence import module_folders
 from compresskit.validation import read_json
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -71,15 +73,23 @@ def weight_files(folder: Path) -> list[Path]:
 def check_folder(folder: Path) -> None:
     """Refuse files that lie elsewhere, and an adapter, which transformers would add to the weights.
 
+    The folders of a sentence-transformers model count too: they are copied as they are, with what is behind links. A
+    link to a folder there could make copies without end.
+
     Raises:
         InputError: names the file.
     """
     root = folder.resolve()
     # A snapshot in the hub's cache consists of links into the blobs beside it.
     allowed = (root, root.parent.parent / "blobs") if root.parent.name == "snapshots" else (root,)
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
+    modules = [folder / name for name in module_folders(folder)]
+    inner = [path for module in modules for path in module.rglob("*")]
+    for path in filter(Path.is_symlink, sorted([*folder.iterdir(), *inner])):
+        target = Path(os.path.realpath(path))  # resolve() raises where a link leads to itself
+        if not any(target.is_relative_to(place) for place in allowed):
             raise InputError(f"{path}: is a link out of the folder; put the file itself there")
+        if path.is_dir() and (path in modules or path.parent != folder):
+            raise InputError(f"{path}: is a link to a folder; put the folder itself there")
     if (folder / "adapter_config.json").exists():
         raise InputError(f"model {folder}: holds an adapter (adapter_config.json); merge it into the model first")
     settings = folder / "tokenizer_config.json"

@@ -16,21 +16,21 @@ _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["compresskit.benchmark.runner", "compresskit.cli", "compresskit.reporting.verification"])
 
 
-def _enter(log: Path, arguments: list[str]) -> None:
+def enter(log: Path, arguments: list[str]) -> None:
     """In the new process: what the command line does, with all it says in a file."""
     with log.open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ["HF_HUB_OFFLINE"] = "1"
     sys.argv = ["compresskit", *arguments]
-    from compresskit.cli import main
+    from compresskit.__main__ import main
 
     main()
 
 
-def start(log: Path, *arguments: object, enter: Callable[..., None] = _enter) -> Any:
-    """The process of a command."""
-    process = _forks.Process(target=enter, args=(log, list(map(str, arguments))))
+def start(log: Path, *arguments: object, target: Callable[[Path, list[str]], None] = enter) -> Any:
+    """The process of a command; all it says goes into ``log``."""
+    process = _forks.Process(target=target, args=(log, list(map(str, arguments))))
     process.start()
     return process
 

@@ -73,7 +73,7 @@ def test_out_of_memory_in_a_cell(chance: random.Random, benching: Command, tmp_p
     output.parent.mkdir()
     log = tmp_path / "said"
     recipe = benching.arguments[2]
-    assert finish(start(log, recipe, output, enter=_starved)) == 0, log.read_text()
+    assert finish(start(log, recipe, output, target=_starved)) == 0, log.read_text()
     said = dict(line.split(": ", 1) for line in log.read_text().splitlines())
     assert said["kronecker"].startswith("failed: "), said
     assert "memory" in said["kronecker"].lower() or "alloc" in said["kronecker"].lower(), said
