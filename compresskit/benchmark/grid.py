@@ -21,6 +21,7 @@ from compresskit.validation import parse_mapping, read_named, validate
 
 Baseline = Literal["dense", "int8", "half-layers"]
 BASELINES: tuple[Baseline, ...] = ("dense", "int8", "half-layers")
+Export = Literal["onnx", "onnx-int8"]
 #: Stage 1 of every student where the grid says nothing: short, for a first look. At so few tokens small batches win.
 GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
 
@@ -45,6 +46,8 @@ class Grid(BaseModel):
         task: settings of stage 2 of every student, where there are tasks.
         precision: of all training: ``fp32`` or ``bf16``.
         latency_rounds: how often every model is timed in the closing phase; the table shows medians.
+        exports: formats of :func:`compresskit.export` in which every finished model gets a row of its own, run by ONNX
+            Runtime; the dense one then also as ``onnx``. Made in the closing phase, so they may be asked for later.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,8 +69,9 @@ class Grid(BaseModel):
     task: dict[str, Any] = Field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"
     latency_rounds: int = Field(default=5, ge=1)
+    exports: tuple[Export, ...] = ()
 
-    @field_validator("models", "methods", "ratios", "tasks", "seeds", "baselines")
+    @field_validator("models", "methods", "ratios", "tasks", "seeds", "baselines", "exports")
     @classmethod
     def _no_twins(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if twins := [entry for entry in value if value.count(entry) > 1]:
@@ -91,7 +95,7 @@ class Grid(BaseModel):
         for method in self.all_methods():
             self._recipe(method, self.ratios[0])
         for task in self.tasks:
-            if load_task(task).transfer_of:
+            if load_task(task).evaluation_only:
                 raise InputError(f"task {task}: is for evaluation only, so nothing can be trained on it")
         if self.data is not None and not self.tasks:
             raise InputError("data belongs to a task: give --task")

@@ -37,6 +37,7 @@ _FLAGS = {
     "seeds": "seeds",
     "baselines": "baselines",
     "precision": "precision",
+    "exports": "export",
 }
 _LEGEND = (
     "Arrows: which way is better. **Bold**: keeps most of the students at one asked ratio. ●: Pareto-optimal, nothing "
@@ -192,6 +193,10 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
         f"{hardware['processor']} ({hardware['machine']}), {hardware['cores']} cores, {hardware['memory_gib']} GiB"
     )
     lines.append(("Machine", f"{machine}, trained on {hardware['device']} with {hardware['threads']} threads"))
+    exports = [(form, one.versions["onnxruntime"]) for r in records for form, one in r.exports.items() if one.versions]
+    if exports:
+        forms, runtimes = (", ".join(sorted(set(names))) for names in zip(*exports, strict=True))
+        lines.append(("Exports", f"{forms}: the same models as ONNX, scored and timed in ONNX Runtime {runtimes}, CPU"))
     several = {", ".join(f"{name} {number}" for name, number in r.made_by["versions"].items()) for r in records}
     lines += [("Versions", text) for text in sorted(several)]
     lines += [("Commit", commit) for commit in sorted({r.made_by["git"] for r in records if r.made_by["git"]})]

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
 from compresskit.benchmark import cells as work
-from compresskit.benchmark import latency
+from compresskit.benchmark import exports, latency
 from compresskit.benchmark.grid import Cell, Grid, load_grid
 from compresskit.benchmark.records import Record, digest
 from compresskit.benchmark.report import render
 from compresskit.benchmark.sources import Sources
 from compresskit.benchmark.store import Store
 from compresskit.errors import InputError, WorkError
+from compresskit.exporting.formats import check_extra
+from compresskit.training.evaluation import Runnable
 from compresskit.validation import validate
 
 #: Seconds between two looks at a cell that another process works on.
@@ -62,8 +64,8 @@ class BenchResult:
 
     @property
     def failed(self) -> tuple[Record, ...]:
-        """Cells that failed, each with its message."""
-        return tuple(record for record in self.records if record.status == "failed")
+        """Cells that failed, or of which an export did, each with its message."""
+        return tuple(r for r in self.records if r.status == "failed" or any(e.message for e in r.exports.values()))
 
 
 def bench(
@@ -96,6 +98,8 @@ def bench(
     start = recipe if isinstance(recipe, Grid) else Grid() if recipe is None else load_grid(recipe)
     given = {name: value for name, value in changes.items() if value is not None}
     grid: Grid = validate(Grid, start.model_dump() | given, "bench").checked()
+    for form in grid.exports:
+        check_extra(form)
     watch = watcher or Watcher()
     store = Store(Path(output))
     sources = Sources(grid)
@@ -109,7 +113,7 @@ def bench(
     watch.says("waiting for the folder")
     with store.alone():
         try:
-            _time_all(cells, store, sources, watch)
+            _close(cells, store, sources, watch)
         finally:
             records = render(store)
     return BenchResult(store.folder, records)
@@ -119,8 +123,8 @@ def _run_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watch
     """Every cell without a result, in order; those that another process works on are waited for."""
     records = {cell: store.record(cell) for cell in cells}
     failed_before = {cell for cell, record in records.items() if record is not None and record.status == "failed"}
-    # A new cell makes all models be timed again: those that were deleted to save room are made again too.
-    again = any(record is None for record in records.values())
+    # A new cell or export makes all models be timed again: those that were deleted to save room are made again too.
+    again = any(record is None or exports.lacks(cell, record, sources.grid) for cell, record in records.items())
     waiting = list(cells)
     dense = _dense_cells(cells)
     while waiting:
@@ -162,35 +166,69 @@ def _dense_cells(cells: Sequence[Cell]) -> dict[tuple[str | None, str | None], C
     return {(cell.origin, cell.task): cell for cell in cells if cell.recipe is None and cell.method == "dense"}
 
 
-def _time_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher) -> None:
-    """The closing phase: time all finished models in one go, unless their records come from one phase already."""
+def _close(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher) -> None:
+    """The closing phase: export all finished models where the grid asks for it, and time them in one go, unless their
+    records come from one phase already.
+    """
     found = {cell: store.record(cell) for cell in cells}
     records = {cell: record for cell, record in found.items() if record is not None and record.status == "finished"}
-    phases = {record.latency.phase if record.latency is not None else None for record in records.values()}
-    if not records or (len(phases) == 1 and None not in phases):
+    lacking = any(exports.lacks(cell, record, sources.grid) for cell, record in records.items())
+    if not records or (_timed_together(records.values()) and not lacking):
         return
     dense = _dense_cells(cells)
+    teachers = {cell: dense[cell.origin, cell.task] for cell in records}
+    for place, (cell, record) in enumerate(records.items()):
+        records[cell] = exports.export_all(cell, record, sources, store.path(cell), store.path(teachers[cell]))
+        store.write(cell, records[cell])
+        if sources.grid.exports:
+            watch.progress("exporting", place + 1, len(records))
+    if not _timed_together(records.values()):
+        _time_all(records, teachers, store, sources, watch)
+
+
+def _timed_together(records: Collection[Record]) -> bool:
+    """Whether one phase timed all cells and their exports."""
+    timed = [record.latency for record in records]
+    timed += [export.latency for record in records for export in record.exports.values() if not export.message]
+    phases = {latency.phase if latency is not None else None for latency in timed}
+    return len(phases) == 1 and None not in phases
+
+
+def _time_all(
+    records: Mapping[Cell, Record], teachers: Mapping[Cell, Cell], store: Store, sources: Sources, watch: Watcher
+) -> None:
+    """Time all finished models and their exports."""
     # Equally built models are equally fast: of cells that differ in seed or data alone one is timed.
     builds = {cell: _build(cell, sources) for cell in records}
-    timed = {build: cell for cell, build in reversed(builds.items())}
-    models: dict[str, PreTrainedModel] = {}
+    timed: dict[str, tuple[Cell, Callable[[], Runnable]]] = {}
+    for cell, record in records.items():
+        folders = (store.path(cell), store.path(teachers[cell]))
+        timed.setdefault(builds[cell], (cell, partial(work.read_model, cell, sources, *folders)))
+        for form, export in record.exports.items():
+            if not export.message:
+                load = partial(exports.load, cell, form, sources, *folders)
+                timed.setdefault(f"{builds[cell]} {form}", (cell, load))
+    models: dict[str, Runnable] = {}
     memory: dict[str, float | None] = {}
     compared: dict[str, str] = {}
-    for place, (build, cell) in enumerate(timed.items()):
-        teacher = dense[cell.origin, cell.task]
-        load = partial(work.read_model, cell, sources, store.path(cell), store.path(teacher))
+    for place, (build, (cell, read)) in enumerate(timed.items()):
         try:
-            models[build], memory[build] = latency.load_and_measure(load)
+            models[build], memory[build] = latency.load_and_measure(read)
         except InputError as error:
             raise WorkError(f"{cell} cannot be timed: {error}") from None
-        compared[build] = builds[teacher]
+        compared[build] = builds[teachers[cell]]
         watch.progress("measuring memory", place + 1, len(timed))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     phase = digest([now, sorted(cell.key for cell in records)])[:12]
     timings = latency.time_models(models, compared, phase, sources.grid.latency_rounds, watch.progress)
+    figures = {name: {"latency": timings[name], "peak_memory": memory[name]} for name in timings}
     for cell, record in records.items():
         build = builds[cell]
-        store.write(cell, record.model_copy(update={"latency": timings[build], "peak_memory": memory[build]}))
+        made = {
+            form: export if export.message else export.model_copy(update=figures[f"{build} {form}"])
+            for form, export in record.exports.items()
+        }
+        store.write(cell, record.model_copy(update={**figures[build], "exports": made}))
 
 
 def _build(cell: Cell, sources: Sources) -> str:

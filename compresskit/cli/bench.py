@@ -54,6 +54,9 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
 @click.option("--general-tokens", type=click.IntRange(0), help="Stage 1 of every student; 0: none. Default: 40000.")
 @click.option("--task-epochs", type=float, help="Stage 2 of every student. Default: 1.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of all training. Default: fp32.")
+@click.option(
+    "--export", "exports", callback=_list(str), metavar="A,B", help="Also as onnx, onnx-int8: rows of their own."
+)
 @click.option("--quick", is_flag=True, help="One ratio (19), very short training: a first look in two minutes.")
 @click.option("--output", type=click.Path(path_type=Path), help="Default: reports/local/<recipe or default>.")
 @click.option("--overwrite", is_flag=True, help="Remove cells of another configuration from the output.")
