@@ -188,11 +188,7 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
     if timed is not None:
         what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {timed.threads} threads, {timed.device}"
         lines.append(("Latency", f"{what}; {timed.rounds} rounds, every model once per round"))
-    hardware = made["hardware"]
-    machine = (
-        f"{hardware['processor']} ({hardware['machine']}), {hardware['cores']} cores, {hardware['memory_gib']} GiB"
-    )
-    lines.append(("Machine", f"{machine}, trained on {hardware['device']} with {hardware['threads']} threads"))
+    lines += [("Machine", text) for text in sorted({_machine(r.made_by["hardware"]) for r in records})]
     exports = [(form, one.versions["onnxruntime"]) for r in records for form, one in r.exports.items() if one.versions]
     if exports:
         forms, runtimes = (", ".join(sorted(set(names))) for names in zip(*exports, strict=True))
@@ -220,6 +216,13 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
         quality = f"Score: {'; '.join(metrics)}; the mean over the splits that are not for training."
         lead += f" {quality}"
     return {"lead": lead, "lines": lines, "quality": quality}
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    return (
+        f"{hardware['processor']} ({hardware['machine']}), {hardware['cores']} cores, {hardware['memory_gib']} GiB, "
+        f"trained on {hardware['device']} with {hardware['threads']} threads"
+    )
 
 
 def _budget(stage: dict[str, Any]) -> str:
