@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,8 @@ from compresskit.model.output import one_line
 
 #: How often a cell whose worker died is continued elsewhere.
 RETRIES = 3
+#: Seconds to wait for the cluster's port.
+_PATIENCE = 4.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,11 @@ def connect(address: str | None, needs: Needs) -> None:
     import ray
 
     try:
+        if address is not None:  # Ray itself tries for minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
         ray.init(address or "auto", log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         where = address or "on this machine"
         raise InputError(
             f"executor ray: no cluster {where} ({one_line(error)}); start one with `ray start --head`, or give "
