@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out
 
-.PHONY: demo test check bench-speed install clean
+.PHONY: demo test test-faults check docs bench-speed install clean
 
 demo: install
 	$(BIN)/compresskit compress --method low-rank --ratio 19 --output $(OUT)/low-rank-19x --overwrite
@@ -14,10 +14,18 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
+# Faults that are really caused, five times each; some need root for a small file system of their own. Up to an hour.
+test-faults: install
+	FAULT_TIMES=5 $(BIN)/python -m pytest -q tests/faults
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages of docs/ as a site that needs no server: open site/index.html.
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
 
 # About half an hour on an otherwise idle machine; 8 GB of disk. Other packages to compare with come first.
 bench-speed: install
@@ -30,8 +38,8 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,onnx]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,docs,onnx]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OUT) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from compresskit.exporting.formats import export
     from compresskit.planning.stage import Stage
     from compresskit.reporting.publish import push
+    from compresskit.reporting.verification import verify
     from compresskit.training.stages import distill, evaluate, finetune
     from compresskit.training.trainer import DistillationTrainer
 
@@ -39,6 +40,7 @@ _PUBLIC = {
     "finetune": "compresskit.training.stages",
     "DistillationTrainer": "compresskit.training.trainer",
     "Stage": "compresskit.planning.stage",
+    "verify": "compresskit.reporting.verification",
     "CompresskitError": "compresskit.errors",
     "InputError": "compresskit.errors",
     "WorkError": "compresskit.errors",
@@ -61,6 +63,7 @@ __all__ = [
     "plan",
     "push",
     "to_dense",
+    "verify",
 ]
 
 

@@ -206,7 +206,8 @@ def _copy(model: PreTrainedModel, chosen: Plan) -> PreTrainedModel:
 def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     """Load a compressed folder strictly, as the class it was saved from.
 
-    Unlike ``from_pretrained`` this refuses a folder that is not compressed, and missing or unknown weights.
+    Unlike ``from_pretrained`` this refuses a folder that is not compressed, weights that are missing, unknown, of
+    another shape or not finite, and files whose SHA-256 is not the one in ``compression.json`` (where there is one).
 
     Args:
         folder: what ``compresskit compress`` or ``save_pretrained`` wrote.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,30 @@ from pydantic import BaseModel, ValidationError
 
 from compresskit.errors import InputError, unknown
 
+#: Bytes of the largest file of settings that is read: a file of YAML, of JSON.
+_MOST_YAML, _MOST_JSON = 1_000_000, 100_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data alone. What YAML allows but a reader would not expect is refused: a key given twice (the last one
+    would win), and aliases (a few lines of them stand for gigabytes).
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases are not read, write it out", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            name = (key.tag, str(key.value))
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} comes twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
 
 def read_named(what: str, name_or_path: str | Path, shipped: Mapping[str, Any]) -> str:
     """The text of a YAML file, or of the shipped one of that name. Raises InputError: unknown name, unreadable file."""
@@ -24,17 +49,40 @@ def read_named(what: str, name_or_path: str | Path, shipped: Mapping[str, Any]) 
         text: str = shipped[where].read_text(encoding="utf-8")
         return text
     try:
+        _check_size(Path(where), _MOST_YAML)
         return Path(where).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{what} {where}: cannot be read: {error}") from None
+
+
+def read_json(path: Path, problem: str) -> dict[str, Any]:
+    """A JSON file that must hold an object. ``problem`` names in errors what it is then.
+
+    Raises:
+        InputError: unreadable, larger than 100 MB, not UTF-8, not JSON, nested too deep, or no object.
+    """
+    try:
+        _check_size(path, _MOST_JSON)
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError("it must hold an object, { ... }")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: {problem}: {' '.join(str(error).split())[:300]}") from None
+    return data
+
+
+def _check_size(path: Path, most: int) -> None:
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"holds {size:,} bytes, at most {most:,} are read")
 
 
 def parse_mapping(text: str, what: str, keys: str) -> dict[str, Any]:
     """YAML text as a dictionary. Raises InputError: not YAML, or no mapping (``keys`` says what it should have)."""
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{what}: not valid YAML: {' '.join(str(error).split())}") from None
+        data = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or number may be none, nesting too deep
+        raise InputError(f"{what}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(data, dict):
         raise InputError(f"{what}: must be a mapping with {keys}")
     return data
@@ -56,8 +104,13 @@ def validate(model: type[BaseModel], data: Any, what: str) -> Any:
         else:
             problem = first["msg"].removeprefix("Value error, ")
             if not isinstance(first["input"], dict) and first["type"] != "missing":
-                problem += f" (given: {first['input']!r})"
+                problem += f" (given: {_short(first['input'])})"
         raise InputError(": ".join(part for part in (what, where, problem) if part)) from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def unknown_key(key: str, allowed: Sequence[str]) -> InputError:

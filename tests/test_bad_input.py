@@ -195,7 +195,7 @@ BAD_MODELS = {
     "empty bin": (_empty_bin, "pytorch_model.bin: damaged or incomplete"),
     "odd quantization": (_odd_quantization, "config.json: not a valid configuration"),
     "lost tensor": (_lost_tensor, "lacks weight encoder.layer.1.intermediate.dense.weight"),
-    "wrong shape": (_wrong_shape, "cannot be loaded"),
+    "wrong shape": (_wrong_shape, "encoder.layer.1.intermediate.dense.weight is 3x3, config.json says 96x48"),
     "nan": (_spoiled(float("nan")), "weight encoder.layer.1.attention.self.key.weight holds NaN"),
     "inf": (_spoiled(float("inf")), "weight encoder.layer.1.attention.self.key.weight holds NaN or infinity"),
     "pickle": (_pickle, "more than plain tensors"),

@@ -185,10 +185,10 @@ def test_failed_cell_is_a_row_and_the_others_go_on(
     flags = ("--recipe", tmp_path / "grid.yaml", "--model", bench_folder / "model", "--text", bench_folder / "text.txt")
     original = work.Workshop._compress
 
-    def broken(self: work.Workshop) -> dict[str, Any]:
+    def broken(self: work.Workshop, target: Path) -> dict[str, Any]:
         if self.cell.method == "kronecker":
             raise RuntimeError("no luck\nat all")
-        return original(self)
+        return original(self, target)
 
     monkeypatch.setattr(work.Workshop, "_compress", broken)
     answer = run("bench", *flags, "--output", tmp_path / "out")

@@ -117,3 +117,82 @@ def test_fewer_layers_are_evenly_spread(layers: int, left: list[int]) -> None:
         ours, theirs = smaller.encoder.layer[place], model.encoder.layer[layer]
         assert torch.equal(ours.output.dense.weight, theirs.output.dense.weight)
     assert isinstance(compresskit.compress(smaller, method="low-rank", ratio=2), transformers.BertModel)
+
+
+def test_one_stage_1_for_all_tasks_and_seeds(bench_folder: Path, tmp_path: Path) -> None:
+    declared = "version: 1\nname: {}\ninputs: [sentence]\nlabel: label\nmetrics: [accuracy]\n"
+    declared += "files: {{train: SST-2/train.tsv, dev: SST-2/dev.tsv}}\n"
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(declared.format(name))
+    grid = {
+        "tasks": tuple(str(tmp_path / f"{name}.yaml") for name in ("one", "two")),
+        "data": str(bench_folder / "data"),
+        "seeds": (0, 1),
+        "baselines": ("dense", "half-layers"),
+        "teacher": STAGE,
+        "task": {**STAGE, "epochs": 1},
+    }
+    shared = tiny_bench(bench_folder, tmp_path / "shared", share_general=True, **grid)
+    assert [record.status for record in shared.records] == ["finished"] * 10
+    starts = sorted((tmp_path / "shared" / "general").iterdir())
+    assert [start.name.rpartition("-")[0] for start in starts] == ["model-half-layers", "model-low-rank-3x"]
+    again = tiny_bench(bench_folder, tmp_path / "again", share_general=True, **grid)  # repeatable
+    scores = [
+        [(record.task, record.method, record.seed, record.score) for record in r.records] for r in (shared, again)
+    ]
+    assert scores[0] == scores[1]
+    own = tiny_bench(bench_folder, tmp_path / "own", **{**grid, "seeds": (0,)})
+    assert not (tmp_path / "own" / "general").exists()
+    students = {
+        (record.task, record.method, record.seed): (
+            record.score_before,
+            record.score,
+            record.made_by["general"]["seed"],
+        )
+        for record in shared.records
+        if record.method != "dense"
+    }
+    for record in own.records:  # the first seed goes the same way, shared or not
+        if record.method != "dense":
+            assert students[record.task, record.method, 0] == (record.score_before, record.score, 0)
+            assert students[record.task, record.method, 1][2] == 0
+    with pytest.raises(compresskit.InputError, match="nothing to share"):
+        tiny_bench(bench_folder, tmp_path / "none", share_general=True)
+
+
+def test_one_task_may_have_other_seeds_and_settings(bench_folder: Path, tmp_path: Path) -> None:
+    declared = "version: 1\nname: {}\ninputs: [sentence]\nlabel: label\nmetrics: [accuracy]\n"
+    declared += "files: {{train: SST-2/train.tsv, dev: SST-2/dev.tsv}}\n"
+    one, two = (str(tmp_path / f"{name}.yaml") for name in ("one", "two"))
+    for path in (one, two):
+        Path(path).write_text(declared.format(Path(path).stem))
+    grid = {
+        "tasks": (one, two),
+        "data": str(bench_folder / "data"),
+        "seeds": (0, 1),
+        "general": False,
+        "teacher": STAGE,
+        "task": {**STAGE, "epochs": 1},
+        "per_task": {two: {"seeds": (1,), "task": {"epochs": 3}}},
+    }
+    result = tiny_bench(bench_folder, tmp_path / "out", **grid)
+    rows = {(record.task, record.method, record.seed): record for record in result.records}
+    assert list(rows) == [
+        ("one", "dense", 0),
+        ("one", "low-rank", 0),
+        ("one", "low-rank", 1),
+        ("two", "dense", 1),
+        ("two", "low-rank", 1),
+    ]
+    assert {name: rows[name].made_by["task_stage"]["epochs"] for name in rows} == {
+        name: 3 if name[0] == "two" else 1 for name in rows
+    }
+    assert rows["two", "low-rank", 1].made_by["teacher"]["learning_rate"] == 3e-3
+    # All tasks: the mean over seeds of (one with that seed + two with the seed it has) over the same of the teachers.
+    students = [rows["one", "low-rank", seed].score + rows["two", "low-rank", 1].score for seed in (0, 1)]
+    kept = sum(students) / 2 / (rows["one", "dense", 0].score + rows["two", "dense", 1].score)
+    text = (result.folder / "README.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| low-rank |"))
+    assert f"{100 * kept:.1f} " in row
+    with pytest.raises(compresskit.InputError, match="task of per_task"):
+        tiny_bench(bench_folder, tmp_path / "other", **{**grid, "per_task": {"cola": {"seeds": (1,)}}})

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from compresskit.benchmark.report import tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +82,16 @@ def test_pasted_tables_are_those_of_the_reports() -> None:
             )
             pasted += 1
     assert pasted >= 1
+
+
+def test_methods_table_is_that_of_the_report() -> None:
+    rows = pd.read_csv(ROOT / "reports" / "minilm-sst2" / "results.csv")
+    figures = rows[rows.kind == "student"].groupby(["method", "ratio_asked"])[["score_kept", "speedup"]].mean()
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for method, found in figures.groupby("method"):
+        cells = [f"{100 * row.score_kept:.1f} %, {row.speedup:.1f}x" for row in found.itertuples()]
+        row = f"| {method} | {' | '.join(cells)} |"
+        assert row in text, f"docs/methods.md: {row}"
 
 
 def test_speeds_are_those_of_the_report() -> None:

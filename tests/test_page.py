@@ -116,3 +116,35 @@ def test_choosing_a_task_changes_the_plots(opened: Any) -> None:
 
 def test_no_complaint_in_the_console(opened: Any) -> None:
     assert opened[1] == []
+
+
+def test_nothing_of_a_name_or_message_runs(opened: Any, tmp_path: Path) -> None:
+    """HTML, Markdown and script in the names of model, method and task, in messages and facts."""
+    attack = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
+    link = "<a href=\"javascript:document.title='owned'\">[x](javascript:document.title='owned')</a>"
+    frame = example()
+    frame["model"] = frame["model"].where(frame["seed"] == 0, attack)  # two models: their names are in the titles
+    frame["task"] = frame["task"].where(frame["task"] != "rte", attack + "task")
+    frame["method"] = frame["method"].replace({"low-rank": attack + "method", "kronecker": link})
+    frame.loc[frame["status"] == "failed", "message"] = attack
+    facts = {"lead": attack, "quality": attack, "lines": [(attack, attack)]}
+    path = tmp_path / "index.html"
+    path.write_text(page(f"Made smaller {attack}", comparison.sections(frame), facts, "0.0"), encoding="utf-8")
+    browser = opened[0].context.browser
+    tab = browser.new_context(viewport={"width": 1300, "height": 1000}, offline=True).new_page()
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(path.as_uri())
+    for choice in tab.locator("#section option").all_inner_texts():
+        tab.select_option("#section", choice)
+        tab.locator(".plot:visible .scatterlayer .point").first.wait_for()
+        for point in tab.locator(".plot:visible .scatterlayer .point").all()[:4]:
+            point.hover(force=True)
+    links = tab.locator(".plot a[*|href]").evaluate_all("all => all.map(a => a.getAttribute('xlink:href') || a.href)")
+    tab.fill("#filter", attack)
+    assert tab.locator("img, #results a, dl a").count() == 0
+    assert "owned" in tab.title()  # the text of the title, nothing else
+    assert tab.title().startswith("Made smaller <img")
+    tab.close()
+    assert not [link for link in links if "javascript" in (link or "")]
+    assert asked == [path.as_uri()]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -79,14 +80,19 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    server = Hub()
+@contextmanager
+def serving(server: Hub) -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving(Hub()) as server:
+        yield server
 
 
 @pytest.fixture
@@ -213,7 +219,7 @@ def test_refused_before_anything_is_sent(
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     refused(run("push", small, "a/b/c"), "repository 'a/b/c': give name or owner/name")
     refused(run("push", small, "has spaces"), "give name or owner/name")
-    refused(run("push", tiny_folder, "small"), "was not written by compresskit")
+    refused(run("push", tiny_folder, "small"), "is not compressed")
     refused(run("push", small.parent / "nowhere", "small"), "no such folder")
     result = run("push", small, "owner/small")  # offline, as all tests are
     assert result.code == 1

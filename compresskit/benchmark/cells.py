@@ -56,6 +56,7 @@ class Workshop:
         sources: what all cells share.
         folder: of the cell.
         dense: folder of the dense cell of the same model and task.
+        start: folder of the stage 1 that the cell shares with others; None: it has its own.
         callbacks: for trainings.
         say: called with what is being done.
     """
@@ -64,6 +65,7 @@ class Workshop:
     sources: Sources
     folder: Path
     dense: Path
+    start: Path | None = None
     callbacks: tuple[TrainerCallback, ...] = ()
     say: Callable[[str], None] = lambda _: None
 
@@ -117,11 +119,11 @@ class Workshop:
         found: dict[str, Any] = {}
         if cell.task is not None and not (self.folder / MODEL).exists():
             self.say("fine-tuning the teacher")
-            settings = {**grid.teacher, "precision": grid.precision}
-            self._train(stages.finetune, MODEL, cell.origin, task=cell.task, data=grid.data, **settings)
+            settings = {**grid.of(cell.task).teacher, "precision": grid.precision}
+            self._train(stages.finetune, self.folder / MODEL, cell.origin, task=cell.task, data=grid.data, **settings)
         read = self._read_dense()
         if cell.task is not None:
-            found["seconds_distill"] = self._stages()[-1]["seconds"]
+            found["seconds_distill"] = _last_stage(self.folder / MODEL)["seconds"]
         return found | self._size(read.model, read.folder) | self._score(read.model)
 
     def _int8(self) -> dict[str, Any]:
@@ -136,28 +138,31 @@ class Workshop:
 
     def _student(self, *, half_layers: bool) -> dict[str, Any]:
         cell, grid = self.cell, self.sources.grid
-        start = self.folder / WORK / "compressed"
-        if not start.is_dir():
-            (self.folder / WORK / "compressed.json").unlink(missing_ok=True)
-        made = self._once("compressed", lambda: self._halve() if half_layers else self._compress())
-        self.say("scoring before training")
-        before = self._once("before", lambda: self._score(self._read(start).model))
         options = {"allow_dense": half_layers, "precision": grid.precision}
+        # Stage 1 and what comes before it may be shared; then they lie in a folder of their own.
+        work = self.start or self.folder / WORK
+        start = work / "compressed"
+        if not start.is_dir():
+            (work / "compressed.json").unlink(missing_ok=True)
+        made = _once(work / "compressed.json", lambda: self._halve(start) if half_layers else self._compress(start))
+        self.say("scoring before training")
+        before = _once(self.folder / WORK / "before.json", lambda: self._score(self._read(start).model))
         seconds, made_by = 0.0, self.sources.made_by(cell) | made.pop("made_by", {})
         if grid.general is not False:
             self.say("stage 1: general text")
-            target = f"{WORK}/general" if cell.task is not None else MODEL
-            text = self.sources.corpus(self._part)
-            self._train(stages.distill, target, start, cell.origin, text=text, **grid.general, **options)
-            start = self.folder / target
-            stage = self._stages(target)[-1]
+            target = work / "general" if cell.task is not None else self.folder / MODEL
+            text, seed = self.sources.corpus(self._part), grid.seeds[0] if self.start else cell.seed
+            settings = {**grid.general, **options, "seed": seed}
+            self._train(stages.distill, target, start, cell.origin, text=text, **settings)
+            start, stage = target, _last_stage(target)
             seconds += stage["seconds"]
-            made_by["general"]["losses"] = stage["losses"]  # those that the model's class allowed
+            made_by["general"] |= {"losses": stage["losses"], "seed": seed}  # the losses that the class allowed
         if cell.task is not None:
             self.say(f"stage 2: {cell.task_name}")
-            teacher = self.dense / MODEL
-            self._train(stages.distill, MODEL, start, teacher, task=cell.task, data=grid.data, **grid.task, **options)
-            stage = self._stages()[-1]
+            target, teacher = self.folder / MODEL, self.dense / MODEL
+            settings = {**grid.of(cell.task).task, **options}
+            self._train(stages.distill, target, start, teacher, task=cell.task, data=grid.data, **settings)
+            stage = _last_stage(target)
             seconds += stage["seconds"]
             made_by["task_stage"]["losses"] = stage["losses"]
         read = self._read(self.folder / MODEL)
@@ -171,7 +176,7 @@ class Workshop:
 
     # -- making -----------------------------------------------------------------------------------------------------
 
-    def _compress(self) -> dict[str, Any]:
+    def _compress(self, target: Path) -> dict[str, Any]:
         recipe = self.cell.recipe
         assert recipe is not None
         self.say("compressing")
@@ -187,7 +192,7 @@ class Workshop:
         }
         plan = apply_plan(dense.model, plan, statistics=statistics)
         seconds = time.perf_counter() - start
-        with output_folder(self.folder / WORK / "compressed", overwrite=True) as temporary:
+        with output_folder(target, overwrite=True) as temporary:
             write_compressed(dense, plan, temporary, self.cell.folder)
         residual = math.hypot(*((a.error or 0.0) * norms[a.group.name] for a in plan.assignments))
         errors = [LayerError(name=a.group.name, role=a.group.role, error=a.error or 0.0) for a in plan.assignments]
@@ -202,12 +207,11 @@ class Workshop:
             },
         }
 
-    def _halve(self) -> dict[str, Any]:
+    def _halve(self, target: Path) -> dict[str, Any]:
         dense = self.sources.read_dense(self.cell.origin)
         start = time.perf_counter()
         smaller = replace(dense, model=with_fewer_layers(dense.model))
         seconds = time.perf_counter() - start
-        target = self.folder / WORK / "compressed"
         shutil.rmtree(target, ignore_errors=True)
         part = target.with_name("compressed.part")
         part.mkdir(parents=True, exist_ok=True)
@@ -216,31 +220,13 @@ class Workshop:
         counts = (one.model.config.num_hidden_layers for one in (smaller, dense))
         return {"seconds_compress": seconds, "made_by": {"layers": "{} of {}".format(*counts)}}
 
-    def _train(self, train: Callable[..., Any], target: str, *models: Any, **settings: Any) -> None:
-        """A stage into ``target``, unless it is there; a stopped one continues."""
-        output = self.folder / target
+    def _train(self, train: Callable[..., Any], output: Path, *models: Any, **settings: Any) -> None:
+        """A stage into ``output``, unless it is there; a stopped one continues."""
         if output.exists():
             return
         output.parent.mkdir(parents=True, exist_ok=True)
-        seed = self.cell.seed
-        resume = working_folder(output).exists()
-        train(*models, output=output, resume=resume, seed=seed, callbacks=self.callbacks, **settings)
-
-    def _once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of ``compute``, kept in the working folder."""
-        path = self.folder / WORK / f"{name}.json"
-        if path.is_file():
-            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return kept
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = compute()
-        write_text(path, json.dumps(found))
-        return found
-
-    def _stages(self, name: str = MODEL) -> list[dict[str, Any]]:
-        data = json.loads((self.folder / name / "training.json").read_text(encoding="utf-8"))
-        stages_: list[dict[str, Any]] = data["stages"]
-        return stages_
+        settings = {"seed": self.cell.seed, **settings}
+        train(*models, output=output, resume=working_folder(output).exists(), callbacks=self.callbacks, **settings)
 
     # -- reading and measuring ----------------------------------------------------------------------------------------
 
@@ -284,6 +270,23 @@ class Workshop:
         return score_on_task(cell, self.sources, model.float().to(device))
 
 
+def _once(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of ``compute``, kept in a file."""
+    if path.is_file():
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = compute()
+    write_text(path, json.dumps(found))
+    return found
+
+
+def _last_stage(folder: Path) -> dict[str, Any]:
+    """What a trained folder says of its last training."""
+    stage: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"][-1]
+    return stage
+
+
 def clear(folder: Path) -> None:
     """Remove what a finished cell was made from; only once its record is written, so that a kill costs nothing."""
     for path in (folder / WORK, working_folder(folder / MODEL), *folder.glob(f".{MODEL}.*")):
@@ -322,7 +325,7 @@ def score_on_task(cell: Cell, sources: Sources, model: PreTrainedModel, run: Run
     """
     assert cell.task is not None
     task, data = sources.task(cell.task)
-    length = sequence_length(sources.grid.stage("task")["max_length"], task, None)
+    length = sequence_length(sources.grid.of(cell.task).stage("task")["max_length"], task, None)
     found = score(model, sources.tokenizer(cell.origin), data, length, run=run)
     mean = float(np.mean([values[task.primary] for values in found.values()]))
     return {"metric": task.primary, "score": mean, "scores": dict(found)}

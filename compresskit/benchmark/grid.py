@@ -14,7 +14,7 @@ from compresskit.data.tasks import load_task
 from compresskit.decomposers import registry
 from compresskit.decomposers.base import AUTO
 from compresskit.errors import InputError, unknown
-from compresskit.planning.recipe import Recipe, check_ratio, for_method, load_recipe, shipped_recipes
+from compresskit.planning.recipe import Allocation, Recipe, check_ratio, for_method, load_recipe, shipped_recipes
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage
 from compresskit.training.settings import split_settings, with_settings
 from compresskit.validation import parse_mapping, read_named, validate
@@ -24,6 +24,16 @@ BASELINES: tuple[Baseline, ...] = ("dense", "int8", "half-layers")
 Export = Literal["onnx", "onnx-int8"]
 #: Stage 1 of every student where the grid says nothing: short, for a first look. At so few tokens small batches win.
 GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
+
+
+class TaskChanges(BaseModel):
+    """What is different for one task: its seeds, and settings of ``teacher`` and ``task`` that replace the grid's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    teacher: dict[str, Any] = Field(default_factory=dict)
+    task: dict[str, Any] = Field(default_factory=dict)
 
 
 class Grid(BaseModel):
@@ -40,10 +50,14 @@ class Grid(BaseModel):
         baselines: rows without compression by factors: ``dense`` (the teacher; always there), ``int8`` (its linear
             layers quantised dynamically), ``half-layers`` (every second layer, distilled on the students' budget).
         teacher: settings of :func:`compresskit.finetune` for a task's teacher.
+        allocation: of methods (a recipe file has its own; ``auto`` always takes ``error``).
         calibration_tokens: of the general text that methods fit their factors to (a recipe file has its own); 0: they
             fit the weights alone.
         general: settings of stage 1 (:func:`compresskit.distill` on text) of every student; False leaves it out.
+        share_general: train stage 1 once for every method and ratio, with the first seed, and go on from there for
+            every task and seed; otherwise every cell has its own.
         task: settings of stage 2 of every student, where there are tasks.
+        per_task: name of a task -> what is different for it, e.g. more epochs where there is little data.
         precision: of all training: ``fp32`` or ``bf16``.
         latency_rounds: how often every model is timed in the closing phase; the table shows medians.
         exports: formats of :func:`compresskit.export` in which every finished model gets a row of its own, run by ONNX
@@ -64,9 +78,12 @@ class Grid(BaseModel):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     baselines: tuple[Baseline, ...] = BASELINES
     teacher: dict[str, Any] = Field(default_factory=dict)
+    allocation: Allocation = "uniform"
     calibration_tokens: int = Field(default=0, ge=0)
     general: dict[str, Any] | Literal[False] = Field(default_factory=lambda: dict(GENERAL))
+    share_general: bool = False
     task: dict[str, Any] = Field(default_factory=dict)
+    per_task: dict[str, TaskChanges] = Field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"
     latency_rounds: int = Field(default=5, ge=1)
     exports: tuple[Export, ...] = ()
@@ -99,11 +116,26 @@ class Grid(BaseModel):
                 raise InputError(f"task {task}: is for evaluation only, so nothing can be trained on it")
         if self.data is not None and not self.tasks:
             raise InputError("data belongs to a task: give --task")
-        for what in ("teacher", "general", "task"):
-            self.stage(what)
+        if strangers := [task for task in self.per_task if task not in self.tasks]:
+            raise unknown("task of per_task", strangers[0], self.tasks)
+        for grid in (self, *map(self.of, self.tasks)):
+            for what in ("teacher", "general", "task"):
+                grid.stage(what)
+        if self.share_general and (self.general is False or not self.tasks):
+            raise InputError("share_general: is for stage 1 (general) followed by tasks; there is nothing to share")
         if self.general is False and not self.tasks:
             raise InputError("nothing would be trained: without a task, stage 1 (general) is what distils a student")
         return self
+
+    def of(self, task: str | None) -> Grid:
+        """The grid as it is for one task."""
+        changes = self.per_task.get(task or "")
+        if changes is None:
+            return self
+        seeds = changes.seeds or self.seeds
+        return self.model_copy(
+            update={"seeds": seeds, "teacher": self.teacher | changes.teacher, "task": self.task | changes.task}
+        )
 
     def all_methods(self) -> tuple[str, ...]:
         """The methods, the registered ones where none are named."""
@@ -130,20 +162,22 @@ class Grid(BaseModel):
         """Every cell as (model, task, method, recipe, ratio, seed), the dense model of a task before its students."""
         for model in self.models or (None,):
             for task in self.tasks or (None,):
+                seeds = self.of(task).seeds
                 for baseline in ("dense", *(name for name in self.baselines if name != "dense")):
-                    for seed in self.seeds if baseline == "half-layers" else self.seeds[:1]:
+                    for seed in seeds if baseline == "half-layers" else seeds[:1]:
                         yield model, task, baseline, None, None, seed
                 for method in self.all_methods():
                     first = self._recipe(method, self.ratios[0])
                     for ratio in (None,) if first.explicit else self.ratios:
                         recipe = first if ratio is None else self._recipe(method, ratio)
-                        for seed in self.seeds:
+                        for seed in seeds:
                             yield model, task, recipe.name, recipe, ratio, seed
 
     def _recipe(self, method: str, ratio: float) -> Recipe:
         """A method or recipe at that ratio; every student gets the grid's training, so a recipe's own is dropped."""
         if method == AUTO or method in registry.decomposers():
-            return for_method(method, ratio, calibration_tokens=self.calibration_tokens)
+            allocation = None if method == AUTO else self.allocation
+            return for_method(method, ratio, allocation, calibration_tokens=self.calibration_tokens)
         if Path(method).suffix not in (".yaml", ".yml") and method not in shipped_recipes():
             raise unknown("method or recipe", method, [*registry.decomposers(), AUTO, *shipped_recipes()])
         recipe = load_recipe(method)
@@ -166,6 +200,7 @@ class Cell:
         task_name: the declared name; empty without a task.
         seed: of its training.
         key: hash of all that decides the result.
+        start: name of the folder with the stage 1 that it shares with other cells; empty: it has its own.
     """
 
     model: str
@@ -177,6 +212,7 @@ class Cell:
     task_name: str
     seed: int
     key: str
+    start: str = ""
 
     @property
     def folder(self) -> str:

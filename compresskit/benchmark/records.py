@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,6 +18,10 @@ from compresskit.validation import validate
 
 FORMAT_VERSION: Literal[1] = 1
 RECORD = "record.json"
+
+
+#: A name for tables, pages and folders: nothing in it means anything to Markdown, HTML, LaTeX or a spreadsheet.
+Name = Annotated[str, Field(pattern=r"^(\w[\w .+-]*)?$")]
 
 
 class _Strict(BaseModel):
@@ -113,11 +117,11 @@ class Record(_Strict):
     key: str
     status: Literal["finished", "unreachable", "failed"]
     message: str = ""
-    model: str
-    method: str
+    model: Name
+    method: Name
     kind: Literal["baseline", "student"]
     ratio_asked: float | None
-    task: str | None
+    task: Name | None
     seed: int
     ratio: float | None = None
     parameters: int | None = None

@@ -20,6 +20,7 @@ from compresskit.model.output import write_text
 from compresskit.reporting import comparison, plots
 from compresskit.reporting.page import page
 from compresskit.reporting.tables import markdown
+from compresskit.reporting.text import cell, fenced, plain
 
 _WITHOUT_LABELS = (
     f"Quality without labels on held-out text: **score** is the {METRIC}, the mean cosine between the sentence vectors "
@@ -63,7 +64,7 @@ def render(store: Store) -> tuple[Record, ...]:
     pictures = plots.draw(found, _errors(records), folder)
     facts = _facts(records, grid, store.missing())
     title = _title(records)
-    write_text(folder / "results.csv", cells.to_csv(index=False))
+    write_text(folder / "results.csv", cells.map(cell).to_csv(index=False))
     plain = [record.model_dump(mode="json") for record in records]
     data = {"format_version": FORMAT_VERSION, "grid": grid.model_dump(mode="json"), "records": plain}
     write_text(folder / "results.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
@@ -245,7 +246,7 @@ def _readme(
     pictures: list[tuple[str, str]],
     records: tuple[Record, ...],
 ) -> str:
-    parts = [f"# {title}", "", facts["lead"], "", "```", dict(facts["lines"])["Command"], "```", ""]
+    parts = [f"# {title}", "", facts["lead"], "", fenced(" ".join(dict(facts["lines"])["Command"].split())), ""]
     parts += [comparison.summary_markdown(found), "", facts["quality"], ""]
     for name, what in pictures:
         parts += [f"![{what}]({name})", ""]
@@ -254,8 +255,8 @@ def _readme(
     parts += [_LEGEND, ""]
     troubles = [line for _, table in found for line in comparison.problems(table)]
     if troubles:
-        parts += ["## Without a result", "", *(f"- {line}" for line in dict.fromkeys(troubles)), ""]
-    facts_ = [f"- {name}: {text}" for name, text in facts["lines"] if name != "Command"]
+        parts += ["## Without a result", "", *(f"- {plain(line)}" for line in dict.fromkeys(troubles)), ""]
+    facts_ = [f"- {name}: {plain(text)}" for name, text in facts["lines"] if name != "Command"]
     parts += ["## How it was made", "", *facts_, ""]
     parts += [f"{len(records)} cells: one record each in `cells/`, all of them in `results.csv` and `results.json`;"]
     parts += ["`index.html` sorts and filters them and needs no network.", ""]

@@ -192,7 +192,8 @@ def settle(cell: Cell, todo: Todo, store: Store, sources: Sources, watch: Watche
         retry = record is not None and record.status == "failed" and cell.key in todo.failed
         if record is None or retry or (todo.again and not work.has_model(cell, record, store.path(cell))):
             watch.started(cell)
-            shop = work.Workshop(cell, sources, store.path(cell), store.path(teacher), watch.callbacks, watch.says)
+            folders = store.path(cell), store.path(teacher), store.start(cell)
+            shop = work.Workshop(cell, sources, *folders, watch.callbacks, watch.says)
             known = store.record(teacher)
             if cell.key != teacher.key and known is not None and known.status != "finished":
                 record = shop.failure(f"its teacher failed: {known.message}")

@@ -51,7 +51,6 @@ class Sources:
     def cells(self) -> list[Cell]:
         """Every cell of the grid with its key."""
         grid, machine = self.grid, host()
-        stages = {what: grid.stage(what) for what in ("teacher", "general", "task")}
         found = []
         for origin, task, method, recipe, ratio, seed in grid.rows():
             everything: dict[str, Any] = {
@@ -61,22 +60,27 @@ class Sources:
                 "methods": registry.sources(rule.method for rule in recipe.rules) if recipe is not None else [],
                 "ratio": ratio,
                 "seed": seed,
-                "first seed": grid.seeds[0],
+                "first seed": grid.of(task).seeds[0],
                 "text": self._text_record(),
                 "host": machine,
                 "versions": versions(),
-                "general": stages["general"],
+                "general": grid.stage("general"),
             }
+            name, start = self.identity(origin)["name"].rpartition("/")[2], ""
+            if grid.share_general and method not in ("dense", "int8"):
+                everything["share general"] = True
+                shared = {"first seed": grid.seeds[0], "precision": grid.precision}
+                first = digest({k: v for k, v in everything.items() if k != "seed"} | shared)
+                start = "-".join(part for part in (name, method, f"{ratio:g}x" if ratio else "", first[:8]) if part)
             if task is not None:
                 declared, data = self.task(task)
                 everything |= {
                     "task": declared.model_dump(mode="json"),
                     "data": data.record(),
-                    "stages": [stages["teacher"], stages["task"]],
+                    "stages": [grid.of(task).stage("teacher"), grid.of(task).stage("task")],
                 }
-            name = self.identity(origin)["name"].rpartition("/")[2]
             task_name = self.task(task)[0].name if task is not None else ""
-            found.append(Cell(name, origin, method, recipe, ratio, task, task_name, seed, digest(everything)))
+            found.append(Cell(name, origin, method, recipe, ratio, task, task_name, seed, digest(everything), start))
         rows = [(cell.model, cell.method, cell.ratio, cell.task_name, cell.seed) for cell in found]
         if twins := [row for row in rows if rows.count(row) > 1]:
             what = ", ".join(str(part) for part in twins[0][:4] if part)
@@ -90,7 +94,7 @@ class Sources:
             model = self.read_dense(origin).model
             self.tokenizer(origin)
             stages = [grid.stage("general")] if grid.general is not False else []
-            stages += [grid.stage(what) for what in ("teacher", "task")] if grid.tasks else []
+            stages += [grid.of(task).stage(what) for what in ("teacher", "task") for task in grid.tasks]
             tasks = [self.task(task)[0].max_length for task in grid.tasks]
             for stage in stages:
                 check_length(
@@ -122,8 +126,8 @@ class Sources:
                 "task": declared.model_dump(mode="json", exclude_defaults=True),
                 "data": data.record(),
                 "notes": list(data.notes),
-                "teacher": grid.stage("teacher"),
-                "task_stage": grid.stage("task"),
+                "teacher": grid.of(cell.task).stage("teacher"),
+                "task_stage": grid.of(cell.task).stage("task"),
             }
         used = versions()
         for package in registry.sources(rule.method for rule in cell.recipe.rules) if cell.recipe is not None else ():

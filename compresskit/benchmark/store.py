@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from compresskit.validation import validate
 #: Says that a folder is a benchmark's, and which grid it holds.
 MARKER = "bench.json"
 CELLS = "cells"
+#: Where stages 1 lie that cells share.
+GENERAL = "general"
 _LOCK = ".lock"
 
 
@@ -116,12 +118,18 @@ class Store:
         """The cell's folder."""
         return self.folder / CELLS / cell.folder
 
+    def start(self, cell: Cell) -> Path | None:
+        """The folder of the stage 1 that the cell shares with others; None: it has its own."""
+        return self.folder / GENERAL / cell.start if cell.start else None
+
     @contextmanager
     def lock(self, cell: Cell) -> Iterator[bool]:
-        """Whether this process may work on the cell. Freed when a process dies."""
-        self.path(cell).mkdir(parents=True, exist_ok=True)
-        with _locked(self.path(cell)) as mine:
-            yield mine
+        """Whether this process may work on the cell, and on the stage 1 that it shares. Freed when a process dies."""
+        with ExitStack() as locks:
+            folders = [self.path(cell), *filter(None, [self.start(cell)])]
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            yield all(locks.enter_context(_locked(folder)) for folder in folders)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -88,22 +88,20 @@ def _watch(
 ) -> None:
     """Run ``batches`` and add up what every target sees; positions that the attention mask hides are not counted."""
     mask = torch.ones(0, dtype=torch.bool)
-    seen: list[tuple[Tensor, Tensor]] = []  # inputs of this batch that were counted already, and where
+    seen: list[tuple[Tensor, Tensor]] = []  # inputs of this batch that were multiplied already, and the products
 
     def count(target: Target, ids: Tensor) -> None:
         counts = found._counts.setdefault(target.name, torch.zeros(target.shape[0], device=ids.device))
         counts += torch.bincount(ids[mask] if ids.shape == mask.shape else ids.flatten(), minlength=target.shape[0])
 
     def add(target: Target, x: Tensor) -> None:
-        moment = next((moment for other, moment in seen if other is x), None)
-        if moment is not None:  # the same tensor as another layer's input: the same moments, held once
-            found._moments[target.name] = moment
-            return
-        rows = (x[mask] if x.shape[:-1] == mask.shape else x.flatten(0, -2)).float()
-        n = target.shape[1]
-        moment = found._moments.setdefault(target.name, torch.zeros(n, n, device=x.device))
-        moment += rows.T @ rows
-        seen.append((x, moment))
+        product = next((product for other, product in seen if other is x), None)
+        if product is None:
+            rows = (x[mask] if x.shape[:-1] == mask.shape else x.flatten(0, -2)).float()
+            product = rows.T @ rows
+            seen.append((x, product))
+        moment = found._moments.setdefault(target.name, torch.zeros_like(product))
+        moment += product  # each its own: a layer may see what another does, and more (DeBERTa's shared keys)
 
     def hook(target: Target) -> Any:
         def before(_: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -127,3 +125,13 @@ def _watch(
         for handle in handles:
             handle.remove()
         model.train(training)
+    _hold_once(found._moments)
+
+
+def _hold_once(moments: dict[str, Tensor]) -> None:
+    """Let targets whose moments are equal share one tensor (query, key and value of a layer)."""
+    kept: dict[tuple[int, float], Tensor] = {}
+    for name, moment in moments.items():
+        same = kept.setdefault((len(moment), float(moment.sum())), moment)
+        if torch.equal(same, moment):
+            moments[name] = same

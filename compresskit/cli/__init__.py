@@ -11,11 +11,12 @@ import click
 
 from compresskit import __version__
 from compresskit.cli.bench import bench, report
-from compresskit.cli.common import err
+from compresskit.cli.common import err, printable
 from compresskit.cli.compress import compress, inspect, methods
 from compresskit.cli.export import export
 from compresskit.cli.push import push
 from compresskit.cli.train import distill, evaluate, finetune, tasks
+from compresskit.cli.verify import verify
 from compresskit.errors import CompresskitError, InputError
 
 INTERRUPTED = 130
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (compress, distill, finetune, evaluate, export, push, bench, report, inspect, methods, tasks):
+for command in (compress, distill, finetune, evaluate, export, push, bench, report, verify, inspect, methods, tasks):
     cli.add_command(command)
 
 
@@ -69,7 +70,7 @@ def main() -> None:
         if rank != "0" and not isinstance(error, InputError):  # what is refused is refused by all, and said once
             err.quiet = False
             err.print(f"process {rank}:", end=" ")
-        text = str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)"
+        text = printable(str(error) if expected else f"{type(error).__name__}: {error} (--debug shows where)")
         err.print(f"compresskit: error: {text}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code if isinstance(error, CompresskitError) else 1)
 

@@ -106,4 +106,9 @@ def progress_bar() -> Iterator[Progress]:
 
 def print_notes(notes: tuple[str, ...]) -> None:
     for note in notes:
-        out.print(f"Note: {note}", style="yellow", markup=False)
+        out.print(f"Note: {printable(note)}", style="yellow", markup=False)
+
+
+def printable(text: str) -> str:
+    """The text without what steers a terminal: names in it may come from a stranger's file."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -111,7 +111,8 @@ def compress(
     out.print(f"Written to {folder}/ (weights, tokenizer, recipe.yaml, compression.json, model card)", markup=False)
     teacher = f"--teacher {model} " if model else ""
     out.print(
-        f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
+        ("" if asked.calibration_tokens else "Nearer to the original at the same size: --calibration\n")
+        + f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
         f"  compresskit distill {teacher}--student {folder} --text FILE --output {folder}-general\n"
         f"Load it:\n  python -c \"import compresskit; model = compresskit.load('{folder}')\"",
         soft_wrap=True,

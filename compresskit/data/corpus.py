@@ -163,7 +163,7 @@ def _json_documents(path: Path) -> Iterator[str]:
             continue
         try:
             text = json.loads(line)["text"]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"text {path}, line {number}: not valid JSON: {error}") from None
         except (KeyError, TypeError):
             raise InputError(f"text {path}, line {number}: has no field 'text'") from None

@@ -18,6 +18,9 @@ FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
 
 Rows = list[dict[str, Any]]
 
+#: Characters of the longest line that is read: a file without line ends must not fill the memory.
+_LONGEST_LINE = 1 << 26
+
 
 def read_rows(
     path: Path,
@@ -64,12 +67,15 @@ def lines(path: Path) -> Iterator[str]:
     """The lines of a text file without their ends.
 
     Raises:
-        InputError: not UTF-8 (the line is named), or damaged.
+        InputError: not UTF-8 (the line is named), damaged, or a line of more than 67 million characters.
     """
     number = 0
     try:
         with open_text(path) as stream:
-            for number, line in enumerate(stream, start=1):  # noqa: B007 (used below)
+            while line := stream.readline(_LONGEST_LINE):
+                number += 1
+                if len(line) == _LONGEST_LINE:
+                    raise InputError(f"data {path}, line {number}: is longer than {_LONGEST_LINE:,} characters")
                 yield line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError(f"data {path}: not UTF-8 text{_after(number)}: {error.reason}") from None
@@ -108,7 +114,7 @@ def _read_delimited(
     rows: Rows = []
     skipped = 0
     names = columns
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(_LONGEST_LINE)
     try:
         for fields in reader:
             if not fields:
@@ -136,7 +142,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"data {path}, line {number}: not valid JSON: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f'data {path}, line {number}: must be a JSON object, such as {{"text": "..."}}')

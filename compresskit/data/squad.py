@@ -63,7 +63,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                             },
                         }
                     )
-    except (OSError, ValueError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, RecursionError, EOFError, zlib.error) as error:
         raise InputError(f"data {path}: not valid JSON: {' '.join(str(error).split())[:200]}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"data {path}: not in SQuAD's format: {type(error).__name__} {error}") from None

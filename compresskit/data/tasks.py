@@ -79,6 +79,14 @@ class Task(_Strict):
             return {split: (names,) if isinstance(names, str) else names for split, names in value.items()}
         return value
 
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name in (name for names in value.values() for name in names):
+            if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+                raise ValueError(f"{name!r} leads out of the data folder; name files below it")
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> Task:
         for name in self.metrics:

@@ -260,7 +260,7 @@ def _cores(
     if moment is not None:
         return _balanced(*weighted.tensor_train(weight, moment, blocks, train, rounds))
     if counts is not None:
-        return _balanced(*weighted.tensor_train_rows(weight, counts, blocks, train))
+        return _balanced(*weighted.tensor_train_rows(weight, counts, blocks, train, rounds))
     return _balanced(*train(weight))
 
 
@@ -315,7 +315,7 @@ def _svd(matrix: Tensor, n_eigenvecs: int, **_: Any) -> tuple[Tensor, Tensor, Te
     wide = matrix.shape[0] < matrix.shape[1]
     tall = matrix.T if wide else matrix
     values, right, images = linalg.truncated_svd(lambda: [tall], n_eigenvecs)
-    left = images * linalg.safe_inverse(values).to(images.dtype)
+    left = (images.double() * linalg.safe_inverse(values)).to(images.dtype)  # 1e-40 has no inverse in 32 bits
     return (right, values, left.T) if wide else (left, values, right.T)
 
 

@@ -202,28 +202,21 @@ class Tucker(Decomposer):
             return _alone.errors(group, [_low_rank(spec) for spec in specs], source)
         weights = [linalg.working(source.read(target)) for target in group.targets]
         total = sum(float(weight.square().sum()) for weight in weights)
-        if total == 0:
-            return [0.0] * len(specs)
-        if len(specs) == 1:
+        if len(specs) == 1 and total > 0:
             a, b = _bases(weights, *_ranks(specs[0]))
             captured = sum(float(_core(weight, a, b).square().sum()) for weight in weights)
             return [max(0.0, 1 - captured / total) ** 0.5]
-        # Energy of every corner of the full cores, from which each spec's follows by two cumulative sums.
-        m, n = group.shape
-        left = linalg.leading(linalg.gram(weight.T for weight in weights), m)[1].to(weights[0].dtype)
-        right = linalg.leading(linalg.gram(weights), n)[1].to(weights[0].dtype)
-        energy = np.zeros((m, n))
-        for weight in weights:
-            energy += (left.T @ weight @ right).square().cpu().numpy()
-        corners = energy.cumsum(0).cumsum(1)
-        picked = [_ranks(spec) for spec in specs]
-        found = [corners[(rank_out or m) - 1, (rank_in or n) - 1] for rank_out, rank_in in picked]
-        return [float(max(0.0, 1 - captured / total) ** 0.5) for captured in found]
+        return _bounds(weights, specs)
 
     def output_errors(self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics) -> list[float]:
+        """Of one spec exactly; of several about, under the mean second moment that the bases are found with."""
         if len(group.targets) == 1:
             return _alone.output_errors(group, [_low_rank(spec) for spec in specs], source, statistics)
-        return super().output_errors(group, specs, source, statistics)
+        moments = [moment_of(target, statistics) for target in group.targets]
+        known = [moment for moment in moments if moment is not None]
+        if len(specs) == 1 or len(known) < len(moments):
+            return super().output_errors(group, specs, source, statistics)
+        return _bounds(weighted.under_the_mean([source.read(target) for target in group.targets], known), specs)
 
     def factorise(
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
@@ -280,6 +273,24 @@ def _single(group: Group, spec: Spec) -> TuckerSpec:
 def _ranks(spec: Spec) -> tuple[int | None, int | None]:
     assert isinstance(spec, TuckerSpec)
     return spec.rank_out, spec.rank_in
+
+
+def _bounds(weights: Sequence[Tensor], specs: Sequence[Spec]) -> list[float]:
+    """Upper bounds of the relative errors of several specs, about 1 % above them: without the sweeps of iteration."""
+    total = sum(float(weight.square().sum()) for weight in weights)
+    if total == 0:
+        return [0.0] * len(specs)
+    # Energy of every corner of the full cores, from which each spec's follows by two cumulative sums.
+    m, n = weights[0].shape
+    left = linalg.leading(linalg.gram(weight.T for weight in weights), m)[1].to(weights[0].dtype)
+    right = linalg.leading(linalg.gram(weights), n)[1].to(weights[0].dtype)
+    energy = np.zeros((m, n))
+    for weight in weights:
+        energy += (left.T @ weight @ right).square().cpu().numpy()
+    corners = energy.cumsum(0).cumsum(1)
+    picked = [_ranks(spec) for spec in specs]
+    found = [corners[(rank_out or m) - 1, (rank_in or n) - 1] for rank_out, rank_in in picked]
+    return [float(max(0.0, 1 - captured / total) ** 0.5) for captured in found]
 
 
 def _two_sided(group: Group, parameters: int) -> Iterator[TuckerSpec]:

@@ -21,14 +21,8 @@ DAMPING = 1e-3
 #: What every row of an embedding counts at least, in multiples of the mean.
 FLOOR = 0.1
 
-#: Rounds of alternating least squares: after fifteen the error of real matrices falls by less than 0.1 % a round.
-ROUNDS = 15
-
-#: Steps of conjugate gradients in each round for the cores of a tensor train.
+#: Steps of conjugate gradients in each round for the outer cores of a tensor train.
 _STEPS = 6
-
-#: Rounds for the rows of an embedding, and how many of them are solved for at a time.
-_ROW_ROUNDS, _ROWS = 5, 256
 
 
 def damped(second_moment: Tensor) -> Tensor:
@@ -103,7 +97,7 @@ def rows(blocks: linalg.Blocks, weights: Tensor, count: int) -> tuple[Tensor, Te
     return vectors, torch.cat([linalg.working(block) @ vectors for block in blocks()])
 
 
-def kronecker(weight: Tensor, second_moment: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def kronecker(weight: Tensor, second_moment: Tensor, a: Tensor, b: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
     """A sum of Kronecker products from a start by alternating least squares; never worse than the start.
 
     Args:
@@ -111,6 +105,7 @@ def kronecker(weight: Tensor, second_moment: Tensor, a: Tensor, b: Tensor) -> tu
         second_moment: (n, n).
         a: (terms, m1, n1), the start.
         b: (terms, m2, n2), the start.
+        rounds: of alternation.
     """
     (terms, m1, n1), (_, m2, n2) = a.shape, b.shape
     a, b = a.double(), b.double()
@@ -118,7 +113,7 @@ def kronecker(weight: Tensor, second_moment: Tensor, a: Tensor, b: Tensor) -> tu
     # P = W S, once: (i1, i2, k1, k2).
     product = (weight.double() @ s).view(m1, m2, n1, n2)
     s = s.view(n1, n2, n1, n2)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         # Rows of all A_t side by side, (m1, t k1), solve one system; then those of all B_t.
         gram = torch.einsum("sij,tik->sjtk", b, b)
         if n2 == 1:  # S cancels: every column of A has the system of the B_t alone
@@ -151,8 +146,7 @@ def tucker(
         bases: orthonormal A (m, r_out) and B (n, r_in) for matrices without weights; None for a full side.
     """
     moments = [damped(moment) for moment in second_moments]
-    mean = torch.stack(moments).mean(0)
-    factor = torch.linalg.cholesky(mean)
+    factor = torch.linalg.cholesky(torch.stack(moments).mean(0))
     a, b = bases([weight.double() @ factor for weight in weights])
     if b is not None:  # W L = A G B^T, so W = A G (L^-T B)^T
         b = torch.linalg.qr(torch.linalg.solve_triangular(factor.T, b.double(), upper=True))[0]
@@ -161,6 +155,13 @@ def tucker(
         core = weight.double() if a is None else a.double().T @ weight.double()
         cores.append(core if b is None else _solve(b.T @ moment @ b, core @ moment @ b))
     return a, b, cores
+
+
+def under_the_mean(weights: Sequence[Tensor], second_moments: Sequence[Tensor]) -> list[Tensor]:
+    """W_l L (m, n), float64, with L of the mean of all second moments, each scaled to norm 1."""
+    factor = torch.linalg.cholesky(torch.stack([damped(moment) for moment in second_moments]).mean(0))
+    seen = [weight.double() @ factor for weight in weights]
+    return [matrix * linalg.safe_inverse(torch.linalg.matrix_norm(matrix)) for matrix in seen]
 
 
 def tensor_train(
@@ -233,6 +234,7 @@ def tensor_train_rows(
     counts: Tensor,
     blocks: tuple[int, int],
     train: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    rounds: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cores a (m1, r1), core (m2, r1, n2, r2) and b (r2, n3) of an embedding whose rows are weighted. b stays that of
     the weighted matrix; rows of a, each shared by m2 words, and the blocks of core follow by alternating least squares.
@@ -242,6 +244,7 @@ def tensor_train_rows(
         counts: (m,).
         blocks: (m2, n2).
         train: the cores of a matrix without weights.
+        rounds: of alternation.
     """
     (m2, n2), weights = blocks, row_weights(counts)
     a, core, b = (factor.double() for factor in train(weight.double() * weights[:, None]))
@@ -251,15 +254,35 @@ def tensor_train_rows(
     padded = F.pad(weight.double(), (0, 0, 0, blank))
     target = (padded.view(m2, len(a), n2, -1) @ b).flatten(2)  # (m2, m1, n2 r2)
     flat = (core @ mixing.T).flatten(2)  # (m2, r1, n2 r2)
-    for _ in range(_ROW_ROUNDS):
-        gram, seen = flat @ flat.mT, target @ flat.mT  # (m2, r1, r1), (m2, m1, r1)
-        for part in torch.arange(len(a), device=a.device).split(_ROWS):  # a system for every row of a
-            systems = torch.einsum("mi,mpq->ipq", square[:, part], gram)
-            right = torch.einsum("mi,mip->ip", square[:, part], seen[:, part])
-            a[part] = _solve(systems, right[:, None])[:, 0]
+    for _ in range(rounds):
+        a = _rows_of_train(flat @ flat.mT, target @ flat.mT, square, a)
         systems = (a.T * square[:, None]) @ a
         flat = _solve(systems, (target.mT * square[:, None]) @ a).mT
     return a, flat.unflatten(2, (n2, -1)), b.T
+
+
+def _rows_of_train(gram: Tensor, seen: Tensor, square: Tensor, a: Tensor) -> Tensor:
+    """A better first core of an embedding's train, by conjugate gradients from a (m1, r1), for all rows at once.
+
+    The system of row i is sum_m square[m, i] gram[m], preconditioned by the one of equal weights. gram is (m2, r1, r1),
+    seen (m2, m1, r1), square (m2, m1).
+    """
+
+    def system(x: Tensor) -> Tensor:
+        return ((x @ gram) * square[..., None]).sum(0)
+
+    mean, scale = gram.mean(0), square.sum(0)[:, None]
+    right = (seen * square[..., None]).sum(0)
+    residual = right - system(a)
+    direction = step = _solve(mean, residual) / scale
+    for _ in range(_STEPS):
+        ahead = system(direction)
+        size = (residual * step).sum(1, keepdim=True)
+        length = size * linalg.safe_inverse((direction * ahead).sum(1, keepdim=True))
+        a, residual = a + length * direction, residual - length * ahead
+        step = _solve(mean, residual) / scale
+        direction = step + (residual * step).sum(1, keepdim=True) * linalg.safe_inverse(size) * direction
+    return a
 
 
 def _solve(system: Tensor, right: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
@@ -21,8 +20,13 @@ from compresskit.errors import InputError
 from compresskit.model import hub, sentence
 from compresskit.model.output import TOKENIZER_FILES, one_line
 from compresskit.model.quantizer import QUANT_METHOD, is_compressed, mount_config, quantizer_of
+from compresskit.model.sizes import check_config, check_sizes
 from compresskit.model.sources import check_finite
 from compresskit.model.targets import base_prefix, check_supported, find_targets
+from compresskit.model.weights import Stored, check_folder, check_unchanged, read_headers, read_tensor, weight_files
+from compresskit.validation import read_json
+
+__all__ = ["MODEL_CLASSES", "Checkpoint", "is_vocabulary", "load_compressed", "read", "save", "weight_files"]
 
 #: What ``--as`` takes.
 MODEL_CLASSES = {
@@ -34,7 +38,6 @@ MODEL_CLASSES = {
     "multiple-choice": transformers.AutoModelForMultipleChoice,
 }
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SETTINGS_ONLY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, SafetensorError)
@@ -92,10 +95,10 @@ def read(
     else:
         folder, origin = _locate(str(model))
         name = origin.rpartition("/")[2]
-    config = _read_config(folder, compressed)
-    stored = _stored_keys(weight_files(folder))
+    config, stored = _open(folder, compressed)
     config_changes = _check_labels(config, folder, adopt, as_class, config_changes)
     loader = _model_class(config, folder, as_class) if adopt is None else type(adopt)
+    check_sizes(loader, config, folder, stored)
     options = {"dtype": "auto", "local_files_only": True, "trust_remote_code": False, **config_changes}
     try:
         loaded, info = loader.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[misc]
@@ -143,80 +146,45 @@ def _locate(model: str) -> tuple[Path, str]:
     if path.exists():
         if not path.is_dir():
             raise InputError(f"model {model}: is a file; give the folder that holds config.json and the weights")
-        return path, path.resolve().name
+        # A folder may be called anything; records, cards and pages print this.
+        return path, re.sub(r"[^\w .+-]", "_", path.resolve().name).lstrip(" .+-") or "model"
     if not _HUB_ID.fullmatch(model) or (model.count("/") == 1 and Path(model).parent.is_dir()):
         raise InputError(f"model {model}: no such folder (a hub id looks like google-bert/bert-base-uncased)")
     return hub.download(model), model
 
 
-def _read_config(folder: Path, compressed: bool | None) -> Any:
+def _open(folder: Path, compressed: bool | None, *, check_hashes: bool = True) -> tuple[Any, Stored]:
+    """The configuration and what the weight files hold, once both are known to be harmless.
+
+    Raises:
+        InputError: see :func:`read`.
+    """
     if not any(folder.iterdir()):
         raise InputError(f"model {folder}: the folder is empty")
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"model {folder}: has no config.json")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        model_type = data.get("model_type")
-        quantized = (data.get("quantization_config") or {}).get("quant_method")
-        if not isinstance(data.get("architectures") or [], list):
-            raise ValueError("architectures must be a list")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a valid configuration: {one_line(error)}") from None
+    check_folder(folder)
+    data = read_json(path, "not a valid configuration")
+    described = data.get("quantization_config") or {}
+    classes = data.get("architectures") or []
+    if not isinstance(described, dict) or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{path}: not a valid configuration: architectures or quantization_config is of another kind")
+    quantized = described.get("quant_method")
     if quantized == QUANT_METHOD and compressed is False:
         raise InputError(f"model {folder}: is compressed already; start from the dense checkpoint")
     if quantized is None and compressed is True:
         raise InputError(f"model {folder}: is not compressed; make it with `compresskit compress`")
     if quantized not in (None, QUANT_METHOD):
         raise InputError(f"model {folder}: is quantised with {quantized}; start from the dense checkpoint")
+    stored = read_headers(folder)
+    check_config(data, path, stored)
+    if quantized == QUANT_METHOD and check_hashes:
+        check_unchanged(folder)
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except _LOAD_ERRORS as error:
-        raise InputError(f"{path}: model type {model_type!r} cannot be read: {one_line(error)}") from None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers would read, in its order of preference."""
-    name = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if name is None:
-        raise InputError(f"model {folder}: has no weights ({', '.join(_WEIGHTS)})")
-    path = folder / name
-    if not name.endswith(".index.json"):
-        return [path]
-    try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: not a valid shard index: {one_line(error)}") from None
-    for shard in shards:
-        if not (folder / shard).is_file():
-            raise InputError(f"{path}: names {shard}, which is missing")
-    return [folder / shard for shard in shards]
-
-
-def _stored_keys(files: list[Path]) -> dict[str, Path]:
-    """Every stored tensor's name with its file."""
-    keys: dict[str, Path] = {}
-    for file in files:
-        try:
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as tensors:
-                    keys |= dict.fromkeys(tensors.keys(), file)
-            else:
-                keys |= dict.fromkeys(torch.load(file, map_location="meta", weights_only=True), file)
-        except pickle.UnpicklingError as error:
-            reason = one_line(error).split(". ")[0]
-            raise InputError(f"{file}: refused, it holds more than plain tensors: {reason}") from None
-        except _LOAD_ERRORS as error:
-            raise InputError(f"{file}: damaged or incomplete: {one_line(error)}") from None
-    return keys
-
-
-def _read_tensor(file: Path, key: str) -> Tensor:
-    if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as tensors:
-            return tensors.get_tensor(key)
-    tensor: Tensor = torch.load(file, map_location="cpu", weights_only=True)[key]
-    return tensor
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), stored
+    except Exception as error:  # every family checks in its own way
+        raise InputError(f"{path}: model type {data.get('model_type')!r} cannot be read: {one_line(error)}") from None
 
 
 def _model_class(config: Any, folder: Path, as_class: str | None) -> Any:
@@ -262,7 +230,7 @@ def _unused(model: PreTrainedModel, unexpected: list[str], kept: dict[str, Tenso
     return (f"in the checkpoint but not used by this model: {', '.join(unused)}",) if unused else ()
 
 
-def _kept(model: PreTrainedModel, stored: dict[str, Path]) -> dict[str, Tensor]:
+def _kept(model: PreTrainedModel, stored: Stored) -> dict[str, Tensor]:
     """Stored tensors of the base model that this class leaves out, e.g. the pooler of a masked-LM checkpoint."""
     prefix = base_prefix(model)
     if not prefix:
@@ -276,9 +244,9 @@ def _kept(model: PreTrainedModel, stored: dict[str, Path]) -> dict[str, Tensor]:
     kept = {}
     for key in base_keys:
         full = prefix + key
-        found = next((name for name in (full, key) if name in stored), None)
+        found = next((name for name in (full, key) if name in stored.shapes), None)
         if full not in used and found is not None:
-            kept[full] = _read_tensor(stored[found], found).to(model.dtype)
+            kept[full] = read_tensor(stored, found).to(model.dtype)
     return kept
 
 
@@ -307,23 +275,16 @@ def is_vocabulary(path: Path) -> bool:
     return TOKENIZER_FILES.fullmatch(path.name) is not None and path.name not in _SETTINGS_ONLY
 
 
-def load_compressed(folder: Path, **kwargs: Any) -> PreTrainedModel:
-    """See :func:`compresskit.load`."""
+def load_compressed(folder: Path, *, check_hashes: bool = True, **kwargs: Any) -> PreTrainedModel:
+    """See :func:`compresskit.load`. Without ``check_hashes`` the weights need not be those that were recorded."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
+    config, stored = _open(folder, True, check_hashes=check_hashes)
+    loader = _model_class(config, folder, None)
+    check_sizes(loader, config, folder, stored)
+    options = {"local_files_only": True, "trust_remote_code": False, **kwargs, "output_loading_info": True}
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        method = (config.get("quantization_config") or {}).get("quant_method")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder}: config.json cannot be read: {one_line(error)}") from None
-    if method != QUANT_METHOD:
-        raise InputError(f"{folder}: was not written by compresskit")
-    _stored_keys(weight_files(folder))
-    try:
-        loader = _model_class(AutoConfig.from_pretrained(folder, local_files_only=True), folder, None)
-        model, info = loader.from_pretrained(
-            folder, **{"local_files_only": True, **kwargs, "output_loading_info": True}
-        )
+        model, info = loader.from_pretrained(folder, **options)
     except InputError:
         raise
     except _LOAD_ERRORS as error:
@@ -333,6 +294,7 @@ def load_compressed(folder: Path, **kwargs: Any) -> PreTrainedModel:
         if keys:
             more = f" and {len(keys) - 1} more" * (len(keys) > 1)
             raise InputError(f"{folder}: {problem} {min(keys)}{more}")
+    check_finite(loaded)
     return loaded
 
 

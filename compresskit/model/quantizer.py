@@ -125,6 +125,7 @@ class CompresskitHfQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        _check_devices(model)
         for module in model.modules():
             # transformers initialises the biases of a new head by the class of its layers, and does not know ours.
             bias = module.bias if isinstance(module, TiedHead) else None
@@ -140,6 +141,21 @@ class CompresskitHfQuantizer(HfQuantizer):
 
         densify(model)
         return model if dtype is None else model.to(dtype)
+
+
+def _check_devices(model: PreTrainedModel) -> None:
+    """A tied head computes with another module's factors: hooks that bring offloaded weights back do not reach it.
+
+    Raises:
+        InputError: ``device_map`` puts the parts of a model with such a head in several places.
+    """
+    places = set(map(str, getattr(model, "hf_device_map", {}).values()))
+    tied = any(isinstance(module, TiedHead) for module in model.modules())
+    if tied and (len(places) > 1 or "disk" in places):
+        raise InputError(
+            f"device_map puts the model on {', '.join(sorted(places))}, but its output head computes with the factors "
+            "of its word embedding: give one device"
+        )
 
 
 def _initialise_new(layer: FactorisedLinear, spread: float) -> None:

@@ -50,7 +50,7 @@ def check_finite(model: PreTrainedModel) -> None:
         InputError: names the first such tensor.
     """
     for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point():
+        if not parameter.is_floating_point() or parameter.device.type == "meta":  # offloaded to disk
             continue
         for block in parameter.detach().flatten().split(_NUMBERS):
             values = block.float() if block.itemsize == 1 else block  # float8 has no isfinite

@@ -17,8 +17,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     if checkpoint.folder is None or not any(map(checkpoints.is_vocabulary, checkpoint.folder.iterdir())):
         return None
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises plain ones
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"model {checkpoint.origin}: its tokenizer cannot be loaded: {reason}") from None
 

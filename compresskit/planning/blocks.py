@@ -23,7 +23,7 @@ from compresskit.planning.recipe import Rule
 _BUDGETS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 4.0)
 
 #: Of a method's candidates for one budget, how many are looked at where several methods compete.
-_NEAREST = 3
+_NEAREST = 2
 
 #: Prices of a parameter at which partitions are compared.
 _POINTS = 64

@@ -8,6 +8,7 @@ from compresskit.model.checkpoint import Checkpoint
 from compresskit.planning.planner import Plan
 from compresskit.planning.recipe import Recipe
 from compresskit.reporting.tables import markdown, plan_columns, plan_rows, total_rows
+from compresskit.reporting.text import fenced, plain
 
 _TEXT = """---
 {data}
@@ -48,8 +49,7 @@ sequence of 128 tokens. MB: 10^6 bytes of weight files.
 
 `compresskit compress --model {origin}{flags} --recipe recipe.yaml` with this file repeats it:
 
-```yaml
-{recipe_yaml}```
+{recipe_yaml}
 """
 
 
@@ -79,7 +79,7 @@ def model_card(
             loader=loader,
             totals=markdown(("total", "before", "after", "ratio"), total_rows(plan, megabytes)),
             rows=markdown(plan_columns(plan), plan_rows(plan)),
-            notes="".join(f"\nNote: {note}.\n" for note in notes),
-            recipe_yaml=recipe.to_yaml(),
+            notes="".join(f"\nNote: {plain(note)}.\n" for note in notes),
+            recipe_yaml=fenced(recipe.to_yaml(), "yaml"),
         )
     )

@@ -70,23 +70,35 @@ def pareto(first: pd.Series, second: pd.Series) -> list[Any]:
 
 def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
     """Cells whose score is the mean over all tasks, of those that finished every task: kept is the mean of the scores
-    over the mean of the teacher's.
+    over the mean of the teacher's. A task that has no such seed gives the mean over the seeds it has.
     """
-    tasks = frame["task"].nunique()
+    figures = ["score", "score_before", "score_teacher", "seconds_distill", "ratio"]
+    seeds = {task: set(cells["seed"]) for task, cells in frame[frame["kind"] == "student"].groupby("task")}
     rows = []
-    for _, cells in frame.groupby(["model", "method", "kind", "ratio_asked", "seed"], dropna=False, sort=False):
-        row = cells.iloc[0].to_dict() | {"task": "all tasks", "metric": "mean over tasks"}
-        whole = len(cells) == tasks and (cells["status"] == "finished").all()
-        for name in ("score", "score_before", "score_teacher", "seconds_distill", "ratio"):
-            row[name] = pd.to_numeric(cells[name]).mean() if whole else np.nan
-        row["score_kept"] = share_kept(row["score"], row["score_teacher"]) if whole else np.nan
-        if not whole:
-            bad = cells[cells["status"] != "finished"]
-            missing = ("failed", "a task is missing")
-            row |= dict(
-                zip(("status", "message"), missing if bad.empty else bad[["status", "message"]].iloc[0], strict=True)
-            )
-        rows.append(row)
+    for _, cells in frame.groupby(["model", "method", "kind", "ratio_asked"], dropna=False, sort=False):
+        # A teacher has one seed for each task, whichever it is.
+        several = cells["kind"].iloc[0] == "student" or cells.groupby("task")["seed"].nunique().max() > 1
+        for seed in cells["seed"].unique() if several else cells["seed"].unique()[:1]:
+            mine = [
+                of_task if not several or seed not in seeds.get(task, {seed}) else of_task[of_task["seed"] == seed]
+                for task, of_task in cells.groupby("task", sort=False)
+            ]
+            chosen = pd.concat(mine)
+            row = cells.iloc[0].to_dict() | {"task": "all tasks", "metric": "mean over tasks", "seed": seed}
+            whole = chosen["task"].nunique() == frame["task"].nunique() and (chosen["status"] == "finished").all()
+            numbers = chosen[figures].apply(pd.to_numeric).groupby(chosen["task"]).mean()
+            for name in figures:
+                row[name] = numbers[name].mean() if whole else np.nan
+            row["score_kept"] = share_kept(row["score"], row["score_teacher"]) if whole else np.nan
+            if not whole:
+                bad = chosen[chosen["status"] != "finished"]
+                missing = ("failed", "a task is missing")
+                row |= dict(
+                    zip(
+                        ("status", "message"), missing if bad.empty else bad[["status", "message"]].iloc[0], strict=True
+                    )
+                )
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.output import MARKER
+from compresskit.model.weights import fingerprints
 from compresskit.planning.planner import Plan
 from compresskit.reporting.card import model_card
 from compresskit.reporting.record import compression_record, resolved_recipe
@@ -19,10 +20,11 @@ def write_compressed(student: Checkpoint, plan: Plan, folder: Path, title: str) 
     recipe = resolved_recipe(plan)
     assert student.folder is not None  # it was read from there
     bytes_before = sum(file.stat().st_size for file in checkpoints.weight_files(student.folder))
-    bytes_after = sum(file.stat().st_size for file in checkpoints.weight_files(folder))
+    weights = fingerprints(folder)
+    bytes_after = sum(entry["bytes"] for entry in weights.values())
     record = compression_record(student, plan, bytes_before=bytes_before, bytes_after=bytes_after)
     megabytes = (bytes_before / 1e6, bytes_after / 1e6)
-    (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / MARKER).write_text(json.dumps(record | {"weights": weights}, indent=2) + "\n", encoding="utf-8")
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     model_card(student, plan, recipe, title, megabytes).save(folder / "README.md")
     return megabytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -108,7 +109,7 @@ def _figure(table: pd.DataFrame, x: str, label: str, title: str, *, log: bool) -
             y=(100 * mine["score_kept"]).tolist(),
             error_y={"type": "data", "array": spread.tolist(), "visible": bool(spread.any())},
             mode="lines+markers" if lines else "markers",
-            name=method,
+            name=html.escape(method),
             marker={"color": colour, "symbol": _SYMBOLS[marker], "size": 11},
             text=[_hover(row) for _, row in mine.iterrows()],
             hovertemplate="%{text}<extra></extra>",
@@ -130,7 +131,8 @@ def _figure(table: pd.DataFrame, x: str, label: str, title: str, *, log: bool) -
 
 
 def _hover(row: Any) -> str:
-    lines = [f"<b>{row['method']}</b>, {row['ratio']:.2f}x smaller", f"kept {100 * row['score_kept']:.1f} %"]
+    method = html.escape(row["method"])  # plotly takes some HTML
+    lines = [f"<b>{method}</b>, {row['ratio']:.2f}x smaller", f"kept {100 * row['score_kept']:.1f} %"]
     if pd.notna(row["speedup"]):
         lines.append(f"{row['speedup']:.2f}x faster ({row['latency_ms']:.1f} ms)")
     return "<br>".join([*lines, f"{row['parameters']:,.0f} parameters, {row['megabytes']:.2f} MB"])

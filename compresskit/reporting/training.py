@@ -23,7 +23,10 @@ from compresskit.model.checkpoint import Checkpoint, weight_files
 from compresskit.model.output import MARKER, TRAINING
 from compresskit.model.quantizer import is_compressed
 from compresskit.model.targets import count_parameters
+from compresskit.model.weights import fingerprints
 from compresskit.reporting.tables import markdown
+from compresskit.reporting.text import plain
+from compresskit.validation import read_json
 
 FORMAT_VERSION = 1
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -99,15 +102,18 @@ def score_rows(record: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
 
 
 def earlier_stages(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """The records of the stages that made the model, from its folder; what is no record of ours is left alone."""
-    path = checkpoint.folder / TRAINING if checkpoint.folder is not None else None
-    if path is None or not path.is_file():
-        return []
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(record, dict) or not isinstance(record.get("stages"), list):
+    """The records of the stages that made the model, from its folder. Raises InputError."""
+    return read_stages(checkpoint.folder / TRAINING) if checkpoint.folder is not None else []
+
+
+def read_stages(path: Path) -> list[dict[str, Any]]:
+    """The stages of a ``training.json``; none where there is no such file, or it is no record of ours.
+
+    Raises:
+        InputError: unreadable, or of another format version.
+    """
+    record = read_json(path, "cannot be read") if path.is_file() else {}
+    if not isinstance(record.get("stages"), list):
         return []
     if record.get("format_version") != FORMAT_VERSION:
         raise InputError(f"{path}: format version {record.get('format_version')!r}, known is {FORMAT_VERSION}")
@@ -118,9 +124,12 @@ def write(checkpoint: Checkpoint, stages: list[dict[str, Any]], folder: Path, ti
     """Fill ``folder`` (where the model was saved) with the records of ``stages``, the newest one last."""
     original = ""
     if checkpoint.folder is not None:
-        for name in (MARKER, "recipe.yaml"):
-            if (checkpoint.folder / name).is_file():
-                shutil.copyfile(checkpoint.folder / name, folder / name)
+        if (checkpoint.folder / "recipe.yaml").is_file():
+            shutil.copyfile(checkpoint.folder / "recipe.yaml", folder / "recipe.yaml")
+        if (checkpoint.folder / MARKER).is_file():
+            compression = read_json(checkpoint.folder / MARKER, "cannot be read")
+            text = json.dumps(compression | {"weights": fingerprints(folder)}, indent=2)
+            (folder / MARKER).write_text(text + "\n", encoding="utf-8")
         card = checkpoint.folder / "README.md"
         if (checkpoint.folder / MARKER).is_file() and card.is_file():
             original = card.read_text(encoding="utf-8")
@@ -193,7 +202,7 @@ def _card(original: str, stages: Sequence[Mapping[str, Any]], title: str, checkp
 
 def _stage_text(stage: Mapping[str, Any]) -> str:
     data = stage["data"]
-    what = data["task"]["name"] if "task" in data else data["source"]
+    what = data["task"]["name"] if "task" in data else plain(data["source"])
     passes = f", {stage['epochs']:.2f} epochs" if "task" in data else ""  # of a text only as much is read as is needed
     lines = [
         f"**{stage['stage']}** on {what}: {stage['steps']:,} steps of {stage['batch_size']} sequences "
@@ -201,6 +210,6 @@ def _stage_text(stage: Mapping[str, Any]) -> str:
         f"losses {', '.join(f'{name} {weight:g}' for name, weight in stage['losses'].items())}, seed {stage['seed']}."
     ]
     if stage["teacher"] is not None:
-        lines.append(f"Teacher: {stage['teacher']['name']} ({stage['teacher']['parameters']:,} parameters).")
+        lines.append(f"Teacher: {plain(stage['teacher']['name'])} ({stage['teacher']['parameters']:,} parameters).")
     columns, rows = score_rows(stage)
     return "\n".join([*lines, "", markdown(columns, rows)])

@@ -77,6 +77,7 @@ class Job:
     progress: Progress | None
     callbacks: Sequence[TrainerCallback]
     explicit_losses: tuple[str, ...] = ()
+    work: WorkingFolder | None = field(default=None, init=False)
 
     def on_task(self, examples: TaskData) -> Result:
         """Train on the task's ``train`` rows; score on the others. Raises InputError, WorkError."""
@@ -155,7 +156,14 @@ class Job:
             return DataCollatorForTokenClassification(self.tokenizer)
         return DataCollatorWithPadding(self.tokenizer)
 
-    def _run(
+    def _run(self, *args: Any) -> Result:
+        try:
+            return self._train(*args)
+        finally:
+            if self.work is not None:
+                self.work.close()
+
+    def _train(
         self,
         dataset: Dataset,
         collator: Any,
@@ -184,7 +192,7 @@ class Job:
             Objective(student, teacher, stage, dataset.column_names, masked=masked, explicit=self.explicit_losses)
         work = None
         if self.target is not None:
-            work = WorkingFolder(self.target, settings, resume=self.resume, overwrite=self.overwrite)
+            self.work = work = WorkingFolder(self.target, settings, resume=self.resume, overwrite=self.overwrite)
             if self.resume and not work.found:
                 notes = [*notes, f"{work.path.name}: there was no run to resume, so one was started"]
         dtypes = {model: model.dtype for model in (student, teacher) if model is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from compresskit.errors import InputError
+from compresskit.model.output import one_line
 from compresskit.planning.stage import Stage
 from compresskit.training.batches import LengthBatchSampler
 from compresskit.training.settings import Options
@@ -97,7 +99,13 @@ def train(
         if resume_from is not None and resume_from.name == f"checkpoint-{steps}":
             trainer.load_finished(resume_from)
         else:
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            except pickle.UnpicklingError as error:
+                raise InputError(
+                    f"{resume_from}: refused, it holds more than plain tensors: {one_line(error)}; "
+                    "--overwrite starts the run again"
+                ) from None
             trainer.check_weights()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     # From the log, so that a resumed run counts the time before it was stopped too.

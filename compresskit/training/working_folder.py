@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 
 from compresskit.errors import InputError
 from compresskit.training.trainer import checkpoints
 
 _SETTINGS = "settings.json"
+_LOCK = ".lock"
 
 
 def working_folder(output: Path) -> Path:
@@ -22,10 +24,12 @@ def working_folder(output: Path) -> Path:
 
 
 class WorkingFolder:
-    """Where an unfinished run keeps its state: ``<output>.checkpoints``, removed once the output is written.
+    """Where an unfinished run keeps its state: ``<output>.checkpoints``, removed once the output is written. Locked
+    until :meth:`close`, or until the process dies.
 
     Raises:
-        InputError: it exists and neither ``resume`` nor ``overwrite`` was asked for; or it belongs to other settings.
+        InputError: it exists and neither ``resume`` nor ``overwrite`` was asked for; it belongs to other settings, or
+            to a process that is at work.
     """
 
     def __init__(self, output: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -44,9 +48,13 @@ class WorkingFolder:
                     f"{self.path}: holds an unfinished run; --resume continues it, --overwrite starts it again"
                 )
         state.wait_for_everyone()
+        self._lock = FileLock(self.path / _LOCK)
         if state.is_main_process:
+            if self.path.exists():
+                self._acquire()
             if self.path.exists() and not resume:
                 shutil.rmtree(self.path)
+                self.close()
             if not self.path.exists():
                 try:
                     part = self.path.with_name(self.path.name + ".part")
@@ -56,7 +64,19 @@ class WorkingFolder:
                     part.rename(self.path)
                 except OSError as error:
                     raise InputError(f"output {output}: cannot be written: {error.strerror or error}") from None
+                self._acquire()
         state.wait_for_everyone()
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            what = "another process works on this run; wait for it, or choose another output"
+            raise InputError(f"{self.path}: {what}") from None
+
+    def close(self) -> None:
+        """Let other processes continue the run."""
+        self._lock.release()
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         for key in sorted({*old, *new}):
@@ -88,6 +108,7 @@ class WorkingFolder:
         """Forget the run."""
         if PartialState().is_main_process:
             shutil.rmtree(self.path, ignore_errors=True)
+        self.close()
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,22 @@
+"""Text that strangers may have written, made harmless for where it goes."""
+
+from __future__ import annotations
+
+import html
+import re
+
+
+def plain(text: str) -> str:
+    """Text that Markdown, and HTML inside it, show as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A code block of Markdown that nothing in the text can end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def cell(value: object) -> object:
+    """A value for a CSV file: text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -1,0 +1,1 @@
+"""Faults that are really caused; see docs/reliability.md."""

@@ -1,0 +1,87 @@
+"""The pages of docs/ as a site: built without a warning, complete, and without anything from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+import compresskit
+from compresskit.benchmark.grid import Grid
+from compresskit.cli import cli
+from compresskit.data.tasks import Task
+from compresskit.decomposers.registry import decomposers
+from compresskit.planning.recipe import Recipe, Rule
+from compresskit.planning.stage import Stage
+
+pytest.importorskip("mkdocs", reason="the extra 'docs' is not installed")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return folder
+
+
+def read(page: Path) -> str:
+    return unescape(page.read_text(encoding="utf-8"))
+
+
+def test_every_page_is_there(site: Path) -> None:
+    for page in ROOT.glob("docs/*.md"):
+        assert (site / page.with_suffix(".html").name).is_file()
+    start = read(site / "index.html")
+    assert "You have a BERT-style checkpoint" in start
+    for page in (*ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"):
+        assert f'href="{page.with_suffix(".html").name}"' in start, page.name  # in the navigation
+
+
+def test_commands_are_those_of_the_program(site: Path) -> None:
+    page = read(site / "cli.html")
+    for name, command in cli.commands.items():
+        start = page.index(f'<h2 id="{name}">')
+        text = page[start : page.find("<h2 ", start + 1)]
+        for parameter in command.params:
+            assert parameter.param_type_name == "argument" or parameter.opts[0] in text, (name, parameter.opts)
+
+
+def test_recipe_keys_are_those_of_the_schemas(site: Path) -> None:
+    page = read(site / "recipes.html")
+    for model in (Recipe, Rule, Stage, Task, Grid, *(method.options_type for method in decomposers().values())):
+        for key in model.model_fields:
+            assert f"<code>{key}</code>" in page, (model.__name__, key)
+    assert "integer at least 1" in page  # limits are there
+
+
+def test_public_names_are_documented(site: Path) -> None:
+    page = read(site / "python.html")
+    for name in compresskit.__all__:
+        assert name == "__version__" or f'id="compresskit.{name}"' in page, name
+
+
+def test_links_and_generated_parts_are_whole(site: Path) -> None:
+    checked = 0
+    for page in site.rglob("*.html"):
+        if (page.name == "index.html" and "reports" in page.parts) or page.name == "404.html":
+            continue  # a benchmark's own page; a page that servers show anywhere
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"<!-- (keys|methods|commands)|:(func|class|data):", text), page
+        for link in re.findall(r'(?:href|src)="([^"#]+)[^"]*"', text):
+            if not re.match(r"[a-z]+:", link):
+                assert (page.parent / unescape(link)).exists(), f"{page.relative_to(site)}: {link}"
+                checked += 1
+        for fetched in re.findall(r'<(?:script|img|link)[^>]+(?:href|src)="(https?:[^"]+)"', text):
+            pytest.fail(f"{page.relative_to(site)} fetches {fetched}")
+    assert checked > 500
