@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,7 +20,8 @@ from conftest import Run, refused
 from test_bench_processes import table
 
 from compresskit.benchmark import cluster as clusters
-from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.grid import Cell, Grid
+from compresskit.benchmark.runner import Todo, Watcher
 from compresskit.benchmark.sources import versions
 from compresskit.errors import WorkError
 
@@ -113,3 +115,37 @@ def test_nodes_that_cannot_do_it_say_why(tmp_path: Path, monkeypatch: pytest.Mon
         clusters._work(*given, tmp_path, tmp_path / "elsewhere", versions(), 1)
     with pytest.raises(WorkError, match=rf"has other versions: torch {re.escape(versions()['torch'])}$"):
         clusters._work(*given, tmp_path, tmp_path, versions() | {"torch": "1.0"}, 1)
+
+
+def test_teachers_come_first_and_a_shared_stage_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs together, on a stand-in for Ray that finishes the task that waits longest."""
+
+    def cell(name: str, task: str, start: str = "") -> Cell:
+        return Cell("model", None, name, None, None, task, task, 0, f"{name} {task}", start)
+
+    teachers = {task: cell("dense", task) for task in ("rte", "cola")}
+    students = [cell(name, task, name) for task in teachers for name in ("low-rank", "tucker")]
+    todo = Todo({one: teachers[one.task_name] for one in (*teachers.values(), *students)}, frozenset(), False)
+    queue: list[Cell] = []
+    together: list[set[str]] = []
+
+    def wait(_: list[Cell]) -> tuple[list[Cell], list[Cell]]:
+        together.append({one.key for one in queue})
+        return [queue.pop(0)], []
+
+    def remote(one: Cell, *_: Any) -> Cell:
+        queue.append(one)
+        return one
+
+    ray = SimpleNamespace(remote=lambda **_: lambda _: SimpleNamespace(remote=remote), wait=wait, get=lambda one: one)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    places: Any = SimpleNamespace(folder=tmp_path), SimpleNamespace(grid=Grid())
+    clusters.run_all(todo, *places, Watcher(), clusters.Needs(1))
+    assert together == [
+        {"dense rte", "dense cola"},
+        {"dense cola", "low-rank rte", "tucker rte"},
+        {"low-rank rte", "tucker rte"},
+        {"tucker rte", "low-rank cola"},
+        {"low-rank cola", "tucker cola"},
+        {"tucker cola"},
+    ]

@@ -43,7 +43,7 @@ from compresskit.training.working_folder import working_folder
 
 #: Of a cell: the model that was scored, and what it is made from on the way.
 MODEL, WORK = "model", "work"
-#: The traceback of a cell that failed.
+#: The traceback of a cell that failed, or of its export.
 ERROR = "error.txt"
 
 
@@ -92,9 +92,7 @@ class Workshop:
         except UnreachableError as error:
             return self.failure(str(error)).model_copy(update={"status": "unreachable"})
         except Exception as error:  # one cell must not stop the others
-            write_text(self.folder / ERROR, traceback.format_exc())
-            known = isinstance(error, InputError | WorkError)
-            return self.failure(str(error) if known else f"{type(error).__name__}: {one_line(error)}")
+            return self.failure(reason(error, self.folder))
         return Record.model_validate(self.failure("").model_dump() | found | {"status": "finished"})
 
     def _run(self) -> dict[str, Any]:
@@ -268,6 +266,12 @@ class Workshop:
         # Quantised layers run on CPUs only.
         device: Any = "cuda" if torch.cuda.is_available() and cell.method != "int8" else "cpu"
         return score_on_task(cell, self.sources, model.float().to(device))
+
+
+def reason(error: Exception, folder: Path) -> str:
+    """The message of a record for what went wrong; the traceback goes into the cell's folder."""
+    write_text(folder / ERROR, "".join(traceback.format_exception(error)))
+    return str(error) if isinstance(error, InputError | WorkError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def _once(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

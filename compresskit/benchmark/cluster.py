@@ -24,8 +24,8 @@ from compresskit.model.output import one_line
 
 #: How often a cell whose worker died is continued elsewhere.
 RETRIES = 3
-#: Seconds to wait for the cluster's port.
-_PATIENCE = 4.0
+#: Seconds in which the cluster's port must answer.
+_CONNECT = 4.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def connect(address: str | None, needs: Needs) -> None:
     try:
         if address is not None:  # Ray itself tries for minutes
             host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+            socket.create_connection((host, int(port)), timeout=_CONNECT).close()
         ray.init(address or "auto", log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         where = address or "on this machine"
@@ -88,12 +88,14 @@ def run_all(todo: Todo, store: Store, sources: Sources, watch: Watcher, needs: N
     waiting = list(todo.teachers)
     try:
         while waiting or running:
-            ready = [cell for cell in waiting if todo.teachers[cell] in (cell, *done)]
-            waiting = [cell for cell in waiting if cell not in ready]
-            for cell in ready:
-                watch.started(cell)
-                running[task.remote(cell, todo, *shared)] = cell
-            watch.says(f"cluster: {len(running)} cells run or are queued, {len(waiting)} wait for their teacher")
+            for cell in list(waiting):
+                # Of cells that share a stage 1 one works at a time: another would hold its CPUs only to wait.
+                taken = {other.start for other in running.values() if other.start}
+                if todo.teachers[cell] in (cell, *done) and cell.start not in taken:
+                    waiting.remove(cell)
+                    watch.started(cell)
+                    running[task.remote(cell, todo, *shared)] = cell
+            watch.says(f"cluster: {len(running)} cells run or are queued, {len(waiting)} wait for others")
             for answer in ray.wait(list(running))[0]:
                 cell = running.pop(answer)
                 try:

@@ -13,9 +13,8 @@ from transformers import PreTrainedModel
 from compresskit.benchmark import cells as work
 from compresskit.benchmark import quality
 from compresskit.benchmark.grid import Cell, Export, Grid
-from compresskit.benchmark.records import Exported, Record
+from compresskit.benchmark.records import ExportRecord, Record
 from compresskit.benchmark.sources import Sources
-from compresskit.errors import InputError, WorkError
 from compresskit.exporting import formats
 from compresskit.exporting.agreement import in_onnxruntime
 
@@ -62,15 +61,15 @@ def load(cell: Cell, form: str, sources: Sources, folder: Path, dense: Path) -> 
     return OnnxModel(folder / form / formats.GRAPH, work.read_own(cell, sources, folder, dense).model.config)
 
 
-def _export(cell: Cell, form: Export, sources: Sources, folder: Path, dense: Path) -> Exported:
+def _export(cell: Cell, form: Export, sources: Sources, folder: Path, dense: Path) -> ExportRecord:
     """One export with its score; why there is none is a result too."""
     try:
         read = work.read_own(cell, sources, folder, dense)
         done = formats.write(read, folder / form, form, overwrite=True)
         found = _score(cell, form, sources, read.model.float().eval(), done.folder / formats.GRAPH)
-    except (InputError, WorkError) as error:
-        return Exported(message=str(error))
-    return Exported(
+    except Exception as error:  # one export must not stop the others
+        return ExportRecord(message=work.reason(error, folder))
+    return ExportRecord(
         megabytes=done.record["megabytes"]["exported"],
         score=found["score"],
         scores=found["scores"],

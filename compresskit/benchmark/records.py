@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compresskit.benchmark.grid import Export
 from compresskit.errors import InputError
 from compresskit.model.output import write_text
 from compresskit.reporting.comparison import share_kept
@@ -62,7 +63,7 @@ class Latency(_Strict):
     batches: dict[str, Timing]
 
 
-class Exported(_Strict):
+class ExportRecord(_Strict):
     """A cell's model in another format, run by ONNX Runtime on the CPU.
 
     Attributes:
@@ -141,7 +142,7 @@ class Record(_Strict):
     score_before: float | None = None
     score_teacher: float | None = None
     chance: float | None = None
-    exports: dict[str, Exported] = Field(default_factory=dict)
+    exports: dict[Export, ExportRecord] = Field(default_factory=dict)
     made_by: dict[str, Any]
 
     @property
@@ -197,6 +198,12 @@ def read(path: Path) -> Record:
     if seal != digest(data):
         raise InputError(f"record {path}: was edited (its digest differs); remove it to compute it again")
     return record
+
+
+#: Of a cell and of its exports alike.
+_OF_THE_CELL = (
+    "model", "task", "seed", "ratio_asked", "ratio", "parameters", "metric", "score_teacher", "chance", "key",
+)  # fmt: skip
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -256,12 +263,6 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-#: Of a cell and of its exports alike.
-_OF_THE_CELL = (
-    "model", "task", "seed", "ratio_asked", "ratio", "parameters", "metric", "score_teacher", "chance", "key",
-)  # fmt: skip
 
 
 def _timings(latency: Latency | None) -> dict[str, float]:
