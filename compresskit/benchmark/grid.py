@@ -27,7 +27,13 @@ GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
 
 
 class TaskChanges(BaseModel):
-    """What is different for one task: its seeds, and settings of ``teacher`` and ``task`` that replace the grid's."""
+    """What is different for one task.
+
+    Attributes:
+        seeds: the task's own.
+        teacher: settings that replace those of the grid's ``teacher``.
+        task: settings that replace those of the grid's ``task``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,6 +46,9 @@ class Grid(BaseModel):
     """A benchmark. Every field has a default; a bench recipe (YAML) and the command line change some.
 
     Attributes:
+        version: of this format: 1.
+        name: of the bench recipe, and of the default output folder.
+        description: for readers.
         models: folders or hub ids; empty: the embedded checkpoint.
         methods: registered methods, shipped recipes or recipe files; empty: every registered method.
         ratios: dense parameters / compressed parameters, above 1. Recipes with explicit shapes have their own.

@@ -25,7 +25,15 @@ class _Strict(BaseModel):
 
 
 class Hub(_Strict):
-    """Where a task lies on the hub. ``splits`` renames (ours -> theirs), the columns replace the files' ones."""
+    """Where a task lies on the hub.
+
+    Attributes:
+        path: of the data set, ``owner/name``.
+        name: of its configuration, where it has several.
+        splits: our name of a split -> theirs, where they differ.
+        inputs: the text columns, where they are not those of the files.
+        label: the column of the label, where it is not that of the files.
+    """
 
     path: str
     name: str | None = None
@@ -38,6 +46,9 @@ class Task(_Strict):
     """A declared task.
 
     Attributes:
+        version: of this format: 1.
+        name: goes into the names of outputs and tables.
+        description: for readers; `compresskit tasks` shows it.
         kind: ``classification``, ``regression``, ``spans`` (SQuAD's JSON) or ``similarity``: how near the cosine of two
             sentence vectors comes to a number; needs no head and is for evaluation only.
         inputs: one or two text columns.
