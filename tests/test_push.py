@@ -132,7 +132,9 @@ def test_push(hub: Hub, small: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Pushed: " in done.stdout
     assert hub.tokens == {"Bearer hf_secret"}
-    assert [(made["name"], made["visibility"]) for made in hub.repositories] == [("small", "private")]
+    (made,) = hub.repositories
+    assert made["name"] == "small"
+    assert made.get("visibility") == "private" or made.get("private") is True  # huggingface_hub 2, 1
     (files,) = hub.commits  # one commit: nothing half-written
     ours = {path.relative_to(small).as_posix() for path in small.rglob("*") if path.is_file()} - {"notes.txt"}
     assert files.keys() == ours | {".eval_results/compresskit.yaml"}
