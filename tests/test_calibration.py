@@ -163,6 +163,35 @@ def test_structure_under_the_inputs_is_recovered(name: str, spec: Spec, monkeypa
     assert off(True) < 1e-4
 
 
+@pytest.mark.parametrize("spec", [KroneckerSpec(a=(12, 9), b=(2, 4), terms=2), KroneckerSpec(a=(4, 6), b=(6, 6))])
+def test_large_systems_are_solved_step_by_step(spec: KroneckerSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Matrices()
+    exact = measured(approximation("kronecker", SINGLE, spec, source, calibrated=True), source)
+    plain = measured(approximation("kronecker", SINGLE, spec, source, calibrated=False), source)
+    monkeypatch.setattr(weighted, "_DIRECT", 1)
+    made = measured(approximation("kronecker", SINGLE, spec, source, calibrated=True), source)
+    assert plain - made > 0.8 * (plain - exact) > 0
+    (predicted,) = get("kronecker").output_errors(SINGLE, [spec], source, source)
+    assert predicted == pytest.approx(made, rel=1e-6)
+
+
+@pytest.mark.parametrize("spec", [KroneckerSpec(a=(4, 1), b=(6, 36)), KroneckerSpec(a=(12, 36), b=(2, 1))])
+def test_a_column_leaves_the_plain_optimum(spec: KroneckerSpec) -> None:
+    """Where one factor has a single column every step's least squares are those of the weights under that S."""
+    source = Matrices()
+    x = source.inputs["layer0"]
+    known = weighted.seen(source.weights["layer0"], x.T @ x)
+    (terms, (m1, n1), (m2, n2)), chance = (spec.terms, spec.a, spec.b), torch.Generator().manual_seed(1)
+    a = torch.randn(terms, m1, n1, generator=chance, dtype=torch.float64)
+    b = torch.randn(terms, m2, n2, generator=chance, dtype=torch.float64)
+    a, b, captured = weighted.kronecker(known, a, b, 1)
+    gap = torch.einsum("tia,tjb->ijab", a, b.requires_grad_()).reshape(M, N) - known.weight
+    residual = ((gap @ known.moment) * gap).sum()
+    residual.backward()
+    assert b.grad.abs().max() < 1e-8 * known.energy  # no better b beside this a
+    assert known.energy - captured == pytest.approx(residual.item(), rel=1e-6)
+
+
 def test_no_inputs_at_all_is_no_harm() -> None:
     source = Matrices()
     source.inputs = {name: torch.zeros_like(x) for name, x in source.inputs.items()}
@@ -279,6 +308,9 @@ def test_the_command(bench_folder: Path, run: Run) -> None:
     )
     assert result.code == 0, result.err
     assert same(Path("first"), Path("again"))
+    assert "--calibration text.txt --recipe" in Path("first/README.md").read_text()
+    result = run("compress", "--model", model, "--recipe", "first/recipe.yaml", "--output", "other", "--dry-run")
+    assert "made with another calibration text" in result.out
     result = run(*line, "--calibration", "--output", "embedded", "--dry-run")  # alone: the embedded text
     assert result.code == 0, result.err
     assert "output error" in result.out

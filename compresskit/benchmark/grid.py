@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from compresskit.data.tasks import load_task
 from compresskit.decomposers import registry
@@ -26,6 +26,18 @@ Export = Literal["onnx", "onnx-int8"]
 GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
 
 
+def _seeds(value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if bad := [seed for seed in value or () if not 0 <= seed < 2**32]:
+        raise ValueError(f"seed {bad[0]} is not between 0 and 2^32 - 1")
+    return _no_twins(value)
+
+
+def _no_twins(value: Any) -> Any:
+    if twins := [entry for entry in value or () if value.count(entry) > 1]:
+        raise ValueError(f"{twins[0]} is there twice")
+    return value
+
+
 class TaskChanges(BaseModel):
     """What is different for one task.
 
@@ -37,7 +49,7 @@ class TaskChanges(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    seeds: Annotated[tuple[int, ...] | None, Field(min_length=1), AfterValidator(_seeds)] = None
     teacher: dict[str, Any] = Field(default_factory=dict)
     task: dict[str, Any] = Field(default_factory=dict)
 
@@ -84,7 +96,7 @@ class Grid(BaseModel):
     tasks: tuple[str, ...] = ()
     data: str | None = None
     text: str | None = None
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_seeds)] = (0,)
     baselines: tuple[Baseline, ...] = BASELINES
     teacher: dict[str, Any] = Field(default_factory=dict)
     allocation: Allocation = "uniform"
@@ -97,24 +109,16 @@ class Grid(BaseModel):
     latency_rounds: int = Field(default=5, ge=1)
     exports: tuple[Export, ...] = ()
 
-    @field_validator("models", "methods", "ratios", "tasks", "seeds", "baselines", "exports")
+    @field_validator("models", "methods", "ratios", "tasks", "baselines", "exports")
     @classmethod
-    def _no_twins(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if twins := [entry for entry in value if value.count(entry) > 1]:
-            raise ValueError(f"{twins[0]} is there twice")
-        return value
+    def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = _no_twins(value)
+        return found
 
     @field_validator("ratios")
     @classmethod
     def _above_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(check_ratio(ratio) for ratio in value)
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if bad := [seed for seed in value if not 0 <= seed < 2**32]:
-            raise ValueError(f"seed {bad[0]} is not between 0 and 2^32 - 1")
-        return value
 
     def checked(self) -> Grid:
         """The grid itself, once methods, tasks and settings are known to be valid. Raises InputError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,20 +163,31 @@ def _title(records: tuple[Record, ...]) -> str:
     return f"{models} made smaller: " + (f"what is kept on {tasks}" if tasks else "what is kept, without labels")
 
 
+def _by_task(name: str, records: Sequence[Record], text: Callable[[Record], str]) -> list[tuple[str, str]]:
+    """One line where a text is the same for all tasks, else one for each text with its tasks."""
+    tasks: dict[str, dict[str, None]] = {}
+    for record in records:
+        tasks.setdefault(text(record), {})[record.task or ""] = None
+    return [(name if len(tasks) == 1 else f"{name}, {', '.join(of)}", line) for line, of in tasks.items()]
+
+
 def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[str, Any]:
     """What a reader must know, as (name, text) lines."""
     trained = [record for record in records if record.kind == "student" and record.status == "finished"]
-    made = (trained or records)[0].made_by
-    labels = records[0].task is not None
-    general, task = made.get("general"), made.get("task_stage")
+    shown = trained or list(records)
+    made = shown[0].made_by
+    general, text = made.get("general"), made["text"]["source"]
     lines = [("Command", command(grid))]
-    if labels:
-        teacher = made["teacher"]
-        lines.append(("Teacher", f"fine-tuned: {_budget(teacher)}"))
-    text = made["text"]["source"]
+    if shown[0].task is not None:
+        lines += _by_task("Teacher", shown, lambda record: f"fine-tuned: {_budget(record.made_by['teacher'])}")
+    fitted = next((record.made_by["calibration"] for record in shown if "calibration" in record.made_by), None)
+    if fitted is not None:
+        lines.append(("Calibration", f"{fitted['tokens']:,} tokens of {fitted['text']['source']}"))
     lines.append(("Stage 1, every student", f"{text}: {_budget(general)}" if general else "none"))
-    if task:
-        lines.append(("Stage 2, every student", _budget(task)))
+    if general and grid.share_general:
+        lines.append(("Stage 1, run", "once for every method and ratio, with the first seed"))
+    if made.get("task_stage"):
+        lines += _by_task("Stage 2, every student", shown, lambda record: _budget(record.made_by["task_stage"]))
     remarks = {
         f"{record.task}: {name}, {part['rows']:,} rows" + (f" ({part['remark']})" if part["remark"] else "")
         for record in records
@@ -184,7 +196,7 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
     lines += [("Data", remark) for remark in sorted(remarks)]
     notes = dict.fromkeys(note for record in records for note in record.made_by.get("notes", []))
     lines += [("Note", note) for note in notes]
-    lines.append(("Seeds", ", ".join(map(str, grid.seeds))))
+    lines += _by_task("Seeds", shown, lambda record: ", ".join(map(str, grid.of(record.task).seeds)))
     timed = next((record.latency for record in records if record.latency is not None), None)
     if timed is not None:
         what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {timed.threads} threads, {timed.device}"
@@ -212,7 +224,7 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
         ]
         quality = _WITHOUT_LABELS.format(reference="; ".join(references))
         lead += " Score: " + f"{METRIC} to the teacher on held-out text."
-    elif labels:
+    elif shown[0].task is not None:
         metrics = dict.fromkeys(f"{r.task}: {r.metric}" for r in records if r.metric is not None)
         quality = f"Score: {'; '.join(metrics)}; the mean over the splits that are not for training."
         lead += f" {quality}"

@@ -111,14 +111,15 @@ def _watch(
 
     training = model.training
     model.eval()
-    targets = [target for target in find_targets(model) if target.role is not None]
+    targets = find_targets(model)
     handles = [model.get_submodule(target.name).register_forward_pre_hook(hook(target)) for target in targets]
     try:
         for number, batch in enumerate(batches, start=1):
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             mask = inputs["attention_mask"].bool()
             found.tokens += int(mask.sum())
-            model(**inputs)
+            with torch.autocast(model.device.type, enabled=False):  # moments of a caller's 16 bits would be coarse
+                model(**inputs)
             seen.clear()
             progress("calibrating", number, len(batches))
     finally:

@@ -254,19 +254,21 @@ class Kronecker(Decomposer):
 
     def output_errors(self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics) -> list[float]:
         """Of one spec exactly; of several an upper bound: with few rounds of alternation."""
-        weight, rounds = source.read(group.target), _ROUNDS if len(specs) == 1 else _FEW_ROUNDS
-        found = []
-        for spec in specs:
-            a, b = _factors(group.target, spec, source, statistics, rounds)
-            made = torch.einsum("vnt,td->vnd", a, b).flatten(1) if group.kind == "embedding" else _dense(a, b)
-            found.append(output_error([(group.target, weight, made)], statistics))
-        return found
+        target, rounds = group.target, _ROUNDS if len(specs) == 1 else _FEW_ROUNDS
+        moment = moment_of(target, statistics)
+        if moment is not None:
+            known = weighted.seen(source.read(target), moment)
+            fits = (weighted.kronecker(known, *_nearest(target, spec, source), rounds) for spec in specs)
+            return [weighted.error(known.energy, captured) for *_, captured in fits]
+        pairs = (_factors(target, spec, source, statistics) for spec in specs)
+        every = ((a @ b).flatten(1) if target.kind == "embedding" else _dense(a, b) for a, b in pairs)
+        return [output_error([(target, source.read(target), made)], statistics) for made in every]
 
     def factorise(
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
     ) -> dict[str, Tensor]:
         target = group.target
-        a, b = _factors(target, spec, source, statistics, _ROUNDS)
+        a, b = _factors(target, spec, source, statistics)
         dtype = source.rows(target, 0, 1).dtype
         return {f"{target.name}.a": a.to(dtype).contiguous(), f"{target.name}.b": b.to(dtype).contiguous()}
 
@@ -278,12 +280,19 @@ class Kronecker(Decomposer):
         return {target.name: KroneckerLinear((shape.m1, shape.n1), (shape.m2, shape.n2), terms, target.bias)}
 
 
-def _factors(
-    target: Target, spec: Spec, source: Source, statistics: Statistics | None, rounds: int
-) -> tuple[Tensor, Tensor]:
+def _factors(target: Target, spec: Spec, source: Source, statistics: Statistics | None) -> tuple[Tensor, Tensor]:
     """A (terms, m1, n1) and b (terms, m2, n2); of an embedding a (v, n1, terms) and b (terms, n2)."""
+    a, b = _nearest(target, spec, source, counts_of(target, statistics))
+    moment = moment_of(target, statistics)
+    if moment is None:
+        return a, b
+    a, b, _ = weighted.kronecker(weighted.seen(source.read(target), moment), a, b, _ROUNDS)
+    return a, b
+
+
+def _nearest(target: Target, spec: Spec, source: Source, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The nearest sum of Kronecker products; of an embedding with rows weighted by ``counts``. Shapes as above."""
     shape, terms = _shape(spec), _terms(spec)
-    counts, moment = counts_of(target, statistics), moment_of(target, statistics)
     blocks = _blocks(source, target, shape)
     if counts is not None:
         vectors, images = weighted.rows(blocks, weighted.row_weights(counts).repeat_interleave(shape.n1), terms)
@@ -295,8 +304,7 @@ def _factors(
     if target.kind == "embedding":
         return long.view(shape.m1, shape.n1, terms), short.T
     a, b = (long, short) if _a_is_long(shape) else (short, long)  # (m1*n1, terms), (m2*n2, terms)
-    a, b = a.T.reshape(terms, shape.m1, shape.n1), b.T.reshape(terms, shape.m2, shape.n2)
-    return (a, b) if moment is None else weighted.kronecker(source.read(target), moment, a, b, rounds)
+    return a.T.reshape(terms, shape.m1, shape.n1), b.T.reshape(terms, shape.m2, shape.n2)
 
 
 def _dense(a: Tensor, b: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ and B serve m2 and n2 blocks alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import tensorly
@@ -43,12 +43,13 @@ from compresskit.decomposers.base import (
     add_bias,
     counts_of,
     moment_of,
-    output_error,
 )
 from compresskit.decomposers.registry import register
+from compresskit.decomposers.weighted import Seen, SeenRows
 from compresskit.errors import InputError
 
 Pair = tuple[int, int]
+Svd = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 #: Blocks of an embedding, (rows, columns). The first is near low rank in one shot at 8x and 19x
 #: (reports/minilm-shared-shapes); at low ratios only the second is as fast as dense under a tied head.
@@ -222,18 +223,22 @@ class TensorTrain(Decomposer):
     def output_errors(self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics) -> list[float]:
         """Of one spec exactly; of several an upper bound, about 2 % above it: with one round of alternation."""
         rounds = _ROUNDS if len(specs) == 1 else 1
-        weight = source.read(group.target)
-        found = []
-        for spec in specs:
-            made = _dense(*_cores(group.target, spec, weight, statistics, rounds))[: len(weight)]
-            found.append(output_error([(group.target, weight, made)], statistics))
-        return found
+        known = _seen(group.target, source, statistics)
+        if known is None:
+            return super().output_errors(group, specs, source, statistics)
+        found: dict[Spec, float] = {}
+        for blocks in {_parts(spec)[0] for spec in specs}:
+            same = [spec for spec in specs if _parts(spec)[0] == blocks]
+            svd = _shared_svd(max(_parts(spec)[1][0] for spec in same))
+            found |= {spec: weighted.error(known.energy, _fit(known, spec, rounds, svd)[-1]) for spec in same}
+        return [found[spec] for spec in specs]
 
     def factorise(
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
     ) -> dict[str, Tensor]:
         weight, name = source.read(group.target), group.target.name
-        a, core, b = _cores(group.target, spec, weight, statistics, _ROUNDS)
+        known = _seen(group.target, source, statistics)
+        a, core, b = _balanced(*(_train(spec)(weight) if known is None else _fit(known, spec, _ROUNDS)[:3]))
         factors = {f"{name}.a": a, f"{name}.core": core, f"{name}.b": b}
         return {name: factor.to(weight.dtype).contiguous() for name, factor in factors.items()}
 
@@ -245,23 +250,51 @@ class TensorTrain(Decomposer):
         return {target.name: TensorTrainLinear(n, m, blocks, ranks, target.bias)}
 
 
-def _cores(
-    target: Target, spec: Spec, weight: Tensor, statistics: Statistics | None, rounds: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A (m1, r1), core (m2, r1, n2, r2) and b (r2, n3), float64."""
-    blocks, (r1, r2) = _parts(spec)
+def _seen(target: Target, source: Source, statistics: Statistics | None) -> Seen | SeenRows | None:
+    """What calibration knows of a matrix; None if nothing."""
     moment, counts = moment_of(target, statistics), counts_of(target, statistics)
+    if moment is not None:
+        return weighted.seen(source.read(target), moment)
+    return None if counts is None else weighted.seen_rows(source.read(target), counts)
+
+
+def _fit(
+    known: Seen | SeenRows, spec: Spec, rounds: int, svd: Svd | None = None
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """A (m1, r1), core (m2, r1, n2, r2) and b (r2, n3) for the known inputs, and the energy that they capture."""
+    blocks, train = _parts(spec)[0], _train(spec, svd)
+    if isinstance(known, SeenRows):
+        return weighted.tensor_train_rows(known, blocks, train, rounds)
+    return weighted.tensor_train(known, blocks, train, rounds)
+
+
+def _train(spec: Spec, svd: Svd | None = None) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """The TT-SVD of matrices with a spec's blocks and ranks."""
+    blocks, (r1, r2) = _parts(spec)
 
     def train(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with tensorly.backend_context("pytorch", local_threadsafe=True):
-            a, core, b = tensor_train(_tensor(matrix, blocks), rank=[1, r1, r2, 1], svd=_svd).factors
+            a, core, b = tensor_train(_tensor(matrix, blocks), rank=[1, r1, r2, 1], svd=svd or _svd).factors
         return a[0], core.unflatten(1, blocks).movedim(1, 0), b[..., 0]
 
-    if moment is not None:
-        return _balanced(*weighted.tensor_train(weight, moment, blocks, train, rounds))
-    if counts is not None:
-        return _balanced(*weighted.tensor_train_rows(weight, counts, blocks, train, rounds))
-    return _balanced(*train(weight))
+    return train
+
+
+def _shared_svd(largest: int) -> Svd:
+    """``svd=`` for several trains of one matrix: the one at the first bond, the dearest, is found once, with the
+    ``largest`` rank that any of them has there.
+    """
+    first: dict[torch.Size, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def svd(matrix: Tensor, n_eigenvecs: int, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        if not first:
+            first[matrix.shape] = _svd(matrix, largest)
+        if matrix.shape not in first:
+            return _svd(matrix, n_eigenvecs)
+        left, values, right = first[matrix.shape]
+        return left[:, :n_eigenvecs], values[:n_eigenvecs], right[:n_eigenvecs]
+
+    return svd
 
 
 def _balanced(a: Tensor, core: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -216,7 +216,8 @@ class Tucker(Decomposer):
         known = [moment for moment in moments if moment is not None]
         if len(specs) == 1 or len(known) < len(moments):
             return super().output_errors(group, specs, source, statistics)
-        return _bounds(weighted.under_the_mean([source.read(target) for target in group.targets], known), specs)
+        matrices = weighted.under_the_mean([source.read(target) for target in group.targets], known)[1]
+        return _bounds(matrices, specs)
 
     def factorise(
         self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None

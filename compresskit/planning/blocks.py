@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from compresskit.decomposers.base import Decomposer, Group, Source, Spec, Statistics, row_blocks
-from compresskit.errors import UnreachableError
+from compresskit.errors import InputError, UnreachableError
 from compresskit.planning.allocation import Choice, allocate
 from compresskit.planning.recipe import Rule
 
@@ -75,6 +75,10 @@ def _partitions(tasks: Sequence[Task]) -> Block:
         missing = everything.difference(*mine)
         partitions.add(frozenset([*mine, *(names for names in parts if len(names) == 1 and names <= missing)]))
     whole = [partition for partition in partitions if frozenset[str]().union(*partition) == everything]
+    if not whole:
+        raise InputError(
+            f"methods {', '.join(by_method)} group {', '.join(sorted(everything))} in ways that do not fit"
+        )
     return [[part for names, part in parts.items() if names in partition] for partition in sorted(whole, key=len)]
 
 
@@ -116,8 +120,14 @@ def least_error(
     common = sum(task.group.parameters for block in blocks for part in block[0] for task in part[:1]) / budget
     everything = [part for block in blocks for partition in block for part in partition]
     found: dict[int, list[_Option]] = {}
+    known: dict[Any, list[list[Spec]]] = {}
     for done, part in enumerate(everything, start=1):
-        found[id(part)] = _options(part, common, source, statistics, allow_slow)
+        group, methods = part[0].group, tuple(task.decomposer.name for task in part)
+        alike = (methods, group.role, group.kind, group.shape, len(group.targets))
+        candidates = known.get(alike) or _candidates(part, common, allow_slow)
+        found[id(part)] = _options(part, candidates, source, statistics)
+        if statistics is not None:  # errors of outputs take long: what never pays for one matrix is not tried on others
+            known.setdefault(alike, _fronts(part, found[id(part)]))
         progress("candidates", done, len(everything))
     parts = [[found[id(part)] for part in partition] for partition in _best_partitions(blocks, found, budget)]
     picked = _allocate([options for partition in parts for options in partition], budget, slack)
@@ -126,27 +136,46 @@ def least_error(
     return [pick for option in picked for pick in option.picks]
 
 
+def _candidates(part: Part, common: float, allow_slow: bool) -> list[list[Spec]]:
+    """For every method that may factorise a group its candidates around the group's fair share of the budget."""
+    found = []
+    for group, decomposer, _ in part:
+        wanted = (round(factor * group.parameters / common) for factor in _BUDGETS)
+        offers = (decomposer.candidates(group, count, allow_slow=allow_slow) for count in wanted)
+        found.append([spec for offered in offers for spec in (offered if len(part) == 1 else offered[:_NEAREST])])
+    return [list(dict.fromkeys(specs)) for specs in found]
+
+
 def _options(
-    part: Part, common: float, source: Source, statistics: Statistics | None, allow_slow: bool
+    part: Part, candidates: Sequence[Sequence[Spec]], source: Source, statistics: Statistics | None
 ) -> list[_Option]:
-    """What may become of a group: every candidate of every method around its fair share of the budget."""
+    """What may become of a group, given the candidates of every method for it."""
     options = []
-    for task in part:
+    for task, specs in zip(part, candidates, strict=True):
         group, decomposer = task.group, task.decomposer
-        specs: dict[Spec, int] = {}
-        for factor in _BUDGETS:
-            offered = decomposer.candidates(group, round(factor * group.parameters / common), allow_slow=allow_slow)
-            for spec in offered if len(part) == 1 else offered[:_NEAREST]:
-                specs[spec] = decomposer.cost(group, spec).parameters
         if statistics is None:
-            scale, errors = _energy(group, source), decomposer.errors(group, list(specs), source)
+            scale, errors = _energy(group, source), decomposer.errors(group, specs, source)
         else:
-            scale, errors = group.parameters, decomposer.output_errors(group, list(specs), source, statistics)
+            scale, errors = group.parameters, decomposer.output_errors(group, specs, source, statistics)
         options += [
-            _Option((Pick(task, spec),), count, scale * error**2)
-            for (spec, count), error in zip(specs.items(), errors, strict=True)
+            _Option((Pick(task, spec),), decomposer.cost(group, spec).parameters, scale * error**2)
+            for spec, error in zip(specs, errors, strict=True)
         ]
     return options
+
+
+def _fronts(part: Part, options: Sequence[_Option]) -> list[list[Spec]]:
+    """For every method the specs that no other one of it beats with at most as many parameters."""
+    found = []
+    for task in part:
+        least, front = math.inf, []
+        mine = (option for option in options if option.picks[0].task is task)
+        for option in sorted(mine, key=lambda option: (option.parameters, option.penalty)):
+            if option.penalty < least:
+                least = option.penalty
+                front.append(option.picks[0].spec)
+        found.append(front)
+    return found
 
 
 def _best_partitions(blocks: Sequence[Block], found: dict[int, list[_Option]], budget: int) -> list[Partition]:
@@ -171,7 +200,7 @@ def _curve(parts: Sequence[Sequence[_Option]]) -> list[_Option]:
     sizes, penalties = ([np.array([getattr(o, name) for o in part], float) for part in parts] for name in _FIGURES)
     middle = sum(map(np.ptp, penalties)) / max(sum(map(np.ptp, sizes)), 1.0)
     points = {}
-    for price in middle * np.logspace(-4, 4, _POINTS):
+    for price in middle * np.array([0.0, *np.logspace(-4, 4, _POINTS), 1e12]):  # from least penalty to least size
         picked = [int(np.argmin(penalty + price * size)) for size, penalty in zip(sizes, penalties, strict=True)]
         total = [sum(getattr(part[i], name) for part, i in zip(parts, picked, strict=True)) for name in _FIGURES]
         points[total[0]] = _Option((), *total)

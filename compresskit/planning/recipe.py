@@ -120,6 +120,7 @@ class Recipe(_Strict):
             with allocation ``uniform`` only.
         allow_slow: take shapes that cost more than 1.1 times the dense FLOPs too.
         calibration_tokens: of a text that factors are fitted to, so that outputs are kept; 0: to the weights alone.
+        calibration_sha256: of that text where a plan was written down; with another text a plan says so.
         rules: the first one that applies to a matrix wins; matrices of no rule stay dense.
         distill: what ``distill`` takes for this student where the command line says nothing.
     """
@@ -132,6 +133,7 @@ class Recipe(_Strict):
     objective: Objective = "size"
     allow_slow: bool = False
     calibration_tokens: int = Field(default=0, ge=0)
+    calibration_sha256: str | None = None
     rules: tuple[Rule, ...] = Field(min_length=1)
     distill: Distill | None = None
 

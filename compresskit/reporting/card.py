@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from compresskit.data import EMBEDDED
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.planning.planner import Plan
 from compresskit.planning.recipe import Recipe
@@ -53,6 +54,14 @@ sequence of 128 tokens. MB: 10^6 bytes of weight files.
 """
 
 
+def _flags(checkpoint: Checkpoint, plan: Plan) -> str:
+    """What the command of the card needs beside model and recipe."""
+    flags = f" --as {checkpoint.as_class}" if checkpoint.as_class else ""
+    if plan.calibration is not None and plan.calibration["text"]["source"] != EMBEDDED:
+        flags += f" --calibration {plan.calibration['text']['source']}"
+    return flags
+
+
 def model_card(
     checkpoint: Checkpoint, plan: Plan, recipe: Recipe, title: str, megabytes: tuple[float, float]
 ) -> ModelCard:
@@ -73,7 +82,7 @@ def model_card(
             data=data.to_yaml(),
             title=title,
             origin=checkpoint.origin,
-            flags=f" --as {checkpoint.as_class}" if checkpoint.as_class else "",
+            flags=_flags(checkpoint, plan),
             ratio=plan.ratio,
             recipe=plan.recipe.name,
             loader=loader,

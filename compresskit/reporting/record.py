@@ -66,6 +66,7 @@ def resolved_recipe(plan: Plan) -> Recipe:
         description=plan.recipe.description
         or f"{plan.ratio:.2f}x, as planned for {plan.parameters_before:,} parameters",
         calibration_tokens=plan.recipe.calibration_tokens,
+        calibration_sha256=plan.calibration["text"]["sha256"] if plan.calibration is not None else None,
         rules=tuple(made),
         distill=plan.recipe.distill,
     )
