@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_report_tables import record
 
 from compresskit import InputError
-from compresskit.benchmark.records import frame, read, write
+from compresskit.benchmark.records import ExportRecord, frame, read, write
 from compresskit.data import files
 from compresskit.data.corpus import Corpus
 from compresskit.reporting import text
@@ -159,6 +159,9 @@ def test_records_with_such_names_are_refused(name: str, tmp_path: Path) -> None:
         write(good.model_copy(update={field: name}), tmp_path / "record.json")
         with pytest.raises(InputError, match=rf"record.json: {field}"):
             read(tmp_path / "record.json")
+    write(good.model_copy(update={"exports": {name: ExportRecord()}}), tmp_path / "record.json")
+    with pytest.raises(InputError, match=r"record.json: exports"):
+        read(tmp_path / "record.json")
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])

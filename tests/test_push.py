@@ -15,8 +15,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import Run, refused, tiny_model
+from conftest import Run, outputs, refused, tiny_model
+
+import compresskit
+from compresskit.model import checkpoint
 
 
 class Hub(ThreadingHTTPServer):
@@ -128,7 +132,9 @@ def test_push(hub: Hub, small: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Pushed: " in done.stdout
     assert hub.tokens == {"Bearer hf_secret"}
-    assert [(made["name"], made["visibility"]) for made in hub.repositories] == [("small", "private")]
+    (made,) = hub.repositories
+    assert made["name"] == "small"
+    assert made.get("visibility") == "private" or made.get("private") is True  # huggingface_hub 2, 1
     (files,) = hub.commits  # one commit: nothing half-written
     ours = {path.relative_to(small).as_posix() for path in small.rglob("*") if path.is_file()} - {"notes.txt"}
     assert files.keys() == ours | {".eval_results/compresskit.yaml"}
@@ -144,6 +150,60 @@ def test_push(hub: Hub, small: Path) -> None:
             "notes": "accuracy, dev split",
         }
     ]
+
+
+TRUSTING = """
+import json, sys
+from transformers import AutoModel, AutoModelForSequenceClassification
+assert "compresskit" not in sys.modules
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert "compresskit" in sys.modules
+import torch
+with torch.no_grad():
+    logits = model(input_ids=torch.arange(5, 16)[None]).logits[0].tolist()
+model.save_pretrained(sys.argv[2])
+encoder = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(json.dumps([type(model).__name__, type(encoder.embeddings.word_embeddings).__name__, logits]))
+"""
+
+
+def trust(folder: Path, output: Path, cache: Path) -> list:
+    """Load a folder in a process that does not import compresskit itself; class, class of its table, logits."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(cache)}
+    line = [sys.executable, "-c", TRUSTING, str(folder), str(output)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_auto_map_loads_without_an_import(hub: Hub, run: Run, tmp_path: Path) -> None:
+    tiny_model(head="classifier").save_pretrained(tmp_path / "dense")
+    arguments = ("--model", tmp_path / "dense", "--method", "tucker", "--ratio", 2, "--output", tmp_path / "small")
+    assert run("compress", *arguments).code == 0
+    done = push(hub, tmp_path / "small", "small", "--auto-map")
+    assert done.returncode == 0, done.stderr
+    pushed = tmp_path / "pushed"
+    for name, content in hub.commits[0].items():
+        (pushed / name).parent.mkdir(parents=True, exist_ok=True)
+        (pushed / name).write_bytes(content)
+    code = (pushed / "modeling_compresskit.py").read_text()
+    assert "import compresskit" in code
+    assert len(code.splitlines()) < 15
+    ids = torch.arange(5, 16)[None]
+    expected = outputs(compresskit.load(tmp_path / "small"), ids)[0].tolist()
+    kind, table, logits = trust(pushed, tmp_path / "saved", tmp_path / "cache")
+    assert kind == "BertForSequenceClassification"
+    assert table != "Embedding"
+    assert logits == pytest.approx(expected, abs=1e-6)
+    assert trust(tmp_path / "saved", tmp_path / "again", tmp_path / "cache")[2] == logits  # what it saves loads so too
+    # Reading it here runs no code of the folder, and what is made from it does not ask for the file.
+    read = checkpoint.read(pushed, compressed=True)
+    assert not hasattr(read.model.config, "auto_map")
+    assert type(read.model).__module__.startswith("transformers.")
+    # Without the option there is none of it.
+    assert push(hub, tmp_path / "small", "small").returncode == 0
+    assert "modeling_compresskit.py" not in hub.commits[1]
+    assert "auto_map" not in json.loads(hub.commits[1]["config.json"])
 
 
 def test_refusals_of_the_hub_are_one_line(hub: Hub, small: Path) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Run, tiny_model
+from conftest import Run, refused, tiny_model, write_tsv
 from huggingface_hub.utils import filter_repo_objects
+from scipy import stats
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 import compresskit
+from compresskit import InputError
 from compresskit.decomposers.base import FactorisedEmbedding
 from compresskit.model import checkpoint, hub, sentence
 
@@ -83,3 +86,69 @@ def test_modules_elsewhere_are_left_alone(listed: str, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (folder / "modules.json").write_text(json.dumps([{"path": ""}, {"path": listed}]))
     assert sentence.module_folders(folder) == []
+
+
+PAIRS = [
+    ("A man is eating food.", "A man eats something.", "4.5"),
+    ("A man is eating food.", "Someone has a meal.", "3.8"),
+    ("A girl is playing a guitar.", "A woman plays an instrument.", "3.2"),
+    ("A girl is playing a guitar.", "Stocks fell on Monday after the bank cut its forecast.", "0.0"),
+    ("The stock market fell.", "Shares dropped sharply.", "4.0"),
+    ("The stock market fell.", "The cat sleeps.", "0.2"),
+]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_similarity_is_that_of_sentence_transformers(
+    run: Run, small_sentence: Path, tmp_path: Path, pooling: str
+) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(small_sentence, folder)
+    modes = {"pooling_mode": "cls"} if pooling == "cls" else {"pooling_mode_mean_tokens": True}  # since 6, and before
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 384, **modes}))
+    write_tsv(tmp_path / "STS-B" / "dev.tsv", "sentence1\tsentence2\tscore", PAIRS)
+    scores = compresskit.evaluate(folder, task="stsb-similarity", data=tmp_path, device="cpu").record["scores"]["dev"]
+    model = SentenceTransformer(str(folder), device="cpu")
+    assert model[1].pooling_mode == pooling
+    first, second = (model.encode([pair[place] for pair in PAIRS]) for place in (0, 1))
+    cosines, targets = (first * second).sum(1), [float(pair[2]) for pair in PAIRS]
+    assert scores["spearman"] == pytest.approx(stats.spearmanr(cosines, targets)[0])
+    assert scores["pearson"] == pytest.approx(stats.pearsonr(cosines, targets)[0], rel=1e-4)
+    shown = run("evaluate", "--model", folder, "--task", "stsb-similarity", "--data", tmp_path)
+    assert shown.code == 0, shown.err
+    assert f"{100 * scores['spearman']:.2f}" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"pooling_mode": "max"}, "are pooled by max; only mean and cls"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "are pooled by pooling_mode_mean_tokens"),
+        (None, "modules cannot be read"),
+    ],
+)
+def test_other_pooling_is_refused(config: dict | None, says: str, tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    modules = [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    if config is not None:
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=says):
+        sentence.pooling(tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    assert sentence.pooling(tmp_path) == "cls"
+    (tmp_path / "modules.json").write_text(json.dumps([*modules, {"type": "x.Dense", "path": "2_Dense"}]))
+    with pytest.raises(InputError, match="pass through Dense"):
+        sentence.pooling(tmp_path)
+
+
+def test_similarity_takes_any_encoder_and_trains_none(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    write_tsv(tmp_path / "dev.tsv", "sentence1\tsentence2\tscore", PAIRS)
+    for folder in ("student", "teacher"):  # an encoder without modules.json, a classifier
+        found = compresskit.evaluate(
+            bench_folder / folder, task="stsb-similarity", data=tmp_path, max_length=32, device="cpu"
+        )
+        assert -1 <= found.record["scores"]["dev"]["spearman"] <= 1
+    arguments = ("finetune", "--model", bench_folder / "model", "--data", tmp_path, "--output", "out")
+    refused(run(*arguments, "--task", "stsb-similarity"), "is for evaluation only (of sentence vectors)")
+    refused(run("bench", "--task", "stsb-similarity", "--data", tmp_path, "--output", "out"), "is for evaluation only")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import compresskit
-from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.grid import Grid, TaskChanges
 from compresskit.cli import cli
-from compresskit.data.tasks import Task
+from compresskit.data.tasks import Hub, Task
 from compresskit.decomposers.registry import decomposers
 from compresskit.planning.recipe import Recipe, Rule
 from compresskit.planning.stage import Stage
@@ -59,7 +59,11 @@ def test_commands_are_those_of_the_program(site: Path) -> None:
 
 def test_recipe_keys_are_those_of_the_schemas(site: Path) -> None:
     page = read(site / "recipes.html")
-    for model in (Recipe, Rule, Stage, Task, Grid, *(method.options_type for method in decomposers().values())):
+    described = (Recipe, Rule, Stage, Task, Hub, Grid, TaskChanges)
+    for model in described:
+        for key in model.model_fields:
+            assert re.search(rf"^ +{key}: \S", model.__doc__ or "", flags=re.MULTILINE), (model.__name__, key)
+    for model in (*described, *(method.options_type for method in decomposers().values())):
         for key in model.model_fields:
             assert f"<code>{key}</code>" in page, (model.__name__, key)
     assert "integer at least 1" in page  # limits are there

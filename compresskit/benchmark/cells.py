@@ -37,13 +37,13 @@ from compresskit.planning.planner import make_plan
 from compresskit.reporting.compressed import write_compressed
 from compresskit.reporting.record import resolved_recipe
 from compresskit.training import stages
-from compresskit.training.evaluation import score
+from compresskit.training.evaluation import Runnable, score
 from compresskit.training.job import sequence_length
 from compresskit.training.working_folder import working_folder
 
 #: Of a cell: the model that was scored, and what it is made from on the way.
 MODEL, WORK = "model", "work"
-#: The traceback of a cell that failed.
+#: The traceback of a cell that failed, or of its export.
 ERROR = "error.txt"
 
 
@@ -92,9 +92,7 @@ class Workshop:
         except UnreachableError as error:
             return self.failure(str(error)).model_copy(update={"status": "unreachable"})
         except Exception as error:  # one cell must not stop the others
-            write_text(self.folder / ERROR, traceback.format_exc())
-            known = isinstance(error, InputError | WorkError)
-            return self.failure(str(error) if known else f"{type(error).__name__}: {one_line(error)}")
+            return self.failure(reason(error, self.folder))
         return Record.model_validate(self.failure("").model_dump() | found | {"status": "finished"})
 
     def _run(self) -> dict[str, Any]:
@@ -265,13 +263,15 @@ class Workshop:
             ours = quality.encode(model.float().eval(), self.sources.tokenizer(cell.origin), passages)
             scores = quality.closeness(ours, teacher, passages)
             return {"metric": quality.METRIC, "score": scores[quality.METRIC], "scores": dict(scores)}
-        task, data = self.sources.task(cell.task)
-        length = sequence_length(self.sources.grid.of(cell.task).stage("task")["max_length"], task, None)
         # Quantised layers run on CPUs only.
-        device = "cuda" if torch.cuda.is_available() and cell.method != "int8" else "cpu"
-        found = score(model.float().to(device), self.sources.tokenizer(cell.origin), data, length)
-        mean = float(np.mean([values[task.primary] for values in found.values()]))
-        return {"metric": task.primary, "score": mean, "scores": dict(found)}
+        device: Any = "cuda" if torch.cuda.is_available() and cell.method != "int8" else "cpu"
+        return score_on_task(cell, self.sources, model.float().to(device))
+
+
+def reason(error: Exception, folder: Path) -> str:
+    """The message of a record for what went wrong; the traceback goes into the cell's folder."""
+    write_text(folder / ERROR, "".join(traceback.format_exception(error)))
+    return str(error) if isinstance(error, InputError | WorkError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def _once(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -309,12 +309,30 @@ def read_dense(cell: Cell, sources: Sources, dense: Path) -> Checkpoint:
     return sources.read_dense(cell.origin) if cell.task is None else checkpoints.read(dense / MODEL)
 
 
+def read_own(cell: Cell, sources: Sources, folder: Path, dense: Path) -> Checkpoint:
+    """The checkpoint of a finished cell; of the int8 baseline the one it is made from."""
+    if cell.recipe is not None or cell.method == "half-layers":
+        return checkpoints.read(folder / MODEL, compressed=None)
+    return read_dense(cell, sources, dense)
+
+
 def read_model(cell: Cell, sources: Sources, folder: Path, dense: Path) -> PreTrainedModel:
     """The model of a finished cell, for timing."""
-    if cell.recipe is not None or cell.method == "half-layers":
-        return checkpoints.read(folder / MODEL, compressed=None).model.float().eval()
-    model = read_dense(cell, sources, dense).model.float().eval()
-    return quantise(model) if cell.method == "int8" else model
+    model = read_own(cell, sources, folder, dense).model.float().eval()
+    return quantise(model) if cell.recipe is None and cell.method == "int8" else model
+
+
+def score_on_task(cell: Cell, sources: Sources, model: PreTrainedModel, run: Runnable | None = None) -> dict[str, Any]:
+    """Metric, score (its mean over the splits) and every metric of a model on the cell's task.
+
+    ``run`` computes in the model's place, e.g. ONNX Runtime.
+    """
+    assert cell.task is not None
+    task, data = sources.task(cell.task)
+    length = sequence_length(sources.grid.of(cell.task).stage("task")["max_length"], task, None)
+    found = score(model, sources.tokenizer(cell.origin), data, length, run=run)
+    mean = float(np.mean([values[task.primary] for values in found.values()]))
+    return {"metric": task.primary, "score": mean, "scores": dict(found)}
 
 
 def _norm(model: nn.Module, name: str) -> float:

@@ -21,6 +21,7 @@ from compresskit.validation import parse_mapping, read_named, validate
 
 Baseline = Literal["dense", "int8", "half-layers"]
 BASELINES: tuple[Baseline, ...] = ("dense", "int8", "half-layers")
+Export = Literal["onnx", "onnx-int8"]
 #: Stage 1 of every student where the grid says nothing: short, for a first look. At so few tokens small batches win.
 GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
 
@@ -38,7 +39,13 @@ def _no_twins(value: Any) -> Any:
 
 
 class TaskChanges(BaseModel):
-    """What is different for one task: its seeds, and settings of ``teacher`` and ``task`` that replace the grid's."""
+    """What is different for one task.
+
+    Attributes:
+        seeds: the task's own.
+        teacher: settings that replace those of the grid's ``teacher``.
+        task: settings that replace those of the grid's ``task``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,6 +58,9 @@ class Grid(BaseModel):
     """A benchmark. Every field has a default; a bench recipe (YAML) and the command line change some.
 
     Attributes:
+        version: of this format: 1.
+        name: of the bench recipe, and of the default output folder.
+        description: for readers.
         models: folders or hub ids; empty: the embedded checkpoint.
         methods: registered methods, shipped recipes or recipe files; empty: every registered method.
         ratios: dense parameters / compressed parameters, above 1. Recipes with explicit shapes have their own.
@@ -71,6 +81,8 @@ class Grid(BaseModel):
         per_task: name of a task -> what is different for it, e.g. more epochs where there is little data.
         precision: of all training: ``fp32`` or ``bf16``.
         latency_rounds: how often every model is timed in the closing phase; the table shows medians.
+        exports: formats of :func:`compresskit.export` in which every finished model gets a row of its own, run by ONNX
+            Runtime; the dense one then also as ``onnx``. Made in the closing phase, so they may be asked for later.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,8 +107,9 @@ class Grid(BaseModel):
     per_task: dict[str, TaskChanges] = Field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"
     latency_rounds: int = Field(default=5, ge=1)
+    exports: tuple[Export, ...] = ()
 
-    @field_validator("models", "methods", "ratios", "tasks", "baselines")
+    @field_validator("models", "methods", "ratios", "tasks", "baselines", "exports")
     @classmethod
     def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         found: tuple[Any, ...] = _no_twins(value)
@@ -112,7 +125,7 @@ class Grid(BaseModel):
         for method in self.all_methods():
             self._recipe(method, self.ratios[0])
         for task in self.tasks:
-            if load_task(task).transfer_of:
+            if load_task(task).evaluation_only:
                 raise InputError(f"task {task}: is for evaluation only, so nothing can be trained on it")
         if self.data is not None and not self.tasks:
             raise InputError("data belongs to a task: give --task")

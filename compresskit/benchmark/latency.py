@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.benchmark import Timer
-from transformers import PreTrainedModel
 
 from compresskit.benchmark.records import Latency, Timing
+from compresskit.training.evaluation import Runnable
 
 #: Sequences at a time; the first one is the table's ``latency``.
 BATCHES = (1, 32)
@@ -27,12 +27,12 @@ Progress = Callable[[str, int, int], None]
 
 
 def time_models(
-    models: Mapping[str, PreTrainedModel], dense: Mapping[str, str], phase: str, rounds: int, progress: Progress
+    models: Mapping[str, Runnable], dense: Mapping[str, str], phase: str, rounds: int, progress: Progress
 ) -> dict[str, Latency]:
     """Time every model on full sequences of random words.
 
     Args:
-        models: by name, in eval mode.
+        models: by name, in eval mode; ONNX Runtime's among them.
         dense: name of a model -> name of the dense one it is compared with.
         phase: name of this phase, for the record.
         rounds: how often each is timed; the speed-up is the median of the rounds' own ratios.
@@ -48,13 +48,12 @@ def time_models(
         for which, timer in timers.items():
             seconds.setdefault(which, []).append(timer.timeit(repeats[which]).mean)
         progress("timing", done + 1, rounds)
-    device = str(next(iter(models.values())).device)
     return {
         name: Latency(
             phase=phase,
             tokens=_length(models[name]),
             threads=torch.get_num_threads(),
-            device=device,
+            device=str(models[name].device),
             rounds=rounds,
             batches={str(size): _timing(seconds[name, size], seconds[dense[name], size]) for size in BATCHES},
         )
@@ -62,29 +61,29 @@ def time_models(
     }
 
 
-def _timer(model: PreTrainedModel, size: int) -> Timer:
+def _timer(model: Runnable, size: int) -> Timer:
     # Timer runs with one thread unless told.
     threads = torch.get_num_threads()
     return Timer("forward(model, batch)", globals=_names(model, size), num_threads=threads)
 
 
-def _names(model: PreTrainedModel, size: int) -> dict[str, Any]:
+def _names(model: Runnable, size: int) -> dict[str, Any]:
     return {"forward": forward, "model": model, "batch": _batch(model, size)}
 
 
-def _batch(model: PreTrainedModel, size: int) -> dict[str, torch.Tensor]:
+def _batch(model: Runnable, size: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(5, model.config.vocab_size, (size, _length(model)), generator=generator)
-    device = next(model.parameters()).device
-    return {"input_ids": words.to(device), "attention_mask": torch.ones_like(words).to(device)}
+    words = words.to(model.device)
+    return {"input_ids": words, "attention_mask": torch.ones_like(words)}
 
 
-def _length(model: PreTrainedModel) -> int:
+def _length(model: Runnable) -> int:
     positions = getattr(model.config, "max_position_embeddings", None) or TOKENS
     return min(TOKENS, positions - 2)
 
 
-def forward(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> None:
+def forward(model: Runnable, batch: Mapping[str, torch.Tensor]) -> None:
     """One pass."""
     with torch.inference_mode():
         model(**batch)
@@ -97,7 +96,7 @@ def _timing(ours: list[float], dense: list[float]) -> Timing:
     return Timing(milliseconds=float(middle), spread=float(high - low), speedup=float(np.median(ratios)))
 
 
-def load_and_measure(load: Callable[[], PreTrainedModel]) -> tuple[PreTrainedModel, float | None]:
+def load_and_measure(load: Callable[[], Runnable]) -> tuple[Runnable, float | None]:
     """A model, and the MB that it and a forward pass of the largest batch add to this process; None if not known.
 
     On Linux the high-water mark of resident memory is reset once the model is loaded, and read after the pass. What a

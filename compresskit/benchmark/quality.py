@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -47,7 +47,8 @@ class Encoded:
     """What a model makes of the passages.
 
     Attributes:
-        hidden: hidden states of the first :data:`HIDDEN` passages, one (HIDDEN, T, H) tensor a layer, embeddings first.
+        hidden: hidden states of the first :data:`HIDDEN` passages, one (HIDDEN, T, H) tensor a layer, embeddings first;
+            none of an exported model.
         vectors: (N, H) mean over the tokens of the last layer.
     """
 
@@ -103,8 +104,18 @@ def encode(model: PreTrainedModel, tokenizer: Any, passages: Passages) -> Encode
     return Encoded(tuple(torch.cat(states) for states in zip(*hidden, strict=True)), torch.cat(vectors))
 
 
+def encode_exported(run: Callable[..., Mapping[str, Tensor]], tokenizer: Any, passages: Passages) -> Encoded:
+    """The passages through an encoder on the CPU whose outputs are what ONNX gives: its last hidden states."""
+    collate = DataCollatorWithPadding(tokenizer)
+    vectors = [
+        run(**collate([{"input_ids": row.tolist()} for row in batch]))["last_hidden_state"].mean(1)
+        for batch in passages.tokens.split(_BATCH)
+    ]
+    return Encoded((), torch.cat(vectors))
+
+
 def closeness(student: Encoded, teacher: Encoded, passages: Passages) -> dict[str, float]:
-    """Three figures for a student.
+    """Three figures for a student, two for an exported one.
 
     ``sentence similarity``: mean over the passages of cos(v, v'), v and v' the sentence vectors of teacher and student,
     both without the mean over all passages, so that a constant vector scores 0. ``hidden error``: ||H - H'||_F /
@@ -112,16 +123,19 @@ def closeness(student: Encoded, teacher: Encoded, passages: Passages) -> dict[st
     passage (cosine) comes from the same document.
     """
     ours, theirs = (vectors - vectors.mean(0) for vectors in (student.vectors, teacher.vectors))
-    every = (len(teacher.hidden) - 1) // (len(student.hidden) - 1)
+    found = {METRIC: float(torch.cosine_similarity(ours, theirs).mean())}
+    if student.hidden:
+        found["hidden error"] = _hidden_error(student.hidden, teacher.hidden)
+    return found | {"retrieval": retrieval(student.vectors, passages.document)}
+
+
+def _hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> float:
+    every = (len(teacher) - 1) // (len(student) - 1)
     residual = total = 0.0
-    for ours_, theirs_ in zip(student.hidden[1:], teacher.hidden[every::every], strict=True):
-        residual += float((ours_ - theirs_).square().sum())
-        total += float((theirs_ - theirs_.mean((0, 1))).square().sum())
-    return {
-        METRIC: float(torch.cosine_similarity(ours, theirs).mean()),
-        "hidden error": (residual / total) ** 0.5,
-        "retrieval": retrieval(student.vectors, passages.document),
-    }
+    for ours, theirs in zip(student[1:], teacher[every::every], strict=True):
+        residual += float((ours - theirs).square().sum())
+        total += float((theirs - theirs.mean((0, 1))).square().sum())
+    return float((residual / total) ** 0.5)
 
 
 def retrieval(vectors: Tensor, document: Sequence[int] | np.ndarray) -> float:

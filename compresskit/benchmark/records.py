@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compresskit.benchmark.grid import Export
 from compresskit.errors import InputError
 from compresskit.model.output import write_text
 from compresskit.reporting.comparison import share_kept
@@ -62,6 +63,25 @@ class Latency(_Strict):
     batches: dict[str, Timing]
 
 
+class ExportRecord(_Strict):
+    """A cell's model in another format, run by ONNX Runtime on the CPU.
+
+    Attributes:
+        message: why it could not be made; then there is nothing else.
+        megabytes: 10^6 bytes of the ONNX file.
+        score, scores, latency, peak_memory: as in :class:`Record`.
+        versions: of what wrote and runs it.
+    """
+
+    message: str = ""
+    megabytes: float | None = None
+    score: float | None = None
+    scores: dict[str, Any] = Field(default_factory=dict)
+    latency: Latency | None = None
+    peak_memory: float | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
 class LayerError(_Strict):
     """||W - W'||_F / ||W||_F of one group before any training."""
 
@@ -90,6 +110,7 @@ class Record(_Strict):
         scores: further figures: every metric of every split, or the closeness to the teacher.
         score_before: of the student before any training.
         chance: the score of guessing, where it is known.
+        exports: format -> the model in it, where the grid asks for exports.
         made_by: all that is needed to do it again.
     """
 
@@ -121,6 +142,7 @@ class Record(_Strict):
     score_before: float | None = None
     score_teacher: float | None = None
     chance: float | None = None
+    exports: dict[Export, ExportRecord] = Field(default_factory=dict)
     made_by: dict[str, Any]
 
     @property
@@ -178,11 +200,16 @@ def read(path: Path) -> Record:
     return record
 
 
+#: Of a cell and of its exports alike.
+_OF_THE_CELL = (
+    "model", "task", "seed", "ratio_asked", "ratio", "parameters", "metric", "score_teacher", "chance", "key",
+)  # fmt: skip
+
+
 def frame(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per cell; the columns of ``results.csv``."""
+    """One row per cell, followed by one per export of it (kind ``export``); the columns of ``results.csv``."""
     rows = []
     for record in records:
-        timings = record.latency.batches if record.latency is not None else {}
         row: dict[str, Any] = {
             "model": record.model,
             "task": record.task or "",
@@ -199,10 +226,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
             "latency_ms": None,
             "speedup": None,
         }
-        for size, timing in timings.items():
-            suffix = "" if size == "1" else f"_batch{size}"
-            row |= {f"latency_ms{suffix}": timing.milliseconds, f"latency_spread{suffix}": timing.spread}
-            row[f"speedup{suffix}"] = timing.speedup
+        row |= _timings(record.latency)
         row |= {
             "peak_memory_mb": record.peak_memory,
             "seconds_compress": record.seconds_compress,
@@ -220,4 +244,32 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
             "key": record.key,
         }
         rows.append(row)
+        for form, exported in record.exports.items():
+            score = exported.score
+            # What was measured on the torch model alone stays with it.
+            rows.append(
+                {name: row[name] for name in _OF_THE_CELL}
+                | _timings(exported.latency)
+                | {
+                    "method": f"{record.method} {form}",
+                    "kind": "export",
+                    "status": "failed" if exported.message else "finished",
+                    "megabytes": exported.megabytes,
+                    "peak_memory_mb": exported.peak_memory,
+                    "score": score,
+                    "score_kept": None if score is None else share_kept(score, record.score_teacher or 0.0),
+                    "retrieval": exported.scores.get("retrieval"),
+                    "message": exported.message,
+                }
+            )
     return pd.DataFrame(rows)
+
+
+def _timings(latency: Latency | None) -> dict[str, float]:
+    """Columns of every timed batch size."""
+    row: dict[str, float] = {}
+    for size, timing in (latency.batches if latency is not None else {}).items():
+        suffix = "" if size == "1" else f"_batch{size}"
+        row |= {f"latency_ms{suffix}": timing.milliseconds, f"latency_spread{suffix}": timing.spread}
+        row[f"speedup{suffix}"] = timing.speedup
+    return row

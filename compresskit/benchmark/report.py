@@ -39,6 +39,7 @@ _FLAGS = {
     "seeds": "seeds",
     "baselines": "baselines",
     "precision": "precision",
+    "exports": "export",
 }
 _LEGEND = (
     "Arrows: which way is better. **Bold**: keeps most of the students at one asked ratio. ●: Pareto-optimal, nothing "
@@ -200,11 +201,11 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
     if timed is not None:
         what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {timed.threads} threads, {timed.device}"
         lines.append(("Latency", f"{what}; {timed.rounds} rounds, every model once per round"))
-    hardware = made["hardware"]
-    machine = (
-        f"{hardware['processor']} ({hardware['machine']}), {hardware['cores']} cores, {hardware['memory_gib']} GiB"
-    )
-    lines.append(("Machine", f"{machine}, trained on {hardware['device']} with {hardware['threads']} threads"))
+    lines += [("Machine", text) for text in sorted({_machine(r.made_by["hardware"]) for r in records})]
+    exports = [(form, one.versions["onnxruntime"]) for r in records for form, one in r.exports.items() if one.versions]
+    if exports:
+        forms, runtimes = (", ".join(sorted(set(names))) for names in zip(*exports, strict=True))
+        lines.append(("Exports", f"{forms}: the same models as ONNX, scored and timed in ONNX Runtime {runtimes}, CPU"))
     several = {", ".join(f"{name} {number}" for name, number in r.made_by["versions"].items()) for r in records}
     lines += [("Versions", text) for text in sorted(several)]
     lines += [("Commit", commit) for commit in sorted({r.made_by["git"] for r in records if r.made_by["git"]})]
@@ -228,6 +229,13 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
         quality = f"Score: {'; '.join(metrics)}; the mean over the splits that are not for training."
         lead += f" {quality}"
     return {"lead": lead, "lines": lines, "quality": quality}
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    return (
+        f"{hardware['processor']} ({hardware['machine']}), {hardware['cores']} cores, {hardware['memory_gib']} GiB, "
+        f"trained on {hardware['device']} with {hardware['threads']} threads"
+    )
 
 
 def _budget(stage: dict[str, Any]) -> str:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from transformers import PreTrainedModel, TrainerCallback
+import torch
+from transformers import TrainerCallback
 
 from compresskit.benchmark import cells as work
-from compresskit.benchmark import latency
+from compresskit.benchmark import exports, latency
 from compresskit.benchmark.grid import Cell, Grid, load_grid
 from compresskit.benchmark.records import Record, digest
 from compresskit.benchmark.report import render
 from compresskit.benchmark.sources import Sources
 from compresskit.benchmark.store import Store
-from compresskit.errors import InputError, WorkError
+from compresskit.errors import InputError, WorkError, unknown
+from compresskit.exporting.formats import check_extra
+from compresskit.training.evaluation import Runnable
 from compresskit.validation import validate
 
+Executor = Literal["local", "ray"]
 #: Seconds between two looks at a cell that another process works on.
-_PATIENCE = 1.0
+PATIENCE = 1.0
 
 
 @dataclass
@@ -62,8 +66,8 @@ class BenchResult:
 
     @property
     def failed(self) -> tuple[Record, ...]:
-        """Cells that failed, each with its message."""
-        return tuple(record for record in self.records if record.status == "failed")
+        """Cells that failed, or of which an export did, each with its message."""
+        return tuple(r for r in self.records if r.status == "failed" or any(e.message for e in r.exports.values()))
 
 
 def bench(
@@ -72,6 +76,9 @@ def bench(
     output: str | Path,
     overwrite: bool = False,
     watcher: Watcher | None = None,
+    executor: Executor = "local",
+    ray_address: str | None = None,
+    gpus_per_cell: float = 0.0,
     **changes: Any,
 ) -> BenchResult:
     """Compare methods across ratios at equal parameters and equal training budget.
@@ -83,6 +90,11 @@ def bench(
         output: folder for records, models and report.
         overwrite: remove cells of other configurations from it.
         watcher: is told what happens.
+        executor: ``local``: cells one after the other here. ``ray``: spread over a Ray cluster whose nodes share the
+            output folder, the current folder and the packages' versions; each takes as many CPUs as torch has threads
+            here. The closing phase runs here.
+        ray_address: of the cluster. Default: the one that runs on this machine.
+        gpus_per_cell: that a cell takes of its node, also a share; on a cluster only.
         changes: fields of :class:`Grid` that replace the recipe's.
 
     Raises:
@@ -93,9 +105,20 @@ def bench(
         result = compresskit.bench(methods=("low-rank", "kronecker"), ratios=(8,), output="reports/local/first")
         print((result.folder / "README.md").read_text())
     """
+    if executor not in get_args(Executor):
+        raise unknown("executor", executor, get_args(Executor))
+    if executor != "ray" and (ray_address is not None or gpus_per_cell):
+        raise InputError("a Ray address or GPUs per cell are for the executor ray")
     start = recipe if isinstance(recipe, Grid) else Grid() if recipe is None else load_grid(recipe)
     given = {name: value for name, value in changes.items() if value is not None}
     grid: Grid = validate(Grid, start.model_dump() | given, "bench").checked()
+    for form in grid.exports:
+        check_extra(form)
+    if executor == "ray":
+        from compresskit.benchmark import cluster
+
+        needs = cluster.Needs(torch.get_num_threads(), gpus_per_cell)
+        cluster.connect(ray_address, needs)
     watch = watcher or Watcher()
     store = Store(Path(output))
     sources = Sources(grid)
@@ -105,93 +128,157 @@ def bench(
     store.records()  # a damaged record of a cell that is no longer asked for is named too
     store.open(grid, cells, overwrite=overwrite)
     watch.opened(cells, [found[cell] for cell in cells])
-    _run_all(cells, store, sources, watch)
+    todo = _todo(cells, store, grid)
+    if executor == "ray":
+        cluster.run_all(todo, store, sources, watch, needs)
+    else:
+        _run_all(todo, store, sources, watch)
     watch.says("waiting for the folder")
     with store.alone():
         try:
-            _time_all(cells, store, sources, watch)
+            _close(cells, store, sources, watch)
         finally:
             records = render(store)
     return BenchResult(store.folder, records)
 
 
-def _run_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher) -> None:
-    """Every cell without a result, in order; those that another process works on are waited for."""
+@dataclass(frozen=True)
+class Todo:
+    """The cells of a run.
+
+    Attributes:
+        teachers: every cell with the dense one of its model and task, in order.
+        failed: keys of cells that failed in an earlier run: they are tried again.
+        again: whether models that were deleted to save room are made again: a new cell or export makes all be timed.
+    """
+
+    teachers: dict[Cell, Cell]
+    failed: frozenset[str]
+    again: bool
+
+
+def _todo(cells: Sequence[Cell], store: Store, grid: Grid) -> Todo:
     records = {cell: store.record(cell) for cell in cells}
-    failed_before = {cell for cell, record in records.items() if record is not None and record.status == "failed"}
-    # A new cell makes all models be timed again: those that were deleted to save room are made again too.
-    again = any(record is None for record in records.values())
-    waiting = list(cells)
+    failed = frozenset(cell.key for cell, record in records.items() if record is not None and record.status == "failed")
+    again = any(record is None or exports.lacks(cell, record, grid) for cell, record in records.items())
     dense = _dense_cells(cells)
+    return Todo({cell: dense[cell.origin, cell.task] for cell in cells}, failed, again)
+
+
+def _run_all(todo: Todo, store: Store, sources: Sources, watch: Watcher) -> None:
+    """Every cell without a result, in order; those that another process works on are waited for."""
+    waiting = list(todo.teachers)
     while waiting:
         busy = []
         for cell in waiting:
-            teacher = dense[cell.origin, cell.task]
-            if teacher in busy:
+            record = None if todo.teachers[cell] in busy else settle(cell, todo, store, sources, watch)
+            if record is None:
                 busy.append(cell)
-                continue
-            with store.lock(cell) as mine:
-                if not mine:
-                    busy.append(cell)
-                    continue
-                record = store.record(cell)
-                retry = record is not None and record.status == "failed" and cell in failed_before
-                if record is None or retry or (again and not work.has_model(cell, record, store.path(cell))):
-                    failed_before.discard(cell)
-                    watch.started(cell)
-                    record = _run(cell, teacher, store, sources, watch)
-                    store.write(cell, record)
-                if record.status != "failed":
-                    work.clear(store.path(cell))
+            else:
                 watch.finished(cell, record)
         if len(busy) == len(waiting):
             watch.says("waiting for another process")
-            time.sleep(_PATIENCE)
+            time.sleep(PATIENCE)
         waiting = busy
 
 
-def _run(cell: Cell, teacher: Cell, store: Store, sources: Sources, watch: Watcher) -> Record:
-    folders = store.path(cell), store.path(teacher), store.start(cell)
-    shop = work.Workshop(cell, sources, *folders, watch.callbacks, watch.says)
-    known = store.record(teacher)
-    if cell != teacher and known is not None and known.status != "finished":
-        return shop.failure(f"its teacher failed: {known.message}")
-    return shop.run()
+def settle(cell: Cell, todo: Todo, store: Store, sources: Sources, watch: Watcher) -> Record | None:
+    """The record of a cell, computed unless it is there; None while another process works on it."""
+    teacher = next(other for own, other in todo.teachers.items() if own.key == cell.key)
+    with store.lock(cell) as mine:
+        if not mine:
+            return None
+        record = store.record(cell)
+        retry = record is not None and record.status == "failed" and cell.key in todo.failed
+        if record is None or retry or (todo.again and not work.has_model(cell, record, store.path(cell))):
+            watch.started(cell)
+            folders = store.path(cell), store.path(teacher), store.start(cell)
+            shop = work.Workshop(cell, sources, *folders, watch.callbacks, watch.says)
+            known = store.record(teacher)
+            if cell.key != teacher.key and known is not None and known.status != "finished":
+                record = shop.failure(f"its teacher failed: {known.message}")
+            else:
+                record = shop.run()
+            store.write(cell, record)
+        if record.status != "failed":
+            work.clear(store.path(cell))
+    return record
+
+
+def failure(cell: Cell, message: str, store: Store, sources: Sources) -> Record:
+    """Keep a record of a cell that could not be made."""
+    record = work.Workshop(cell, sources, store.path(cell), store.path(cell)).failure(message)
+    store.write(cell, record)
+    return record
 
 
 def _dense_cells(cells: Sequence[Cell]) -> dict[tuple[str | None, str | None], Cell]:
     return {(cell.origin, cell.task): cell for cell in cells if cell.recipe is None and cell.method == "dense"}
 
 
-def _time_all(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher) -> None:
-    """The closing phase: time all finished models in one go, unless their records come from one phase already."""
+def _close(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher) -> None:
+    """The closing phase: export all finished models where the grid asks for it, and time them in one go, unless their
+    records come from one phase already.
+    """
     found = {cell: store.record(cell) for cell in cells}
     records = {cell: record for cell, record in found.items() if record is not None and record.status == "finished"}
-    phases = {record.latency.phase if record.latency is not None else None for record in records.values()}
-    if not records or (len(phases) == 1 and None not in phases):
+    lacking = any(exports.lacks(cell, record, sources.grid) for cell, record in records.items())
+    if not records or (_timed_together(records.values()) and not lacking):
         return
     dense = _dense_cells(cells)
+    teachers = {cell: dense[cell.origin, cell.task] for cell in records}
+    for place, (cell, record) in enumerate(records.items()):
+        records[cell] = exports.export_all(cell, record, sources, store.path(cell), store.path(teachers[cell]))
+        store.write(cell, records[cell])
+        if sources.grid.exports:
+            watch.progress("exporting", place + 1, len(records))
+    if not _timed_together(records.values()):
+        _time_all(records, teachers, store, sources, watch)
+
+
+def _timed_together(records: Collection[Record]) -> bool:
+    """Whether one phase timed all cells and their exports."""
+    timed = [record.latency for record in records]
+    timed += [export.latency for record in records for export in record.exports.values() if not export.message]
+    phases = {latency.phase if latency is not None else None for latency in timed}
+    return len(phases) == 1 and None not in phases
+
+
+def _time_all(
+    records: Mapping[Cell, Record], teachers: Mapping[Cell, Cell], store: Store, sources: Sources, watch: Watcher
+) -> None:
+    """Time all finished models and their exports."""
     # Equally built models are equally fast: of cells that differ in seed or data alone one is timed.
     builds = {cell: _build(cell, sources) for cell in records}
-    timed = {build: cell for cell, build in reversed(builds.items())}
-    models: dict[str, PreTrainedModel] = {}
+    timed: dict[str, tuple[Cell, Callable[[], Runnable]]] = {}
+    for cell, record in records.items():
+        folders = (store.path(cell), store.path(teachers[cell]))
+        timed.setdefault(builds[cell], (cell, partial(work.read_model, cell, sources, *folders)))
+        for form, export in record.exports.items():
+            if not export.message:
+                load = partial(exports.load, cell, form, sources, *folders)
+                timed.setdefault(f"{builds[cell]} {form}", (cell, load))
+    models: dict[str, Runnable] = {}
     memory: dict[str, float | None] = {}
     compared: dict[str, str] = {}
-    for place, (build, cell) in enumerate(timed.items()):
-        teacher = dense[cell.origin, cell.task]
-        load = partial(work.read_model, cell, sources, store.path(cell), store.path(teacher))
+    for place, (build, (cell, read)) in enumerate(timed.items()):
         try:
-            models[build], memory[build] = latency.load_and_measure(load)
+            models[build], memory[build] = latency.load_and_measure(read)
         except InputError as error:
             raise WorkError(f"{cell} cannot be timed: {error}") from None
-        compared[build] = builds[teacher]
+        compared[build] = builds[teachers[cell]]
         watch.progress("measuring memory", place + 1, len(timed))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     phase = digest([now, sorted(cell.key for cell in records)])[:12]
     timings = latency.time_models(models, compared, phase, sources.grid.latency_rounds, watch.progress)
+    figures = {name: {"latency": timings[name], "peak_memory": memory[name]} for name in timings}
     for cell, record in records.items():
         build = builds[cell]
-        store.write(cell, record.model_copy(update={"latency": timings[build], "peak_memory": memory[build]}))
+        made = {
+            form: export if export.message else export.model_copy(update=figures[f"{build} {form}"])
+            for form, export in record.exports.items()
+        }
+        store.write(cell, record.model_copy(update={**figures[build], "exports": made}))
 
 
 def _build(cell: Cell, sources: Sources) -> str:

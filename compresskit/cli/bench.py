@@ -14,7 +14,7 @@ from compresskit.cli.common import begin, err, out, prepare, print_notes
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
-    from compresskit.benchmark.runner import BenchResult
+    from compresskit.benchmark.runner import BenchResult, Executor
 
 #: What ``--quick`` replaces, where the flag itself is not given.
 QUICK = {"ratios": (19.0,), "latency_rounds": 3}
@@ -55,9 +55,15 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
 @click.option("--general-tokens", type=click.IntRange(0), help="Stage 1 of every student; 0: none. Default: 40000.")
 @click.option("--task-epochs", type=float, help="Stage 2 of every student. Default: 1.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of all training. Default: fp32.")
+@click.option(
+    "--export", "exports", callback=_list(str), metavar="A,B", help="Also as onnx, onnx-int8: rows of their own."
+)
 @click.option("--quick", is_flag=True, help="One ratio (19), very short training: a first look in two minutes.")
 @click.option("--output", type=click.Path(path_type=Path), help="Default: reports/local/<recipe or default>.")
 @click.option("--overwrite", is_flag=True, help="Remove cells of another configuration from the output.")
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", help="ray: cells on a Ray cluster.")
+@click.option("--ray-address", metavar="HOST:PORT", help="Of the cluster. Default: the one of this machine.")
+@click.option("--gpus-per-cell", type=click.FloatRange(0), default=0.0, help="On the cluster. Default: 0.")
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. Default: all.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def bench(
@@ -69,6 +75,9 @@ def bench(
     quick: bool,
     general_tokens: int | None,
     task_epochs: float | None,
+    executor: Executor,
+    ray_address: str | None,
+    gpus_per_cell: float,
     **changes: Any,
 ) -> None:
     """Compare methods across ratios: size, speed, and the quality that is kept.
@@ -95,7 +104,8 @@ def bench(
     folder = output or OUTPUT / name
     began = time.monotonic()
     with Screen(err) as screen:
-        result = run(start, output=folder, overwrite=overwrite, watcher=screen, **changes)
+        spread: dict[str, Any] = {"executor": executor, "ray_address": ray_address, "gpus_per_cell": gpus_per_cell}
+        result = run(start, output=folder, overwrite=overwrite, watcher=screen, **spread, **changes)
     _closing_words(result, time.monotonic() - began)
 
 

@@ -26,13 +26,12 @@ class Screen(Watcher):
         self.console = console
         self.cells: Sequence[Cell] = ()
         self.records: dict[Cell, Record] = {}
-        self.now: Cell | None = None
+        self.running: dict[Cell, float] = {}  # with the time at which they were started
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
         self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
         self.all = self.bar.add_task("cells", total=None)
         self.part = self.bar.add_task("reading models and data", total=None)
         self.live = Live(get_renderable=self._draw, console=console, transient=True, refresh_per_second=4)
-        self.began = time.monotonic()
 
     def __enter__(self) -> Screen:
         if self.console.is_terminal:
@@ -53,22 +52,23 @@ class Screen(Watcher):
             self._line(f"{len(cells)} cells, {len(done)} of them finished before")
 
     def started(self, cell: Cell) -> None:
-        self.now, self.began = cell, time.monotonic()
+        self.running[cell] = time.monotonic()
         self.bar.reset(self.part, description=str(cell), total=None)
 
     def says(self, what: str) -> None:
-        self.bar.reset(self.part, description=f"{self.now}: {what}" if self.now else what, total=None)
+        cell = f"{next(iter(self.running))}: " if len(self.running) == 1 else ""
+        self.bar.reset(self.part, description=cell + what, total=None)
 
     def steps(self, done: int, total: int) -> None:
         """Of the training that runs."""
         self.bar.update(self.part, completed=done, total=total)
 
     def finished(self, cell: Cell, record: Record) -> None:
-        new = cell is self.now
-        self.records[cell], self.now = record, None
+        began = self.running.pop(cell, None)
+        self.records[cell] = record
         self.bar.update(self.all, completed=len(self.records))
-        if new and not self.console.is_terminal:
-            seconds = time.monotonic() - self.began
+        if began is not None and not self.console.is_terminal:
+            seconds = time.monotonic() - began
             self._line(f"[{len(self.records)}/{len(self.cells)}] {cell}: {_state(record)} ({seconds:.0f} s)")
 
     def progress(self, what: str, done: int, total: int) -> None:
@@ -87,7 +87,7 @@ class Screen(Watcher):
         table = Table("method", *task_column, *(f"{ratio:g}x" for ratio in ratios), "own ratio")
         rows: dict[tuple[str, str], dict[float | None, list[str]]] = {}
         for cell in self.cells:
-            text = _state(self.records[cell]) if cell in self.records else "..." if cell is self.now else "-"
+            text = _state(self.records[cell]) if cell in self.records else "..." if cell in self.running else "-"
             rows.setdefault((cell.method, cell.task_name), {}).setdefault(cell.ratio, []).append(text)
         for (method, task), states in rows.items():
             shown = [", ".join(states.get(ratio, [])) for ratio in (*ratios, None)]

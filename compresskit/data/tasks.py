@@ -25,7 +25,15 @@ class _Strict(BaseModel):
 
 
 class Hub(_Strict):
-    """Where a task lies on the hub. ``splits`` renames (ours -> theirs), the columns replace the files' ones."""
+    """Where a task lies on the hub.
+
+    Attributes:
+        path: of the data set, ``owner/name``.
+        name: of its configuration, where it has several.
+        splits: our name of a split -> theirs, where they differ.
+        inputs: the text columns, where they are not those of the files.
+        label: the column of the label, where it is not that of the files.
+    """
 
     path: str
     name: str | None = None
@@ -38,7 +46,11 @@ class Task(_Strict):
     """A declared task.
 
     Attributes:
-        kind: ``classification``, ``regression`` or ``spans`` (SQuAD's JSON).
+        version: of this format: 1.
+        name: goes into the names of outputs and tables.
+        description: for readers; `compresskit tasks` shows it.
+        kind: ``classification``, ``regression``, ``spans`` (SQuAD's JSON) or ``similarity``: how near the cosine of two
+            sentence vectors comes to a number; needs no head and is for evaluation only.
         inputs: one or two text columns.
         label: the column of the label.
         labels: label name -> its value in the files, in the order of the class numbers. Default: the sorted values.
@@ -57,7 +69,7 @@ class Task(_Strict):
     version: Literal[1]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
-    kind: Literal["classification", "regression", "spans"] = "classification"
+    kind: Literal["classification", "regression", "spans", "similarity"] = "classification"
     inputs: tuple[str, ...] = Field(min_length=1, max_length=2)
     label: str
     labels: dict[str, str] | None = None
@@ -95,14 +107,20 @@ class Task(_Strict):
                 raise ValueError(f"metric {name} does not fit kind {self.kind}")
         if self.labels is not None and self.kind != "classification":
             raise ValueError(f"labels are for classification, not for {self.kind}")
-        if self.kind == "spans" and len(self.inputs) != 2:
-            raise ValueError("kind spans takes two inputs: question and context")
+        if self.kind in ("spans", "similarity") and len(self.inputs) != 2:
+            what = "question and context" if self.kind == "spans" else "two sentences"
+            raise ValueError(f"kind {self.kind} takes two inputs: {what}")
         return self
 
     @property
     def primary(self) -> str:
         """The metric by which students are compared with teachers."""
         return self.metrics[0]
+
+    @property
+    def evaluation_only(self) -> bool:
+        """Whether nothing can be trained on it."""
+        return bool(self.transfer_of) or self.kind == "similarity"
 
 
 @dataclass(frozen=True)
@@ -184,8 +202,9 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
     Raises:
         InputError: missing folder, file or column, bad line, unknown label, empty file; a transfer asked for training.
     """
-    if train and task.transfer_of:
-        raise InputError(f"task {task.name}: is for evaluation only (of models for {' or '.join(task.transfer_of)})")
+    if train and task.evaluation_only:
+        of = f"models for {' or '.join(task.transfer_of)}" if task.transfer_of else "sentence vectors"
+        raise InputError(f"task {task.name}: is for evaluation only (of {of})")
     if folder is not None and not folder.is_dir():
         raise InputError(f"data {folder}: no such folder")
     notes: list[str] = []
@@ -323,7 +342,7 @@ def _split(task: Task, rows: files.Rows, about: Split, labels: Sequence[str]) ->
         value = row.get(task.label)
         if task.kind == "spans":
             targets.append(squad.Answers.of(row))
-        elif task.kind == "regression":
+        elif task.kind in ("regression", "similarity"):
             targets.append(_number(value, f"{where}: column {task.label!r}"))
         elif str(value) not in by_value:
             raise InputError(f"{where}: unknown label {value!r}; known: {', '.join(by_value)}")

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from transformers import PreTrainedModel
+
 from compresskit import __version__
 from compresskit.api import to_dense
 from compresskit.errors import InputError, WorkError, unknown
@@ -80,17 +82,29 @@ def export(
         raise InputError("an opset is for the formats onnx and onnx-int8")
     if opset is not None and opset not in OPSETS:
         raise InputError(f"opset {opset}: can be written from {OPSETS[0]} to {OPSETS[-1]}")
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if format != "dense" and missing:
-        raise InputError(f"format {format}: {', '.join(missing)} missing; install the extra 'onnx' (compresskit[onnx])")
+    check_extra(format)
     folder = Path(output)
     outputs.check_output(folder, overwrite)
     if folder.resolve() == Path(model).resolve():
         raise InputError(f"output {output}: is the model itself; choose another")
     read = checkpoints.read(model, compressed=True)
+    return write(read, folder, format, opset=opset, overwrite=overwrite)
+
+
+def check_extra(format: Format) -> None:
+    """Refuse a format whose packages are not installed. Raises InputError."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if format != "dense" and missing:
+        raise InputError(f"format {format}: {', '.join(missing)} missing; install the extra 'onnx' (compresskit[onnx])")
+
+
+def write(
+    read: Checkpoint, folder: Path, format: Format, *, opset: int | None = None, overwrite: bool = False
+) -> Exported:
+    """:func:`export` of a checkpoint that was read already; one that is not compressed may become ONNX too."""
     size = 4 * count_parameters(read.model)
     if format != "dense" and size >= _LARGEST_FILE:
-        raise InputError(f"model {model}: {size / 1e9:.1f} GB in float32; an ONNX file holds up to 2.1 GB")
+        raise InputError(f"model {read.origin}: {size / 1e9:.1f} GB in float32; an ONNX file holds up to 2.1 GB")
     with outputs.output_folder(folder, overwrite) as temporary:
         if format == "dense":
             record, notes = _write_dense(read, temporary), _left_out(read)
@@ -129,16 +143,8 @@ def _left_out(read: Checkpoint) -> tuple[str, ...]:
 
 
 def _write_onnx(read: Checkpoint, folder: Path, int8: bool, opset: int) -> dict[str, Any]:
-    import onnx_ir
-
-    from compresskit.exporting.graph import to_graph
-    from compresskit.exporting.int8 import to_int8
-
     assert read.folder is not None  # it was read from there
-    graph = to_graph(read.model, opset)
-    if int8:
-        to_int8(graph)
-    onnx_ir.save(graph, folder / GRAPH)
+    write_graph(read.model, folder / GRAPH, int8, opset)
     compared = agreement(read.model, in_onnxruntime(folder / GRAPH))
     for name, found in compared.items():
         if not int8 and not found["largest difference"] <= TOLERANCE * max(1.0, found["largest value"]):
@@ -158,6 +164,19 @@ def _write_onnx(read: Checkpoint, folder: Path, int8: bool, opset: int) -> dict[
         "megabytes": _megabytes(read, [folder / GRAPH]),
         "versions": _versions("torch", "transformers", *_PACKAGES),
     }
+
+
+def write_graph(model: PreTrainedModel, path: Path, int8: bool, opset: int = OPSET) -> None:
+    """The model as an ONNX file, with weights in float32 or in 8 bits. Raises WorkError: it cannot be traced."""
+    import onnx_ir
+
+    from compresskit.exporting.graph import to_graph
+    from compresskit.exporting.int8 import to_int8
+
+    graph = to_graph(model, opset)
+    if int8:
+        to_int8(graph)
+    onnx_ir.save(graph, path)
 
 
 def _megabytes(read: Checkpoint, written: list[Path]) -> dict[str, float | None]:

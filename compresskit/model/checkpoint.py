@@ -108,6 +108,8 @@ def read(
         raise InputError(f"{folder}: cannot be loaded: {one_line(error)}") from None
     if not is_compressed(loaded):
         check_supported(loaded)
+    # Belongs to a file in the folder it was read from (`push --auto-map`), which no output holds.
+    vars(loaded.config).pop("auto_map", None)
     notes = _check_missing(loaded, sorted(info["missing_keys"]), folder, adopt)
     check_finite(loaded)
     kept = _kept(loaded, stored)

@@ -26,8 +26,15 @@ class _Strict(BaseModel):
 
 
 class Rule(BaseModel):
-    """What to do with some targets: chosen by ``role``, by ``match`` (a regular expression searched in the module
-    name), or both. Remaining keys are the method's own options; without any, the planner chooses under ``ratio``.
+    """What to do with some targets. Remaining keys are the method's own options; without any, the planner chooses
+    under ``ratio``.
+
+    Attributes:
+        method: a registered method; ``dense`` leaves the targets as they are, ``auto`` takes the method with the least
+            error for each group.
+        role: one role or several; ``role``, ``match`` or both are needed.
+        match: a regular expression searched in module names, e.g. ``layer.0.*dense``.
+        optional: whether the rule may take nothing; otherwise that is an error.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -88,7 +95,12 @@ class Rule(BaseModel):
 
 
 class Distill(_Strict):
-    """Defaults for distilling a student made by this recipe."""
+    """Defaults for distilling a student made by this recipe.
+
+    Attributes:
+        general: of stage 1, any text.
+        task: of stage 2, a task's rows.
+    """
 
     general: Stage | None = None
     task: Stage | None = None
@@ -98,8 +110,19 @@ class Recipe(_Strict):
     """A whole recipe. Either ``ratio`` with rules that only name methods, or explicit shapes in every rule.
 
     Attributes:
+        version: of this format: 1.
+        name: goes into the names of outputs and tables.
+        description: for readers; `compresskit methods` shows it.
+        ratio: dense parameters / compressed parameters of the whole model; left out where rules give shapes.
+        allocation: ``uniform``: every matrix about equally much smaller. ``error``: parameters where they save most
+            error.
+        objective: ``size``: parameters alone count. ``latency``: of equally small plans the one estimated fastest;
+            with allocation ``uniform`` only.
+        allow_slow: take shapes that cost more than 1.1 times the dense FLOPs too.
         calibration_tokens: of a text that factors are fitted to, so that outputs are kept; 0: to the weights alone.
         calibration_sha256: of that text where a plan was written down; with another text a plan says so.
+        rules: the first one that applies to a matrix wins; matrices of no rule stay dense.
+        distill: what ``distill`` takes for this student where the command line says nothing.
     """
 
     version: Literal[1]

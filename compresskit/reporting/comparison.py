@@ -33,7 +33,7 @@ def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
     deviation; NaN for one seed), ``seeds``, ``status`` and, where something failed, the first ``message``.
 
     ``pareto`` marks rows to which no other of the same model and task is at least equal in ratio and kept and better
-    in one; ``best`` the highest kept of the students at one asked ratio.
+    in one; ``best`` the highest kept of the students at one asked ratio. Exports take no part in either.
     """
     rows = []
     for group, cells in frame.groupby(_GROUP, dropna=False, sort=False):
@@ -48,7 +48,7 @@ def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(rows).reindex(columns=[*_GROUP, *_MEANS, "kept_spread", "seeds", "status", "message"])
     table["pareto"] = False
     table["best"] = False
-    for _, cells in table.groupby(["model", "task"], sort=False):
+    for _, cells in table[table["kind"] != "export"].groupby(["model", "task"], sort=False):
         table.loc[pareto(cells["ratio"], cells["score_kept"]), "pareto"] = True
         students = cells[(cells["kind"] == "student") & cells["score_kept"].notna()]
         for _, same in students.groupby("ratio_asked"):

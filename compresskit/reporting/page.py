@@ -87,7 +87,7 @@ def _against_speed(table: pd.DataFrame) -> go.Figure | None:
 
 
 def _figure(table: pd.DataFrame, x: str, label: str, title: str, *, log: bool) -> go.Figure | None:
-    rows = table[table[x].notna() & table["score_kept"].notna()]
+    rows = table[table[x].notna() & table["score_kept"].notna() & (table["kind"] != "export")]
     if rows.empty:
         return None
     figure = go.Figure()

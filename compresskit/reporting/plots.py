@@ -30,7 +30,8 @@ def styles(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
 def draw(found: Sequence[tuple[str, pd.DataFrame]], errors: pd.DataFrame, folder: Path) -> list[tuple[str, str]]:
     """Write the pictures; returns (file name, what it shows) of those that there was something to draw for."""
     made = []
-    for title, table in found:
+    for title, cells in found:
+        table = cells[cells["kind"] != "export"]  # the same models once more
         slug = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")
         if table["score_kept"].notna().any():
             _kept_against_ratio(title, table).savefig(folder / f"kept-{slug}.png", dpi=140)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,19 @@ BATCH_SIZE = 32
 Progress = Callable[[str, int, int], None]
 
 
+class Runnable(Protocol):
+    """A transformers model, or what is called like one and gives its outputs by their names."""
+
+    config: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must lie."""
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """The outputs."""
+
+
 def score(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -34,11 +47,15 @@ def score(
     *,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
+    run: Runnable | None = None,
 ) -> dict[str, dict[str, float]]:
     """Every metric on every split but ``train``: ``{split: {metric: score}}``, all as fractions, in the model's dtype.
 
     A task with ``transfer_of`` is scored with the labels of the model's own task: the probabilities of labels that mean
     the same here are added up. In a group of processes each one predicts its share, and all get the result.
+
+    Args:
+        run: computes the outputs in the place of ``model``, which then only says what they mean.
 
     Raises:
         InputError: the model's head or its labels do not fit the task.
@@ -47,7 +64,7 @@ def score(
     model.eval()
     try:
         return {
-            name: _score_split(model, tokenizer, data, split, max_length, batch_size, progress)
+            name: _score_split(model, tokenizer, data, split, max_length, batch_size, progress, run or model)
             for name, split in data.splits.items()
             if name != TRAIN
         }
@@ -63,11 +80,12 @@ def _score_split(
     max_length: int,
     batch_size: int,
     progress: Progress | None,
+    run: Runnable,
 ) -> dict[str, float]:
     task = data.task
     check_head(task, model)
     dataset = encode(task, split, tokenizer, max_length)
-    outputs = predict(model, tokenizer, dataset, batch_size, progress)
+    outputs = predict(run, tokenizer, dataset, batch_size, progress)
     if task.kind == "spans":
         allow_none = any(not target.texts for target in split.targets)
         columns = {name: dataset[name] for name in ("example", "offsets")}
@@ -89,7 +107,7 @@ def _score_split(
 
 
 def predict(
-    model: PreTrainedModel, tokenizer: Any, dataset: Dataset, batch_size: int, progress: Progress | None = None
+    model: Runnable, tokenizer: Any, dataset: Dataset, batch_size: int, progress: Progress | None = None
 ) -> dict[str, list[np.ndarray]]:
     """Logits of every sequence, in the data set's order; computed in batches of similar length, without padding work
     that a shorter batch would not have.
@@ -101,13 +119,12 @@ def predict(
     inputs = dataset.select_columns(columns)
     order = np.argsort(-np.asarray(dataset["length"]), kind="stable")[state.process_index :: state.num_processes]
     collate = DataCollatorWithPadding(tokenizer)
-    device = next(model.parameters()).device
     found: list[tuple[int, dict[str, np.ndarray]]] = []
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size].tolist()
             batch = collate([inputs[row] for row in rows])
-            output = model(**{key: value.to(device) for key, value in batch.items()})
+            output = model(**{key: value.to(model.device) for key, value in batch.items()})
             logits = {key: _array(value) for key, value in output.items() if key.endswith("logits")}
             found += [(row, {key: value[i] for key, value in logits.items()}) for i, row in enumerate(rows)]
             if progress is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.quantizer import is_compressed, quantizer_of
+from compresskit.model.sentence import pooling
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import FINE_TUNING, StageName
 from compresskit.training.evaluation import Progress, score
 from compresskit.training.job import Job, Result, sequence_length
 from compresskit.training.objective import check_fit
 from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
+from compresskit.training.similarity import score_similarity
 from compresskit.training.working_folder import working_folder
 from compresskit.validation import validate
 
@@ -165,7 +168,9 @@ def evaluate(
     """Score a model, dense or compressed, on a task: every metric on every split but ``train``.
 
     Args:
-        model: a model, folder or hub id with a head for the task (or for one whose transfer the task is).
+        model: a model, folder or hub id with a head for the task (or for one whose transfer the task is). A task of
+            kind ``similarity`` needs no head: sentence vectors are the mean over the tokens of the last layer, or the
+            first token where the folder is a sentence-transformers model that takes it.
         task, data, tokenizer, progress: as for :func:`finetune`.
         max_length: tokens; default: the task's own.
         batch_size: sequences at a time.
@@ -184,14 +189,18 @@ def evaluate(
     read = _read(model, compressed=None)
     words = find_tokenizer(tokenizer, read)
     length = sequence_length(max_length, declared, read)
-    check_head(declared, read.model)
+    scoring: Callable[..., dict[str, dict[str, float]]] = score
+    if declared.kind == "similarity":
+        scoring = partial(score_similarity, pooling=pooling(read.folder))
+    else:
+        check_head(declared, read.model)
     notes = [*read.notes, *examples.notes]
     if declared.kind == "classification":
         note = map_labels(declared, examples.labels, read.model).note
         notes += [note] if note else []
     moved: Any = read.model
     moved.float().to(options.torch_device)
-    scores = score(moved, words, examples, length, batch_size=batch_size, progress=progress)
+    scores = scoring(moved, words, examples, length, batch_size=batch_size, progress=progress)
     record = {"model": read.origin, "task": declared.name, "data": examples.record(), "scores": scores, "notes": notes}
     return Result(read.model, record, notes=tuple(notes))
 

@@ -1,0 +1,205 @@
+"""Benchmarks with exports: rows in ONNX Runtime beside those in torch."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import Run, tiny_bench, tiny_model
+from transformers import AutoModel
+
+from compresskit import InputError
+from compresskit.benchmark import runner
+from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.quality import find_passages
+from compresskit.benchmark.report import command
+from compresskit.benchmark.runner import BenchResult
+from compresskit.benchmark.sources import Sources
+from compresskit.benchmark.store import Store
+from compresskit.errors import WorkError
+from compresskit.exporting import formats
+
+
+def find(result: BenchResult, method: str) -> Any:
+    return next(record for record in result.records if record.method == method)
+
+
+def folder_of(result: BenchResult, method: str) -> Path:
+    (folder,) = (result.folder / "cells").glob(f"model-{method}*-seed0-*")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(bench_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> BenchResult:
+    """Without labels; exports are asked for once the cells are finished."""
+    output = tmp_path_factory.mktemp("exports") / "out"
+    baselines = ("dense", "int8", "half-layers")
+    first = tiny_bench(bench_folder, output, baselines=baselines)
+    assert all(not record.exports for record in first.records)
+    models = [path.stat().st_mtime_ns for path in sorted(output.glob("cells/*/model/model.safetensors"))]
+    again = tiny_bench(bench_folder, output, baselines=baselines, exports=("onnx-int8",))
+    assert [p.stat().st_mtime_ns for p in sorted(output.glob("cells/*/model/model.safetensors"))] == models
+    return again
+
+
+def test_every_model_but_int8_is_exported_and_timed_with_the_others(whole: BenchResult) -> None:
+    forms = {record.method: list(record.exports) for record in whole.records}
+    assert forms == {
+        "dense": ["onnx", "onnx-int8"], "int8": [], "half-layers": ["onnx-int8"], "low-rank": ["onnx-int8"],
+    }  # fmt: skip
+    phases = {record.latency.phase for record in whole.records}
+    for record in whole.records:
+        for form, export in record.exports.items():
+            file = folder_of(whole, record.method) / form / "model.onnx"
+            assert export.megabytes == file.stat().st_size / 1e6
+            assert export.latency.batches["1"].milliseconds > 0
+            assert export.latency.batches["32"].speedup > 0
+            phases.add(export.latency.phase)
+    assert len(phases) == 1
+    student = find(whole, "low-rank")
+    assert student.exports["onnx-int8"].megabytes < student.megabytes
+    assert student.exports["onnx-int8"].score == pytest.approx(student.score, abs=0.02)
+    assert find(whole, "dense").exports["onnx"].score == pytest.approx(1, abs=1e-4)
+
+
+def test_quality_is_that_of_onnx_runtime(whole: BenchResult, bench_folder: Path) -> None:
+    """Sentence similarity by hand: the file in ONNX Runtime against the dense model in torch."""
+    sources = Sources(Store(whole.folder).grid().model_copy(update={
+        "models": (str(bench_folder / "model"),), "text": str(bench_folder / "text.txt"),
+    }))  # fmt: skip
+    origin = str(bench_folder / "model")
+    passages = find_passages(sources.corpus("held-out"), sources.tokenizer(origin), 40)
+    tokens = passages.tokens
+    session = onnxruntime.InferenceSession(folder_of(whole, "low-rank") / "onnx-int8" / "model.onnx")
+    inputs = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "token_type_ids": torch.zeros_like(tokens),
+    }
+    (ours,) = session.run(["last_hidden_state"], {name: ids.numpy() for name, ids in inputs.items()})
+    with torch.no_grad():
+        theirs = AutoModel.from_pretrained(bench_folder / "model")(input_ids=tokens).last_hidden_state.numpy()
+    ours, theirs = (vectors.mean(1) - vectors.mean((0, 1)) for vectors in (ours, theirs))
+    cosines = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
+    export = find(whole, "low-rank").exports["onnx-int8"]
+    assert export.score == export.scores["sentence similarity"] == pytest.approx(float(cosines.mean()), abs=1e-4)
+
+
+def test_report(whole: BenchResult, run: Run) -> None:
+    with (whole.folder / "results.csv").open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 8
+    exported = rows["low-rank onnx-int8"]
+    assert (exported["kind"], exported["status"], exported["ratio_asked"]) == ("export", "finished", "3.0")
+    assert float(exported["megabytes"]) < float(rows["low-rank"]["megabytes"])
+    assert exported["seconds_distill"] == exported["error"] == ""  # not measured on the file
+    text = (whole.folder / "README.md").read_text()
+    kept = find(whole, "low-rank").exports["onnx-int8"].score / find(whole, "dense").score
+    assert f"| low-rank onnx-int8 | {100 * kept:.1f} % |" in text  # never the bold one: the same student once more
+    assert f"ONNX Runtime {onnxruntime.__version__}" in text
+    assert command(Grid(exports=("onnx-int8",))) == "compresskit bench --export onnx-int8"
+    assert "dense onnx" in (whole.folder / "index.html").read_text()
+    before = (whole.folder / "README.md").read_bytes()
+    assert run("report", whole.folder).code == 0
+    assert (whole.folder / "README.md").read_bytes() == before
+
+
+def one_layer(bench_folder: Path, folder: Path, head: str = "base") -> tuple[str, ...]:
+    """A checkpoint with one layer: every layer adds seconds to an export."""
+    tiny_model(head=head, num_hidden_layers=1).save_pretrained(folder)
+    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bench_folder / "model" / file, folder)
+    return (str(folder),)
+
+
+@pytest.mark.slow
+def test_task_quality_and_a_tied_head_without_labels(bench_folder: Path, tmp_path: Path) -> None:
+    stages = {"max_length": 32, "learning_rate": 3e-3, "epochs": 6}
+    result = tiny_bench(
+        bench_folder,
+        tmp_path / "task",
+        models=one_layer(bench_folder, tmp_path / "model"),
+        tasks=("sst2",),
+        data=str(bench_folder / "data"),
+        general=False,
+        teacher=stages,
+        task=stages,
+        exports=("onnx",),
+    )
+    for record in result.records:
+        assert record.exports["onnx"].score == pytest.approx(record.score, abs=0.02)
+        assert record.exports["onnx"].score == record.exports["onnx"].scores["dev"]["accuracy"]
+    words = one_layer(bench_folder, tmp_path / "words-model", "masked-lm")
+    result = tiny_bench(bench_folder, tmp_path / "words", models=words, methods=("tucker",), exports=("onnx",))
+    for record in result.records:
+        assert record.exports["onnx"].score == pytest.approx(record.score, abs=1e-3)
+
+
+def broken(*_: Any, **__: Any) -> None:
+    raise WorkError("no luck")
+
+
+@pytest.mark.slow
+def test_failed_export_is_a_row_and_tried_again(
+    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = one_layer(bench_folder, tmp_path / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr(formats, "write_graph", broken)
+        result = tiny_bench(bench_folder, tmp_path / "out", models=models, exports=("onnx",))
+        assert [record.status for record in result.records] == ["finished", "finished"]
+        assert len(result.failed) == 2
+        text = (result.folder / "README.md").read_text()
+        assert "- low-rank onnx 3x: failed: no luck" in text
+        assert "| low-rank onnx | failed |" in text
+    phase = result.records[0].latency.phase
+    again = tiny_bench(bench_folder, tmp_path / "out", models=models, exports=("onnx",))
+    assert not again.failed
+    assert {record.exports["onnx"].latency.phase for record in again.records}.isdisjoint({phase, None})
+    assert "no luck" not in (again.folder / "README.md").read_text()
+
+
+def test_a_missing_extra_is_refused_before_any_cell(
+    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else object())
+    monkeypatch.setattr(runner, "_run_all", lambda *_: pytest.fail("a cell ran"))
+    with pytest.raises(InputError, match="format onnx-int8: onnxscript missing; install the extra 'onnx'"):
+        tiny_bench(bench_folder, tmp_path / "out", exports=("onnx-int8",))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="exports"):
+        tiny_bench(bench_folder, tmp_path / "out", exports=("onnx-int4",))
+
+
+def test_dropped_exports_leave_the_table_with_the_next_phase(
+    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "write_graph", lambda *_: 1 / 0)  # not an error of ours, a row all the same
+    first = tiny_bench(bench_folder, tmp_path / "out", exports=("onnx",))
+    found = [record.exports["onnx"].message for record in first.records]
+    assert found == ["ZeroDivisionError: division by zero"] * 2
+    assert "ZeroDivisionError" in (folder_of(first, "low-rank") / "error.txt").read_text()
+    more = tiny_bench(bench_folder, tmp_path / "out", ratios=(3.0, 2.0))
+    assert [record.exports for record in more.records] == [{}, {}, {}]
+
+
+def test_models_without_token_types_run_in_onnx_runtime(tmp_path: Path) -> None:
+    """Inputs that a graph does not read are left out, token types that are not given are zeros."""
+    from compresskit.benchmark.exports import OnnxModel
+
+    for family in ("distilbert", "bert"):
+        model = tiny_model(family, **{"n_layers" if family == "distilbert" else "num_hidden_layers": 1})
+        formats.write_graph(model, tmp_path / f"{family}.onnx", False)
+        onnx = OnnxModel(tmp_path / f"{family}.onnx", model.config)
+        ids = torch.randint(5, 499, (2, 9))
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        extra = {"token_type_ids": torch.zeros_like(ids)} if family == "distilbert" else {}
+        with torch.no_grad():
+            expected = model(**given).last_hidden_state
+        torch.testing.assert_close(onnx(**given, **extra)["last_hidden_state"], expected, rtol=1e-4, atol=1e-4)
