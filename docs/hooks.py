@@ -85,7 +85,7 @@ def _methods() -> str:
 
     parts = []
     for name, method in decomposers().items():
-        about = inspect.cleandoc(method.options_type.__doc__ or "")
+        about = inspect.cleandoc(method.options_type.__doc__ or "").partition("\n\nAttributes:")[0]
         parts.append(f"### {name}\n\n{method.summary}\n\n{_plain(about)}\n\n{_keys(method.options_type)}")
     return "\n\n".join(parts)
 

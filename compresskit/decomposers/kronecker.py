@@ -72,8 +72,13 @@ class KroneckerSpec(Spec):
 class KroneckerOptions(Options):
     """Recipe options: one factor's shape (``a`` or ``b``, or ``n`` for a row B); the other follows by division.
 
-    ``swap_for_output`` transposes the given shape for matrices with fewer rows than columns (the second FFN linear),
-    as the paper does.
+    Attributes:
+        a: rows and columns of A.
+        b: rows and columns of B.
+        n: columns of a B with one row, as for embeddings.
+        terms: products that are summed.
+        swap_for_output: transpose the given shape for matrices with fewer rows than columns (the second FFN linear), as
+            the paper does.
     """
 
     a: Pair | None = None

@@ -49,7 +49,11 @@ class LowRankSpec(Spec):
 
 
 class LowRankOptions(Options):
-    """Recipe options: ``rank``."""
+    """Recipe options.
+
+    Attributes:
+        rank: columns of A, rows of B.
+    """
 
     rank: int | None = Field(default=None, ge=1)
 

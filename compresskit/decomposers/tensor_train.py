@@ -72,7 +72,12 @@ class TensorTrainSpec(Spec):
 
 
 class TensorTrainOptions(Options):
-    """Recipe options: ``ranks``, and ``blocks`` (default: what the planner offers)."""
+    """Recipe options.
+
+    Attributes:
+        blocks: rows and columns of blocks that a matrix is cut into; default: what the planner offers.
+        ranks: of the two bonds, output side first; needed.
+    """
 
     blocks: tuple[int, int] | None = None
     ranks: tuple[int, int] | None = Field(default=None)

@@ -63,7 +63,12 @@ class TuckerSpec(Spec):
 
 
 class TuckerOptions(Options):
-    """Recipe options: ``rank_out``, ``rank_in``."""
+    """Recipe options: one rank or both; a side without one keeps its full size.
+
+    Attributes:
+        rank_out: of the factor on the output side.
+        rank_in: of the factor on the input side.
+    """
 
     rank_out: int | None = Field(default=None, ge=1)
     rank_in: int | None = Field(default=None, ge=1)
