@@ -32,6 +32,7 @@ bench-speed: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/contraction.py
+	$(BIN)/python benchmarks/profile_layers.py
 	$(BIN)/python benchmarks/compress.py
 	$(BIN)/python benchmarks/memory.py
 
