@@ -141,7 +141,8 @@ def least_error(
         least, unit = _total(best, "penalty"), _total(best, "penalty") / max(_total(best, "time"), 1.0)
         for price in unit * _PRICES:
             tried = _cheapest(blocks, found, budget, slack, float(price))
-            if _total(tried, "penalty") > (1 + _GIVEN_UP) * least:
+            small = _total(tried, "parameters") * (1 + slack) < budget  # less is faster, but it was not asked for
+            if small or _total(tried, "penalty") > (1 + _GIVEN_UP) * least:
                 break
             best = min(best, tried, key=lambda options: _total(options, "time"))
     return [pick for option in best for pick in option.picks]
