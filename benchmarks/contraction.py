@@ -140,7 +140,8 @@ def picks(cases: Sequence[Case], constants: dict[str, float]) -> list[float]:
 
 def worst(cases: Sequence[Case], constants: dict[str, float], count: int = 8) -> list[tuple[str, ...]]:
     """Rows of the cases with the largest losses."""
-    order = np.argsort(picks(cases, constants))[::-1][:count]
+    losses = np.array(picks(cases, constants))
+    order = [index for index in np.argsort(losses)[::-1][:count] if losses[index] > 0]
     rows = []
     for case_ in (cases[index] for index in order):
         m1, n1, m2, n2, terms = case_.shape

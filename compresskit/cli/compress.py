@@ -110,8 +110,14 @@ def compress(
     show(dense, plan, megabytes)
     out.print(f"Written to {folder}/ (weights, tokenizer, recipe.yaml, compression.json, model card)", markup=False)
     teacher = f"--teacher {model} " if model else ""
+    methods = {assignment.method for assignment in plan.assignments}
     out.print(
-        ("" if asked.calibration_tokens else "Nearer to the original at the same size: --calibration\n")
+        # Not for Kronecker products, which lose by it (docs/results.md).
+        (
+            "Nearer to the original at the same size: --calibration\n"
+            if not asked.calibration_tokens and methods & {"low-rank", "tensor-train"}
+            else ""
+        )
         + f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
         f"  compresskit distill {teacher}--student {folder} --text FILE --output {folder}-general\n"
         f"Load it:\n  python -c \"import compresskit; model = compresskit.load('{folder}')\"",

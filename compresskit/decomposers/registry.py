@@ -123,5 +123,5 @@ def get(name: str) -> Decomposer:
     if name in _broken:
         raise InputError(f"method {name!r} cannot be loaded: {_broken[name]}")
     if name not in known:
-        raise unknown("method", name, known)
+        raise unknown("method", name, [*known, AUTO])
     return known[name]

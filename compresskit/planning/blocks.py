@@ -82,7 +82,10 @@ def _partitions(tasks: Sequence[Task]) -> Block:
         raise InputError(
             f"methods {', '.join(by_method)} group {', '.join(sorted(everything))} in ways that do not fit"
         )
-    return [[part for names, part in parts.items() if names in partition] for partition in sorted(whole, key=len)]
+    return [
+        [part for names, part in parts.items() if names in partition]
+        for partition in sorted(whole, key=lambda names: (len(names), sorted(map(sorted, names))))
+    ]
 
 
 class _Option(NamedTuple):

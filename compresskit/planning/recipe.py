@@ -159,7 +159,7 @@ class Recipe(_Strict):
                     "give shapes in all rules, or a ratio and shapes in none"
                 )
         if self.allocation != "error" and any(rule.method == AUTO for rule in self.rules):
-            raise InputError(f"recipe {self.name}: method auto chooses by error: set allocation to error")
+            raise InputError(f"recipe {self.name}: method auto chooses by error: the allocation must be error")
         if self.objective == "latency" and self.explicit:
             raise InputError(f"recipe {self.name}: explicit shapes leave objective latency nothing to choose: drop one")
         if self.explicit and self.ratio is not None:

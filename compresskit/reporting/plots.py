@@ -10,6 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from compresskit.decomposers.base import AUTO
+from compresskit.decomposers.registry import decomposers
 from compresskit.reporting.comparison import pareto
 
 #: Okabe and Ito's colours, which most eyes tell apart; baselines are grey.
@@ -19,9 +21,11 @@ GREY = "#6b7280"
 
 
 def styles(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """Colour and marker of every method, students in order, baselines grey."""
-    students = list(dict.fromkeys(table[table["kind"] == "student"]["method"]))
-    found = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(students)}
+    """Colour and marker of every method, the same in every report for registered ones; baselines grey."""
+    students = dict.fromkeys(table[table["kind"] == "student"]["method"])
+    everyone = dict.fromkeys([*sorted(decomposers()), AUTO, *students])
+    looks = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(everyone)}
+    found = {name: looks[name] for name in students}
     for i, name in enumerate(dict.fromkeys(table[table["kind"] == "baseline"]["method"])):
         found[name] = (GREY, MARKERS[-1 - i % len(MARKERS)])
     return found
