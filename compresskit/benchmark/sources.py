@@ -164,7 +164,7 @@ class Sources:
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe without newer fields where they say the usual: keys from before they existed stay valid."""
-    newer = {"objective", "calibration_tokens"}
+    newer = {"objective", "calibration_tokens", "calibration_sha256"}
     plain = recipe.model_dump(mode="json", exclude=newer)
     return plain | recipe.model_dump(mode="json", include=newer, exclude_defaults=True)
 
