@@ -66,8 +66,8 @@ def render(store: Store) -> tuple[Record, ...]:
     facts = _facts(records, grid, store.missing())
     title = _title(records)
     write_text(folder / "results.csv", cells.map(cell).to_csv(index=False))
-    plain = [record.model_dump(mode="json") for record in records]
-    data = {"format_version": FORMAT_VERSION, "grid": grid.model_dump(mode="json"), "records": plain}
+    rows = [record.model_dump(mode="json") for record in records]
+    data = {"format_version": FORMAT_VERSION, "grid": grid.model_dump(mode="json"), "records": rows}
     write_text(folder / "results.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / "table.tex", "\n".join(f"% {name}\n{comparison.latex(table)}" for name, table in found))
     plain_grid = {"version": 1} | grid.model_dump(mode="json", exclude_defaults=True)

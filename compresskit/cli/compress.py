@@ -115,7 +115,7 @@ def compress(
         # Not for Kronecker products, which lose by it (docs/results.md).
         (
             "Nearer to the original at the same size: --calibration\n"
-            if not asked.calibration_tokens and methods & {"low-rank", "tensor-train"}
+            if not asked.calibration_tokens and methods != {"kronecker"}
             else ""
         )
         + f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"

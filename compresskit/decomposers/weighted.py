@@ -229,7 +229,7 @@ def under_the_mean(weights: Sequence[Tensor], second_moments: Sequence[Tensor]) 
     factor = torch.linalg.cholesky(mean)
     matrices = []
     for weight, moment in zip(weights, second_moments, strict=True):
-        size = torch.tensor(seen(weight, moment).energy).clamp_min(0).sqrt()
+        size = torch.tensor(seen(weight, moment).energy, dtype=torch.float64).clamp_min(0).sqrt()
         matrices.append(weight.double() @ factor * linalg.safe_inverse(size))
     return factor, matrices
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from huggingface_hub import ModelCard, ModelCardData
 
 from compresskit.data import EMBEDDED
@@ -58,7 +60,7 @@ def _flags(checkpoint: Checkpoint, plan: Plan) -> str:
     """What the command of the card needs beside model and recipe."""
     flags = f" --as {checkpoint.as_class}" if checkpoint.as_class else ""
     if plan.calibration is not None and plan.calibration["text"]["source"] != EMBEDDED:
-        flags += f" --calibration {plan.calibration['text']['source']}"
+        flags += f" --calibration {shlex.quote(plan.calibration['text']['source'])}"
     return flags
 
 
