@@ -169,6 +169,25 @@ def test_half_precision_is_trained_in_fp32_and_stored_as_it_was(bench_folder: Pa
     assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
 
 
+def test_bf16_computes_teacher_and_student_in_bf16(bench_folder: Path) -> None:
+    dtypes: dict[str, set[torch.dtype]] = {"teacher": set(), "student": set()}
+
+    class Watch(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            for who, model in models.items():
+                query = next(module for name, module in model.named_modules() if name.endswith("query"))
+                query.register_forward_hook(lambda _, __, output, who=who: dtypes[who].add(output.dtype))
+
+    teacher = transformers.AutoModelForSequenceClassification.from_pretrained(bench_folder / "teacher")
+    models = {"teacher": teacher, "student": compresskit.compress(teacher, method="low-rank", ratio=3)}
+    compresskit.distill(
+        models["student"], teacher, data=bench_folder / "data", max_steps=2, precision="bf16", callbacks=[Watch()],
+        tokenizer=transformers.AutoTokenizer.from_pretrained(bench_folder / "model"), **TASK,
+    )  # fmt: skip
+    assert dtypes["teacher"] == {torch.bfloat16}
+    assert dtypes["student"] == {torch.bfloat16, torch.float32}  # scored in fp32 after the last step
+
+
 def test_recipe_of_the_student_gives_the_settings(bench_folder: Path, tmp_path: Path) -> None:
     student = tmp_path / "student"
     shutil.copytree(bench_folder / "student", student)

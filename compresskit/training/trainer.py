@@ -122,7 +122,8 @@ class DistillationTrainer(Trainer):
         features = {key: value for key, value in inputs.items() if key in self.signature}
         taught = None
         if self.teacher is not None:
-            with torch.inference_mode():
+            # accelerate puts only the trained model's forward under autocast.
+            with torch.inference_mode(), self.accelerator.autocast():
                 taught = self.teacher(**features, **self.loss.wanted)
         outputs = model(**features, **self.loss.wanted)
         terms = self.loss.terms(outputs, taught, features["attention_mask"], targets, counts)
