@@ -186,6 +186,9 @@ def test_bf16_computes_teacher_and_student_in_bf16(bench_folder: Path) -> None:
     )  # fmt: skip
     assert dtypes["teacher"] == {torch.bfloat16}
     assert dtypes["student"] == {torch.bfloat16, torch.float32}  # scored in fp32 after the last step
+    dtypes["student"].clear()
+    models["student"](**models["student"].dummy_inputs)
+    assert dtypes["student"] == {torch.float32}
 
 
 def test_recipe_of_the_student_gives_the_settings(bench_folder: Path, tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def train(
                     "--overwrite starts the run again"
                 ) from None
             trainer.check_weights()
+    # accelerate's autocast would stay on the model's forward, so that it would go on computing in bf16.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     # From the log, so that a resumed run counts the time before it was stopped too.
     seconds = sum(entry["seconds"] for entry in log) * steps / log[-1]["step"]
