@@ -43,6 +43,8 @@ from compresskit.training.working_folder import working_folder
 
 #: Of a cell: the model that was scored, and what it is made from on the way.
 MODEL, WORK = "model", "work"
+#: Of a task's dense cell: what the teacher says of the training rows, for all students, while there are any to train.
+OUTPUTS = "outputs"
 #: The traceback of a cell that failed, or of its export.
 ERROR = "error.txt"
 
@@ -158,7 +160,7 @@ class Workshop:
         if cell.task is not None:
             self.say(f"stage 2: {cell.task_name}")
             target, teacher = self.folder / MODEL, self.dense / MODEL
-            settings = {**grid.of(cell.task).task, **options}
+            settings = {**grid.of(cell.task).task, **options, "teacher_outputs": self.dense / OUTPUTS}
             self._train(stages.distill, target, start, teacher, task=cell.task, data=grid.data, **settings)
             stage = _last_stage(target)
             seconds += stage["seconds"]

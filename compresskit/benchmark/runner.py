@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,6 +221,8 @@ def _close(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher
     """The closing phase: export all finished models where the grid asks for it, and time them in one go, unless their
     records come from one phase already.
     """
+    for cell in cells:
+        shutil.rmtree(store.path(cell) / work.OUTPUTS, ignore_errors=True)
     found = {cell: store.record(cell) for cell in cells}
     records = {cell: record for cell, record in found.items() if record is not None and record.status == "finished"}
     lacking = any(exports.lacks(cell, record, sources.grid) for cell, record in records.items())

@@ -77,6 +77,7 @@ class Job:
     progress: Progress | None
     callbacks: Sequence[TrainerCallback]
     explicit_losses: tuple[str, ...] = ()
+    teacher_outputs: Path | None = None
     work: WorkingFolder | None = field(default=None, init=False)
 
     def on_task(self, examples: TaskData) -> Result:
@@ -215,6 +216,8 @@ class Job:
                 resume_from=work.last_checkpoint if work else None,
                 explicit_losses=self.explicit_losses,
                 callbacks=self.callbacks,
+                teacher_outputs=self.teacher_outputs,
+                progress=self.progress,
             )
         student.to(dtypes[student]).eval()  # trained in fp32, stored and scored as it was
         scores["student_after"] = measure(student.float())

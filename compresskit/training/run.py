@@ -18,6 +18,7 @@ from compresskit.errors import InputError
 from compresskit.model.output import one_line
 from compresskit.planning.stage import Stage
 from compresskit.training.batches import LengthBatchSampler
+from compresskit.training.evaluation import Progress
 from compresskit.training.settings import Options
 from compresskit.training.trainer import DistillationTrainer
 
@@ -37,6 +38,8 @@ def train(
     resume_from: Path | None = None,
     explicit_losses: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
+    teacher_outputs: Path | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place.
 
@@ -44,6 +47,9 @@ def train(
         folder: where checkpoints go.
         checkpoints: whether to write any.
         explicit_losses: terms that the user asked for by name: refused where they are impossible, not dropped.
+        teacher_outputs: folder that keeps the teacher's outputs for every row; not used on a GPU, which computes them
+            faster than files are read.
+        progress: of computing these.
 
     Returns:
         What happened, as plain data: steps, epochs, tokens, seconds, dropped losses and the log.
@@ -95,6 +101,9 @@ def train(
     if arguments.bf16 and options.use_cpu and trainer.loss.attention_maps is None:
         # The backward of torch's fused attention is slow in bf16 on CPUs (figures in docs/design.md).
         model.set_attn_implementation("eager")
+    if teacher_outputs is not None and options.use_cpu:
+        with PartialState().main_process_first():
+            trainer.keep_teacher_outputs(teacher_outputs, progress)
     with dropout(model, stage.dropout):
         if resume_from is not None and resume_from.name == f"checkpoint-{steps}":
             trainer.load_finished(resume_from)

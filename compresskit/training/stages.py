@@ -99,6 +99,7 @@ def distill(
     resume: bool = False,
     tokenizer: Any = None,
     allow_dense: bool = False,
+    teacher_outputs: str | Path | None = None,
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     **settings: Any,
@@ -116,6 +117,8 @@ def distill(
         text: for the general stage: a file (plain, .gz, .jsonl) or a data set of the hub. Default: the embedded text.
         dataset: instead of both: a ``datasets.Dataset`` with ``input_ids``, and ``labels`` for the supervised loss.
         output, overwrite, resume, tokenizer, progress, callbacks: as for :func:`finetune`.
+        teacher_outputs: folder for this one teacher's outputs on every row, which are then computed once (on a CPU) and
+            shared by all students, seeds and epochs; several gigabytes for large tasks, to be deleted by hand.
         allow_dense: also take a student that is not compressed, such as one with half the teacher's layers.
         settings: as for :func:`finetune`. Defaults: :data:`compresskit.planning.stage.DEFAULTS`.
 
@@ -143,6 +146,7 @@ def distill(
     words = find_tokenizer(tokenizer, taught_by, read)
     job = Job(name, read, taught_by, words, stage, options, target, overwrite, resume, progress, callbacks)
     job.explicit_losses = _explicit_losses(explicit)
+    job.teacher_outputs = None if teacher_outputs is None else Path(teacher_outputs)
     if examples is not None:
         return job.on_task(examples)
     if dataset is not None:

@@ -6,7 +6,7 @@ import inspect
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from compresskit.errors import InputError, WorkError
 from compresskit.planning.stage import LossName, Stage
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
 from compresskit.training.objective import TARGETS, Objective, check_fit, count_items
+from compresskit.training.taught import ROW, TaughtRows, teach
 
 _PART = "part"
 
@@ -76,6 +77,7 @@ class DistillationTrainer(Trainer):
         if teacher is not None and self.loss.needs_teacher:
             teacher.eval()
             self.teacher = teacher.to(args.device)  # type: ignore[arg-type]
+        self.taught: TaughtRows | None = None
         self.signature = set(inspect.signature(model.forward).parameters)
         self.meter = Meter()
 
@@ -84,6 +86,8 @@ class DistillationTrainer(Trainer):
         data: Any = self.train_dataset
         lengths = data["length"] if "length" in data.column_names else [len(ids) for ids in data["input_ids"]]
         columns = [name for name in data.column_names if name in self.signature or name in TARGETS]
+        if self.taught is not None:
+            data, columns = data.add_column(ROW, range(len(data))), [*columns, ROW]
         self.sampler = LengthBatchSampler(
             lengths,
             self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
@@ -120,11 +124,11 @@ class DistillationTrainer(Trainer):
         counts = num_items_in_batch if num_items_in_batch is not None else count_items(inputs).to(self.args.device)
         targets = {name: inputs.pop(name) for name in TARGETS if name in inputs}
         features = {key: value for key, value in inputs.items() if key in self.signature}
-        taught = None
-        if self.teacher is not None:
-            # accelerate puts only the trained model's forward under autocast.
-            with torch.inference_mode(), self.accelerator.autocast():
-                taught = self.teacher(**features, **self.loss.wanted)
+        taught: Any = None
+        if self.taught is not None:
+            taught = self.taught.batch(inputs[ROW].tolist(), features["input_ids"].shape[1])
+        elif self.teacher is not None:
+            taught = self._teach(features)
         outputs = model(**features, **self.loss.wanted)
         terms = self.loss.terms(outputs, taught, features["attention_mask"], targets, counts)
         loss = self.loss.total(terms)
@@ -141,6 +145,31 @@ class DistillationTrainer(Trainer):
             # DDP takes the mean of the gradients over processes; the terms are shares of one sum.
             loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
+
+    def _teach(self, features: Mapping[str, Tensor]) -> Any:
+        # accelerate puts only the trained model's forward under autocast.
+        with torch.inference_mode(), self.accelerator.autocast():
+            return self.teacher(**features, **self.loss.wanted)
+
+    def keep_teacher_outputs(self, folder: Path, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Compute the teacher's outputs once for all rows, or read those of an earlier run, instead of at every step.
+
+        Args:
+            folder: for the outputs of this teacher; bf16 under bf16 autocast.
+            progress: ``(what, done, total)``.
+        """
+        data: Any = self.train_dataset
+        if self.teacher is None or isinstance(self.data_collator, MaskingCollator):
+            return  # masked words are others in every epoch
+        data = data if "length" in data.column_names else data.add_column("length", list(map(len, data["input_ids"])))
+        inputs = [name for name in data.column_names if name in self.signature]
+
+        def collate(rows: list[dict[str, Any]]) -> Any:
+            return self.data_collator([{name: row[name] for name in inputs} for row in rows])
+
+        kind = [self.loss.wanted, self.loss.attention_maps, type(self.teacher).__name__]
+        half = bool(self.args.bf16)
+        self.taught = teach(self._teach, data, collate, folder, kind, half=half, progress=progress)
 
     def _everywhere(self, holds: Tensor) -> bool:
         """Whether something holds in every process, so that all of them stop together."""

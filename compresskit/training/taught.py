@@ -1,0 +1,183 @@
+"""What a teacher says of a data set's rows, computed once and kept in files that students, seeds and epochs share.
+
+On a CPU the teacher is a third of the work of a step where it has six layers, and more where it has twelve.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from filelock import FileLock
+from torch import Tensor
+
+#: Column of the data set with the number of the row.
+ROW = "row"
+_BATCH = 32
+_INDEX = "index.json"
+#: Outputs that the losses read -> axes of one row's share that are over its tokens. The first two are one per layer.
+_TOKENS = {"hidden_states": (1,), "attentions": (2, 3), "logits": (), "start_logits": (0,), "end_logits": (0,)}
+_LAYERS = ("hidden_states", "attentions")
+#: Axes of one row's share of an output; None over tokens.
+Shape = list[int | None]
+
+
+class Outputs(dict[str, Any]):
+    """A model's outputs, as the losses read them."""
+
+    __getattr__ = dict.__getitem__
+
+
+class TaughtRows:
+    """The outputs for the rows of a data set, in memory-mapped files: row after row, without padding.
+
+    Args:
+        folder: holds one file per output.
+        shapes, dtypes: of each output; a type by its name in torch.
+        lengths: tokens of each row.
+    """
+
+    def __init__(
+        self, folder: Path, shapes: Mapping[str, Shape], dtypes: Mapping[str, str], lengths: Sequence[int]
+    ) -> None:
+        self.shapes, self.lengths = shapes, lengths
+        self.starts = {name: np.cumsum([0, *(math.prod(_axes(s, n)) for n in lengths)]) for name, s in shapes.items()}
+        self.files = {
+            name: torch.from_file(str(folder / name), True, int(starts[-1]), dtype=getattr(torch, dtypes[name]))
+            for name, starts in self.starts.items()
+        }
+
+    def _share(self, name: str, row: int) -> Tensor:
+        start, end = self.starts[name][row : row + 2].tolist()
+        return self.files[name][start:end].view(_axes(self.shapes[name], self.lengths[row]))
+
+    def write(self, rows: Sequence[int], outputs: Mapping[str, Tensor]) -> None:
+        """Keep a padded batch of :func:`_rows_first`."""
+        for name, batch in outputs.items():
+            for row, padded in zip(rows, batch, strict=True):
+                share = self._share(name, row)
+                share.copy_(padded[tuple(map(slice, share.shape))])
+
+    def batch(self, rows: Sequence[int], tokens: int) -> Outputs:
+        """The outputs of some rows, padded with zeros to ``tokens``."""
+        found = Outputs()
+        for name, shape in self.shapes.items():
+            padded = self.files[name].new_zeros((len(rows), *_axes(shape, tokens)))
+            for place, row in zip(padded, rows, strict=True):
+                share = self._share(name, row)
+                place[tuple(map(slice, share.shape))] = share
+            found[name] = padded.unbind(1) if name in _LAYERS else padded
+        return found
+
+
+def teach(
+    run: Callable[[Mapping[str, Tensor]], Mapping[str, Any]],
+    dataset: Dataset,
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    folder: Path,
+    kind: Sequence[Any],
+    *,
+    half: bool,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> TaughtRows | None:
+    """Read what is kept of a teacher for these rows, or compute and keep it; processes wait for one that does.
+
+    Args:
+        run: the teacher: a batch to its outputs.
+        dataset: with ``input_ids`` and ``length``.
+        collate: makes a padded batch of rows.
+        folder: of this one teacher, for all its data sets.
+        kind: what decides the outputs beside the rows.
+        half: keep hidden states and attention in bf16.
+        progress: ``(what, done, total)``.
+
+    Returns:
+        None where nothing can be kept: layers of different shapes, or more than half of the free disk would be taken.
+    """
+    content = zlib.crc32(np.concatenate(dataset["input_ids"]).astype(np.int64).tobytes())
+    identity = json.dumps([content, len(dataset), half, *kind], sort_keys=True)
+    target = folder / f"{zlib.crc32(identity.encode()):08x}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not target.is_dir():
+            part = target.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            try:
+                if not _compute(run, dataset, collate, part, half, progress):
+                    return None
+                part.rename(target)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    index = json.loads((target / _INDEX).read_text(encoding="utf-8"))
+    return TaughtRows(target, index["shapes"], index["dtypes"], dataset["length"])
+
+
+def _compute(
+    run: Callable[[Mapping[str, Tensor]], Mapping[str, Any]],
+    dataset: Dataset,
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    folder: Path,
+    half: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> bool:
+    """Fill the folder; False where that is not possible."""
+    lengths = list(dataset["length"])
+    order = np.argsort(lengths, kind="stable")[::-1].tolist()
+    kept: TaughtRows | None = None
+    shapes: dict[str, Shape] = {}
+    for start in range(0, len(order), _BATCH):
+        rows = order[start : start + _BATCH]
+        batch = collate(list(dataset.select(rows)))
+        outputs = _rows_first(run(batch))
+        if outputs is None:
+            return False
+        if kept is None:
+            tokens = batch["input_ids"].shape[1]
+            if any(not _by_tokens(name, one, tokens) for name, one in outputs.items()):
+                return False
+            shapes = {
+                name: [None if axis in _TOKENS[name] else size for axis, size in enumerate(one.shape[1:])]
+                for name, one in outputs.items()
+            }
+            dtypes = {name: "bfloat16" if half and name in _LAYERS else "float32" for name in shapes}
+            kept = TaughtRows(folder, shapes, dtypes, lengths)
+            if sum(file.nbytes for file in kept.files.values()) > shutil.disk_usage(folder).free / 2:
+                return False
+        kept.write(rows, outputs)
+        if progress is not None:
+            progress("teacher", start + len(rows), len(order))
+    (folder / _INDEX).write_text(json.dumps({"shapes": shapes, "dtypes": dtypes}), encoding="utf-8")
+    return True
+
+
+def _rows_first(outputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Every output as one tensor with the rows first, then the layers; None where layers differ in shape."""
+    found: dict[str, Tensor] = {}
+    for name in _TOKENS:
+        value = outputs.get(name)
+        if value is not None and name in _LAYERS:
+            if len({layer.shape for layer in value}) > 1:
+                return None
+            value = torch.stack(tuple(value), 1)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _by_tokens(name: str, batch: Tensor, tokens: int) -> bool:
+    """Whether the axes that should be over tokens are."""
+    axes = _TOKENS[name]
+    return batch.dim() - 1 > max(axes, default=0) and all(batch.shape[1 + axis] == tokens for axis in axes)
+
+
+def _axes(shape: Shape, tokens: int) -> tuple[int, ...]:
+    return tuple(tokens if size is None else size for size in shape)

@@ -1,0 +1,130 @@
+"""A teacher's outputs kept in files: the same training as with the teacher itself, and no second computation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import tiny_bench, tiny_model, weights
+from datasets import Dataset
+
+import compresskit
+from compresskit.training import taught
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many batches each call of ``teach`` gave to the teacher."""
+    found: list[int] = []
+    real = taught.teach
+
+    def teach(run: Any, *arguments: Any, **options: Any) -> Any:
+        found.append(0)
+
+        def counted(batch: Any) -> Any:
+            found[-1] += 1
+            return run(batch)
+
+        return real(counted, *arguments, **options)
+
+    monkeypatch.setattr("compresskit.training.trainer.teach", teach)
+    return found
+
+
+def test_students_and_seeds_share_what_is_kept(bench_folder: Path, tmp_path: Path, passes: list[int]) -> None:
+    options = {"task": "sst2", "data": bench_folder / "data", "max_length": 32, "device": "cpu", "max_steps": 8}
+    models = bench_folder / "student", bench_folder / "teacher"
+    compresskit.distill(*models, output=tmp_path / "plain", **options)
+    kept = options | {"teacher_outputs": tmp_path / "outputs"}
+    compresskit.distill(*models, output=tmp_path / "kept", **kept)
+    compresskit.distill(*models, output=tmp_path / "again", **kept)
+    compresskit.distill(*models, output=tmp_path / "seed", seed=1, **kept)
+    assert passes == [13, 0, 0]  # 400 rows in batches of 32
+    plain, first, again = (weights(tmp_path / name) for name in ("plain", "kept", "again"))
+    for name, tensor in plain.items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-3, atol=1e-5)
+        assert torch.equal(first[name], again[name])
+    logs = [json.loads((tmp_path / name / "training.json").read_text())["stages"][-1] for name in ("plain", "kept")]
+    assert logs[1]["losses"] == logs[0]["losses"]
+    assert logs[1]["log"][-1]["loss_attention"] == pytest.approx(logs[0]["log"][-1]["loss_attention"], rel=1e-3)
+    compresskit.distill(*models, output=tmp_path / "other", losses={"attention": 0}, **kept)
+    assert passes[-1] == 13  # other outputs are wanted
+    compresskit.distill(*models, output=tmp_path / "half", precision="bf16", **kept)
+    assert passes[-1] == 13  # bf16 is kept apart from fp32
+
+
+def test_spans(bench_folder: Path, tmp_path: Path, passes: list[int]) -> None:
+    teacher = transformers.BertForQuestionAnswering(tiny_model().config).eval()
+    rows = [[2, *range(5, 5 + length), 3] for length in (4, 9, 17, 6, 12, 8)]
+    data = Dataset.from_dict(
+        {"input_ids": rows, "start_positions": [1, 2, 3, 1, 2, 3], "end_positions": [2, 3, 4, 2, 3, 4]}
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
+    trained = []
+    for kept in (None, tmp_path / "outputs"):
+        torch.manual_seed(0)
+        student = compresskit.compress(teacher, method="low-rank", ratio=2)
+        options = {"batch_size": 3, "epochs": 2, "losses": {"attention": 1, "logits": 1}, "device": "cpu"}
+        compresskit.distill(student, teacher, dataset=data, tokenizer=tokenizer, teacher_outputs=kept, **options)
+        trained.append(student.state_dict())
+    assert passes == [1]
+    for name, tensor in trained[0].items():
+        # The bias of a softmax has no gradient but rounding, of which Adam makes whole steps.
+        torch.testing.assert_close(trained[1][name], tensor, rtol=1e-3, atol=1e-3)
+
+
+def test_kept_outputs_are_those_of_the_model(tmp_path: Path) -> None:
+    model = tiny_model(head="classifier", num_labels=3)
+    model.set_attn_implementation("eager")
+    rows = [[2, *range(5, 5 + length), 3] for length in (4, 9, 17)]
+    data = Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in batch)
+        ids = torch.tensor([row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in batch])
+        return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+    @torch.inference_mode()
+    def run(batch: Any) -> Any:
+        return model(
+            **{k: v for k, v in batch.items() if k != "length"}, output_hidden_states=True, output_attentions=True
+        )
+
+    kept = taught.teach(run, data, collate, tmp_path, [], half=False)
+    assert kept is not None
+    chosen = [2, 0]
+    found, wanted = kept.batch(chosen, 19), run(collate([data[row] for row in chosen]))
+    assert set(found) == {"hidden_states", "attentions", "logits"}
+    torch.testing.assert_close(found["logits"], wanted.logits)
+    for place, row in enumerate(chosen):
+        size = len(rows[row])
+        for ours, theirs in zip(found.hidden_states, wanted.hidden_states, strict=True):
+            torch.testing.assert_close(ours[place, :size], theirs[place, :size])
+            assert not ours[place, size:].any()
+        for ours, theirs in zip(found.attentions, wanted.attentions, strict=True):
+            torch.testing.assert_close(ours[place, :, :size, :size], theirs[place, :, :size, :size])
+
+
+def test_nothing_is_kept_where_the_disk_is_small(
+    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taught.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    done = compresskit.distill(
+        bench_folder / "student", bench_folder / "teacher", task="sst2", data=bench_folder / "data", max_length=32,
+        device="cpu", max_steps=2, teacher_outputs=tmp_path / "outputs",
+    )  # fmt: skip
+    assert done.record["losses"]
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == [".lock"]
+
+
+def test_a_benchmark_leaves_no_outputs(bench_folder: Path, tmp_path: Path, passes: list[int]) -> None:
+    tiny_bench(
+        bench_folder, tmp_path / "report", tasks=("sst2",), data=str(bench_folder / "data"), seeds=(0, 1),
+        teacher={"max_length": 32, "max_steps": 5}, task={"max_length": 32, "max_steps": 5},
+    )  # fmt: skip
+    assert passes == [13, 0]
+    assert not list((tmp_path / "report").glob("cells/*/outputs"))
