@@ -128,3 +128,28 @@ def test_a_benchmark_leaves_no_outputs(bench_folder: Path, tmp_path: Path, passe
     )  # fmt: skip
     assert passes == [13, 0]
     assert not list((tmp_path / "report").glob("cells/*/outputs"))
+
+
+def test_from_the_command_line(bench_folder: Path, tmp_path: Path, run: Any) -> None:
+    data, outputs = bench_folder / "data", tmp_path / "outputs"
+    options = (
+        "--task",
+        "sst2",
+        "--data",
+        data,
+        "--max-steps",
+        2,
+        "--max-length",
+        32,
+        "--device",
+        "cpu",
+        "--threads",
+        1,
+    )
+    code, out, _ = run("finetune", "--model", bench_folder / "model", *options, "--output", tmp_path / "teacher")
+    assert code == 0
+    assert f"--teacher {tmp_path / 'teacher'} --student STUDENT --task sst2 --data {data}" in out
+    models = ("--student", bench_folder / "student", "--teacher", tmp_path / "teacher")
+    code, out, _ = run("distill", *models, *options, "--teacher-outputs", outputs, "--output", tmp_path / "final")
+    assert code == 0
+    assert list(outputs.glob("*/index.json"))

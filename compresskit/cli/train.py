@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,11 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
 )
 @click.option("--logits-loss", type=click.Choice(["kl", "mse"]), help="Form of the logits term. Default: kl.")
 @click.option("--temperature", type=float, help="Of kl. Default: 1.")
+@click.option(
+    "--teacher-outputs",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep this teacher's outputs here, for all its students: computed once, on a CPU.",
+)
 @training
 def distill(student: str, teacher: str | None, debug: bool, threads: int | None, **flags: Any) -> None:
     """Bring a compressed student back to its teacher.
@@ -99,8 +105,8 @@ def distill(student: str, teacher: str | None, debug: bool, threads: int | None,
 
     with _progress("distilling", flags["output"]) as tools:
         result = stages.distill(student, teacher, **flags, **tools)
-    general = flags["task"] is None
-    _report(result, "compresskit distill --teacher TASK_TEACHER --student {} --task TASK" if general else "")
+    student = f"--student {shlex.quote(str(result.folder))}"
+    _report(result, "" if flags["task"] else f"compresskit distill --teacher TASK_TEACHER {student} --task TASK")
 
 
 @click.command()
@@ -118,10 +124,9 @@ def finetune(model: str | None, task: str | None, debug: bool, threads: int | No
 
     with _progress("fine-tuning", flags["output"]) as tools:
         result = stages.finetune(model, task=task, **flags, **tools)
-    _report(
-        result,
-        "" if is_compressed(result.model) else f"compresskit distill --teacher {{}} --student STUDENT --task {task}",
-    )
+    data = f" --data {shlex.quote(str(flags['data']))}" if flags["data"] is not None else ""
+    following = f"compresskit distill --teacher {shlex.quote(str(result.folder))} --student STUDENT --task {task}{data}"
+    _report(result, "" if is_compressed(result.model) else following)
 
 
 @click.command()
@@ -176,14 +181,15 @@ def tasks(debug: bool) -> None:
 def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
     """Progress of predictions and of training, for a stage."""
     from compresskit.training.progress import ProgressBar
+    from compresskit.training.taught import TEACHER
     from compresskit.training.working_folder import working_folder
 
     bar = ProgressBar(err, what)
     try:
         with err.status(escape(f"{what}: reading models and data")) as status:
 
-            def predicting(_what: str, done: int, total: int) -> None:
-                status.update(f"{what}: scoring, {done:,} of {total:,}")
+            def predicting(who: str, done: int, total: int) -> None:
+                status.update(f"{what}: {who if who == TEACHER else 'scoring'}, {done:,} of {total:,}")
 
             bar.before_start = status.stop
             yield {"progress": predicting, "callbacks": [bar]}
@@ -214,4 +220,4 @@ def _report(result: Result, following: str = "") -> None:
     print_notes(result.notes)
     out.print(f"Written to {result.folder}/ (weights, training.json, losses.png, model card)", markup=False)
     if following:
-        out.print(f"Next: {following.format(result.folder)}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"Next: {following}", markup=False, highlight=False, soft_wrap=True)

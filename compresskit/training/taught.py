@@ -21,6 +21,8 @@ from torch import Tensor
 
 #: Column of the data set with the number of the row.
 ROW = "row"
+#: What progress is told is at work.
+TEACHER = "outputs of the teacher"
 _BATCH = 32
 _INDEX = "index.json"
 #: Outputs that the losses read -> axes of one row's share that are over its tokens. The first two are one per layer.
@@ -154,7 +156,7 @@ def _compute(
                 return False
         kept.write(rows, outputs)
         if progress is not None:
-            progress("teacher", start + len(rows), len(order))
+            progress(TEACHER, start + len(rows), len(order))
     (folder / _INDEX).write_text(json.dumps({"shapes": shapes, "dtypes": dtypes}), encoding="utf-8")
     return True
 
