@@ -189,6 +189,8 @@ def test_bf16_computes_teacher_and_student_in_bf16(bench_folder: Path) -> None:
     dtypes["student"].clear()
     models["student"](**models["student"].dummy_inputs)
     assert dtypes["student"] == {torch.float32}
+    outputs = models["student"](**models["student"].dummy_inputs, output_hidden_states=True)
+    assert len(outputs.hidden_states) == 3
 
 
 def test_recipe_of_the_student_gives_the_settings(bench_folder: Path, tmp_path: Path) -> None:

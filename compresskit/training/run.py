@@ -104,7 +104,7 @@ def train(
     if teacher_outputs is not None and options.use_cpu:
         with PartialState().main_process_first():
             trainer.keep_teacher_outputs(teacher_outputs, progress)
-    with dropout(model, stage.dropout):
+    with dropout(model, stage.dropout), own_forward(model):
         if resume_from is not None and resume_from.name == f"checkpoint-{steps}":
             trainer.load_finished(resume_from)
         else:
@@ -116,8 +116,6 @@ def train(
                     "--overwrite starts the run again"
                 ) from None
             trainer.check_weights()
-    # accelerate's autocast would stay on the model's forward, so that it would go on computing in bf16.
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     # From the log, so that a resumed run counts the time before it was stopped too.
     seconds = sum(entry["seconds"] for entry in log) * steps / log[-1]["step"]
@@ -171,6 +169,19 @@ def dropout(model: PreTrainedModel, probability: float | Literal["keep"]) -> Ite
     finally:
         for module, name, before in changed:
             setattr(module, name, before)
+
+
+@contextmanager
+def own_forward(model: PreTrainedModel) -> Iterator[None]:
+    """Take accelerate's autocast off the model's forward in the end: the model would go on computing in bf16."""
+    before = model.__dict__.get("forward")
+    try:
+        yield
+    finally:
+        for name in ("forward", "_original_forward"):
+            model.__dict__.pop(name, None)
+        if before is not None:
+            model.__dict__["forward"] = before
 
 
 def _is_number(module: Any, name: str) -> bool:
