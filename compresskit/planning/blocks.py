@@ -25,6 +25,10 @@ _BUDGETS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 4.0)
 #: Of a method's candidates for one budget, how many are looked at where several methods compete.
 _NEAREST = 2
 
+#: Errors below this count as equal: those from spectra of weights with 32 bits are no more exact, and a larger group
+#: must not win by rounding.
+_EXACT = 1e-3
+
 #: Prices of a parameter at which partitions are compared.
 _POINTS = 64
 
@@ -198,7 +202,8 @@ def _options(
             scale, errors = _energy(group, source), decomposer.errors(group, specs, source)
         else:
             scale, errors = group.parameters, decomposer.output_errors(group, specs, source, statistics)
-        penalties, times = [scale * error**2 for error in errors], [decomposer.time(group, spec) for spec in specs]
+        penalties = [scale * max(error, _EXACT) ** 2 for error in errors]
+        times = [decomposer.time(group, spec) for spec in specs]
         options += [
             _Option((Pick(task, spec),), decomposer.cost(group, spec).parameters, penalty, time, penalty)
             for spec, penalty, time in zip(specs, penalties, times, strict=True)
