@@ -89,6 +89,8 @@ class Store:
         path = self.folder / MARKER
         try:
             data: Any = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"report {self.folder}: is no benchmark's folder: {MARKER} is missing") from None
         except (OSError, ValueError) as error:
             raise InputError(f"report {self.folder}: holds no readable {MARKER}: {error}") from None
         found = data.get("format_version") if isinstance(data, dict) else None
