@@ -18,7 +18,6 @@ import torch
 import transformers
 
 from compresskit.benchmark.cells import MODEL
-from compresskit.benchmark.store import Store
 from compresskit.data.tasks import TaskData, load_data, load_task
 from compresskit.model import checkpoint
 from compresskit.model.output import write_text
@@ -60,12 +59,45 @@ def table(rows: list[dict[str, Any]]) -> str:
                 *(f"{100 * kept:.1f} %" for kept in (inside, outside)), f"{100 * (outside - inside):+.1f}",
             ]
         )  # fmt: skip
-    columns = ("transfer", "method", "asked", "accuracy inside", "accuracy outside", "kept inside", "kept outside", "points")
+    columns = ("transfer", "method", "asked", "inside", "outside", "kept inside", "kept outside", "points")
     return markdown(columns, lines)
 
 
-def main() -> None:
+def accuracy(scores: dict[str, dict[str, float]]) -> float:
+    """Mean over the splits."""
+    return float(np.mean([values["accuracy"] for values in scores.values()]))
+
+
+def run(report: Path, folder: Path, rows: int | None) -> dict[str, Any]:
     """Score every finished student of the tasks that have a transfer."""
+    output = report / "transfers.json"
+    kept = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"data": {}, "rows": []}
+    paths = sorted(report.glob("cells/*/record.json"))
+    records = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    for task, transfer in TRANSFERS.items():
+        data = read(transfer, folder, rows)
+        if kept["data"].get(transfer) != data.record():
+            kept["rows"] = [row for row in kept["rows"] if row["transfer"] != transfer]
+        kept["data"][transfer] = data.record()
+        known = {row["key"] for row in kept["rows"] if row["transfer"] == transfer}
+        mine = {path: one for path, one in records.items() if one["task"] == task and one["status"] == "finished"}
+        teacher = next((path for path, one in mine.items() if one["method"] == "dense"), None)
+        todo = [path for path, one in mine.items() if one["key"] not in known and (path / MODEL).is_dir()]
+        if teacher is None or not todo:
+            continue
+        taught = {"in_teacher": accuracy(mine[teacher]["scores"]), "out_teacher": measure(teacher / MODEL, data)}
+        for path in todo:
+            one = mine[path]
+            row = {"task": task, "transfer": transfer, "key": one["key"], "method": one["method"]}
+            row |= {"asked": one["ratio_asked"], "seed": one["seed"], "in_score": accuracy(one["scores"]), **taught}
+            kept["rows"].append(row | {"out_score": measure(path / MODEL, data)})
+            write_text(output, json.dumps(kept, indent=1) + "\n")
+            print(kept["rows"][-1], flush=True)
+    return kept
+
+
+def main() -> None:
+    """Score, then write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with imdb*, paws* and hans* files")
@@ -75,27 +107,16 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()
-    output = options.report / "transfers.json"
-    kept = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"data": {}, "rows": []}
-    cells = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in Store(options.report).folder.glob("cells/*/record.json")}
-    for task, transfer in TRANSFERS.items():
-        data = read(transfer, options.data, options.rows)
-        if kept["data"].get(transfer) != data.record():
-            kept["rows"] = [row for row in kept["rows"] if row["transfer"] != transfer]
-        kept["data"][transfer] = data.record()
-        known = {row["key"] for row in kept["rows"] if row["transfer"] == transfer}
-        mine = {folder: record for folder, record in cells.items() if record["task"] == task and record["status"] == "finished"}
-        teacher = next(folder for folder, record in mine.items() if record["method"] == "dense")
-        taught = None
-        for folder, record in mine.items():
-            if record["key"] in known or not (folder / MODEL).is_dir():
-                continue
-            taught = measure(teacher / MODEL, data) if taught is None else taught
-            accuracy = {name: np.mean([values["accuracy"] for values in cells[where]["scores"].values()]) for name, where in (("in_score", folder), ("in_teacher", teacher))}
-            row = {"key": record["key"], "task": task, "transfer": transfer, "method": record["method"], "asked": record["ratio_asked"], "seed": record["seed"], **accuracy, "out_score": measure(folder / MODEL, data), "out_teacher": taught}
-            kept["rows"].append(row)
-            write_text(output, json.dumps(kept, indent=1) + "\n")
-            print(row, flush=True)
+    kept = run(options.report, options.data, options.rows)
+    lines = [
+        f"- {name}: {part['source']}, {part['rows']:,} rows" + (f" ({part['remark']})" if part["remark"] else "")
+        for name, splits in kept["data"].items()
+        for part in splits.values()
+    ]
+    text = ["# Out of distribution", "", "Accuracy, means over seeds; kept: a student's over its teacher's.", ""]
+    command = f"python benchmarks/transfers.py --report {options.report} --data DIR"
+    text += [table(kept["rows"]), "", *lines, "", f"`{command}" + (f" --rows {options.rows}`" if options.rows else "`")]
+    write_text(options.report / "transfers.md", "\n".join(text) + "\n")
 
 
 if __name__ == "__main__":
