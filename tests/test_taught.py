@@ -127,7 +127,45 @@ def test_a_benchmark_leaves_no_outputs(bench_folder: Path, tmp_path: Path, passe
         teacher={"max_length": 32, "max_steps": 5}, task={"max_length": 32, "max_steps": 5},
     )  # fmt: skip
     assert passes == [13, 0]
-    assert not list((tmp_path / "report").glob("cells/*/outputs"))
+    assert not list((tmp_path / "report").glob("cells/*/outputs/*/*"))
+
+
+def test_another_teacher_and_a_damaged_file_are_computed_again(
+    bench_folder: Path, tmp_path: Path, passes: list[int]
+) -> None:
+    options = {"task": "sst2", "data": bench_folder / "data", "max_length": 32, "device": "cpu", "max_steps": 2}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
+    teacher = transformers.AutoModelForSequenceClassification.from_pretrained(bench_folder / "teacher")
+    kept = options | {"teacher_outputs": tmp_path / "outputs", "tokenizer": tokenizer}
+
+    def distill() -> None:
+        compresskit.distill(compresskit.compress(teacher, method="low-rank", ratio=3), teacher, **kept)
+
+    distill()
+    next((tmp_path / "outputs").glob("*/hidden_states")).unlink()
+    distill()
+    assert passes == [13, 13]
+    with torch.no_grad():
+        teacher.classifier.weight += 0.1
+    distill()
+    distill()
+    assert passes == [13, 13, 13, 0]
+
+
+def test_predictions_per_token(bench_folder: Path, tmp_path: Path, passes: list[int]) -> None:
+    teacher = transformers.BertForTokenClassification(tiny_model().config).eval()
+    rows = [[2, *range(5, 5 + 3 + number % 20), 3] for number in range(40)]
+    data = Dataset.from_dict({"input_ids": rows, "labels": [[0] * len(row) for row in rows]})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
+    trained = []
+    for kept in (None, tmp_path / "outputs"):
+        student = compresskit.compress(teacher, method="low-rank", ratio=2)
+        options = {"batch_size": 8, "epochs": 1, "device": "cpu"}
+        compresskit.distill(student, teacher, dataset=data, tokenizer=tokenizer, teacher_outputs=kept, **options)
+        trained.append(student.state_dict())
+    assert passes == [2]
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][name], tensor, rtol=1e-3, atol=1e-3)
 
 
 def test_from_the_command_line(bench_folder: Path, tmp_path: Path, run: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from compresskit.benchmark.sources import Sources
 from compresskit.benchmark.store import Store
 from compresskit.errors import InputError, WorkError, unknown
 from compresskit.exporting.formats import check_extra
+from compresskit.training import taught
 from compresskit.training.evaluation import Runnable
 from compresskit.validation import validate
 
@@ -222,7 +222,8 @@ def _close(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher
     records come from one phase already.
     """
     for cell in cells:
-        shutil.rmtree(store.path(cell) / work.OUTPUTS, ignore_errors=True)
+        if (store.path(cell) / work.OUTPUTS).is_dir():
+            taught.remove(store.path(cell) / work.OUTPUTS)
     found = {cell: store.record(cell) for cell in cells}
     records = {cell: record for cell, record in found.items() if record is not None and record.status == "finished"}
     lacking = any(exports.lacks(cell, record, sources.grid) for cell, record in records.items())

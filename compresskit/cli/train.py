@@ -87,7 +87,7 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
 @click.option(
     "--teacher-outputs",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep this teacher's outputs here, for all its students: computed once, on a CPU.",
+    help="Keep the teacher's outputs here, for all its students; CPUs only, ignored on a GPU.",
 )
 @training
 def distill(student: str, teacher: str | None, debug: bool, threads: int | None, **flags: Any) -> None:

@@ -47,8 +47,8 @@ def train(
         folder: where checkpoints go.
         checkpoints: whether to write any.
         explicit_losses: terms that the user asked for by name: refused where they are impossible, not dropped.
-        teacher_outputs: folder that keeps the teacher's outputs for every row; not used on a GPU, which computes them
-            faster than files are read.
+        teacher_outputs: folder that keeps the teacher's outputs for every row, see
+            :meth:`DistillationTrainer.keep_teacher_outputs`.
         progress: of computing these.
 
     Returns:
@@ -101,13 +101,12 @@ def train(
     if arguments.bf16 and options.use_cpu and trainer.loss.attention_maps is None:
         # The backward of torch's fused attention is slow in bf16 on CPUs (figures in docs/design.md).
         model.set_attn_implementation("eager")
-    if teacher_outputs is not None and options.use_cpu:
-        with PartialState().main_process_first():
-            trainer.keep_teacher_outputs(teacher_outputs, progress)
     with dropout(model, stage.dropout), own_forward(model):
         if resume_from is not None and resume_from.name == f"checkpoint-{steps}":
             trainer.load_finished(resume_from)
         else:
+            if teacher_outputs is not None:
+                trainer.keep_teacher_outputs(teacher_outputs, progress)
             try:
                 trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
             except pickle.UnpicklingError as error:

@@ -5,28 +5,34 @@ On a CPU the teacher is a third of the work of a step where it has six layers, a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import shutil
-import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
+
+from compresskit.errors import InputError
 
 #: Column of the data set with the number of the row.
 ROW = "row"
 #: What progress is told is at work.
 TEACHER = "outputs of the teacher"
 _BATCH = 32
-_INDEX = "index.json"
+_INDEX, _LOCK = "index.json", ".lock"
 #: Outputs that the losses read -> axes of one row's share that are over its tokens. The first two are one per layer.
 _TOKENS = {"hidden_states": (1,), "attentions": (2, 3), "logits": (), "start_logits": (0,), "end_logits": (0,)}
+#: Logits of one prediction per token instead.
+_TOKEN_LOGITS = (0,)
 _LAYERS = ("hidden_states", "attentions")
 #: Axes of one row's share of an output; None over tokens.
 Shape = list[int | None]
@@ -35,7 +41,11 @@ Shape = list[int | None]
 class Outputs(dict[str, Any]):
     """A model's outputs, as the losses read them."""
 
-    __getattr__ = dict.__getitem__
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 class TaughtRows:
@@ -97,19 +107,26 @@ def teach(
         dataset: with ``input_ids`` and ``length``.
         collate: makes a padded batch of rows.
         folder: of this one teacher, for all its data sets.
-        kind: what decides the outputs beside the rows.
+        kind: what decides the outputs beside the rows: which teacher, which of its outputs.
         half: keep hidden states and attention in bf16.
         progress: ``(what, done, total)``.
 
     Returns:
         None where nothing can be kept: layers of different shapes, or more than half of the free disk would be taken.
+
+    Raises:
+        InputError: the folder cannot be written.
     """
-    content = zlib.crc32(np.concatenate(dataset["input_ids"]).astype(np.int64).tobytes())
-    identity = json.dumps([content, len(dataset), half, *kind], sort_keys=True)
-    target = folder / f"{zlib.crc32(identity.encode()):08x}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if not target.is_dir():
+    identity = json.dumps([_content(dataset), half, *kind], sort_keys=True)
+    target = folder / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"teacher outputs {folder}: cannot be written: {error.strerror or error}") from None
+    with FileLock(folder / _LOCK):
+        found = _read(target, dataset)
+        if found is None:
+            shutil.rmtree(target, ignore_errors=True)
             part = target.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
@@ -119,8 +136,34 @@ def teach(
                 part.rename(target)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-    index = json.loads((target / _INDEX).read_text(encoding="utf-8"))
-    return TaughtRows(target, index["shapes"], index["dtypes"], dataset["length"])
+        return found or _read(target, dataset)
+
+
+def remove(folder: Path) -> None:
+    """Delete what is kept, unless another process computes; one that reads goes on reading."""
+    with suppress(Timeout), FileLock(folder / _LOCK, timeout=0):
+        for path in [path for path in folder.iterdir() if path.is_dir()]:
+            # Renamed first: a kill while it is deleted must not leave a part of it under its name.
+            shutil.rmtree(path.rename(path.with_suffix(".part")), ignore_errors=True)
+
+
+def _read(folder: Path, dataset: Dataset) -> TaughtRows | None:
+    """What is kept, if it is there whole."""
+    if not (folder / _INDEX).is_file():
+        return None
+    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    lengths = list(dataset["length"])
+    sizes = _bytes(index["shapes"], index["dtypes"], lengths)
+    whole = all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+    return TaughtRows(folder, index["shapes"], index["dtypes"], lengths) if whole else None
+
+
+def _bytes(shapes: Mapping[str, Shape], dtypes: Mapping[str, str], lengths: Sequence[int]) -> dict[str, int]:
+    """Size of every file."""
+    return {
+        name: sum(math.prod(_axes(shape, length)) for length in lengths) * getattr(torch, dtypes[name]).itemsize
+        for name, shape in shapes.items()
+    }
 
 
 def _compute(
@@ -147,17 +190,32 @@ def _compute(
             if any(not _by_tokens(name, one, tokens) for name, one in outputs.items()):
                 return False
             shapes = {
-                name: [None if axis in _TOKENS[name] else size for axis, size in enumerate(one.shape[1:])]
+                name: [None if axis in _over_tokens(name, one) else size for axis, size in enumerate(one.shape[1:])]
                 for name, one in outputs.items()
             }
             dtypes = {name: "bfloat16" if half and name in _LAYERS else "float32" for name in shapes}
-            kept = TaughtRows(folder, shapes, dtypes, lengths)
-            if sum(file.nbytes for file in kept.files.values()) > shutil.disk_usage(folder).free / 2:
+            sizes = _bytes(shapes, dtypes, lengths)
+            if sum(sizes.values()) > shutil.disk_usage(folder).free / 2 or not _reserve(folder, sizes):
                 return False
+            kept = TaughtRows(folder, shapes, dtypes, lengths)
         kept.write(rows, outputs)
         if progress is not None:
             progress(TEACHER, start + len(rows), len(order))
     (folder / _INDEX).write_text(json.dumps({"shapes": shapes, "dtypes": dtypes}), encoding="utf-8")
+    return True
+
+
+def _reserve(folder: Path, sizes: Mapping[str, int]) -> bool:
+    """Take the room now: a mapped file that finds the disk full kills the process."""
+    try:
+        for name, size in sizes.items():
+            with (folder / name).open("wb") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+    except OSError:
+        return False
     return True
 
 
@@ -175,10 +233,23 @@ def _rows_first(outputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
     return found
 
 
+def _over_tokens(name: str, batch: Tensor) -> tuple[int, ...]:
+    """Axes of one row's share that are over its tokens."""
+    return _TOKEN_LOGITS if name == "logits" and batch.dim() == 3 else _TOKENS[name]
+
+
 def _by_tokens(name: str, batch: Tensor, tokens: int) -> bool:
     """Whether the axes that should be over tokens are."""
-    axes = _TOKENS[name]
+    axes = _over_tokens(name, batch)
     return batch.dim() - 1 > max(axes, default=0) and all(batch.shape[1 + axis] == tokens for axis in axes)
+
+
+def _content(dataset: Dataset) -> str:
+    """A hash of every row of every column."""
+    digest = hashlib.sha256()
+    for name in sorted(dataset.column_names):
+        digest.update(json.dumps([name, dataset[name][:]]).encode())
+    return digest.hexdigest()
 
 
 def _axes(shape: Shape, tokens: int) -> tuple[int, ...]:

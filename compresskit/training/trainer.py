@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
@@ -155,19 +157,34 @@ class DistillationTrainer(Trainer):
         """Compute the teacher's outputs once for all rows, or read those of an earlier run, instead of at every step.
 
         Args:
-            folder: for the outputs of this teacher; bf16 under bf16 autocast.
+            folder: for the outputs; hidden states and attention in bf16 under bf16 autocast.
             progress: ``(what, done, total)``.
+
+        Nothing is kept for several processes (one would keep the others waiting), on a GPU (which computes faster than
+        files are read), for masked words (others in every epoch), for padding on the left, and where the disk is small.
         """
         data: Any = self.train_dataset
-        if self.teacher is None or isinstance(self.data_collator, MaskingCollator):
-            return  # masked words are others in every epoch
+        tokenizer: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        if (
+            self.teacher is None
+            or self.args.world_size > 1
+            or self.args.device.type != "cpu"
+            or isinstance(self.data_collator, MaskingCollator)
+            or getattr(tokenizer, "padding_side", "right") != "right"
+        ):
+            return
         data = data if "length" in data.column_names else data.add_column("length", list(map(len, data["input_ids"])))
-        inputs = [name for name in data.column_names if name in self.signature]
+        inputs = [name for name in data.column_names if name in self.signature and name not in TARGETS]
 
         def collate(rows: list[dict[str, Any]]) -> Any:
             return self.data_collator([{name: row[name] for name in inputs} for row in rows])
 
-        kind = [self.loss.wanted, self.loss.attention_maps, type(self.teacher).__name__]
+        weights = hashlib.sha256()
+        for name, tensor in self.teacher.state_dict().items():
+            weights.update(name.encode() + tensor.detach().float().contiguous().numpy().tobytes())
+        versions = [torch.__version__, transformers.__version__]
+        kind = [self.loss.wanted, self.loss.attention_maps, type(self.teacher).__name__, weights.hexdigest(), *versions]
+        data = data.select_columns([*inputs, "length"])
         half = bool(self.args.bf16)
         self.taught = teach(self._teach, data, collate, folder, kind, half=half, progress=progress)
 
