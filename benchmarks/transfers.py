@@ -108,6 +108,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()
     kept = run(options.report, options.data, options.rows)
+    if not kept["rows"]:
+        parser.error(f"{options.report} has no finished students of {', '.join(TRANSFERS)} with their models")
     lines = [
         f"- {name}: {part['source']}, {part['rows']:,} rows" + (f" ({part['remark']})" if part["remark"] else "")
         for name, splits in kept["data"].items()
