@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import tiny_bench, tiny_model, weights
+from conftest import Run, refused, tiny_bench, tiny_model, weights
 from datasets import Dataset
 
 import compresskit
@@ -168,7 +168,7 @@ def test_predictions_per_token(bench_folder: Path, tmp_path: Path, passes: list[
         torch.testing.assert_close(trained[1][name], tensor, rtol=1e-3, atol=1e-3)
 
 
-def test_from_the_command_line(bench_folder: Path, tmp_path: Path, run: Any) -> None:
+def test_from_the_command_line(bench_folder: Path, tmp_path: Path, run: Run) -> None:
     data, outputs = bench_folder / "data", tmp_path / "outputs"
     options = (
         "--task",
@@ -191,3 +191,15 @@ def test_from_the_command_line(bench_folder: Path, tmp_path: Path, run: Any) -> 
     code, out, _ = run("distill", *models, *options, "--teacher-outputs", outputs, "--output", tmp_path / "final")
     assert code == 0
     assert list(outputs.glob("*/index.json"))
+
+
+def test_bad_folders_are_refused_before_anything_is_done(bench_folder: Path, tmp_path: Path, run: Run) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    models = ("--student", bench_folder / "student", "--teacher", bench_folder / "teacher")
+    options = (*models, "--task", "sst2", "--data", bench_folder / "data", "--output", tmp_path / "out")
+    refused(run("distill", *options, "--teacher-outputs", file), "--teacher-outputs", "is a file")
+    refused(run("distill", *options, "--teacher-outputs", file / "sub"), "teacher outputs", "cannot be written")
+    refused(run("distill", *options, "--teacher-outputs", tmp_path / "out" / "in"), "lie in the output folder")
+    assert file.read_text() == "mine"
+    assert not list(tmp_path.glob("out*"))

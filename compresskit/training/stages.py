@@ -117,7 +117,7 @@ def distill(
         text: for the general stage: a file (plain, .gz, .jsonl) or a data set of the hub. Default: the embedded text.
         dataset: instead of both: a ``datasets.Dataset`` with ``input_ids``, and ``labels`` for the supervised loss.
         output, overwrite, resume, tokenizer, progress, callbacks: as for :func:`finetune`.
-        teacher_outputs: folder for this one teacher's outputs on every row, which are then computed once (on a CPU) and
+        teacher_outputs: folder for the teacher's outputs on every row, which are then computed once (on a CPU) and
             shared by all students, seeds and epochs; several gigabytes for large tasks, to be deleted by hand.
         allow_dense: also take a student that is not compressed, such as one with half the teacher's layers.
         settings: as for :func:`finetune`. Defaults: :data:`compresskit.planning.stage.DEFAULTS`.
@@ -146,7 +146,7 @@ def distill(
     words = find_tokenizer(tokenizer, taught_by, read)
     job = Job(name, read, taught_by, words, stage, options, target, overwrite, resume, progress, callbacks)
     job.explicit_losses = _explicit_losses(explicit)
-    job.teacher_outputs = None if teacher_outputs is None else Path(teacher_outputs)
+    job.teacher_outputs = _check_teacher_outputs(teacher_outputs, target)
     if examples is not None:
         return job.on_task(examples)
     if dataset is not None:
@@ -247,6 +247,20 @@ def labels_of(teacher: PreTrainedModel) -> dict[str, Any]:
     """The teacher's labels, for the student's configuration."""
     names = ("num_labels", "id2label", "label2id", "problem_type")
     return {name: getattr(teacher.config, name) for name in names}
+
+
+def _check_teacher_outputs(given: str | Path | None, target: Path | None) -> Path | None:
+    """The folder, made now, so that nothing is refused after hours. Raises InputError."""
+    if given is None:
+        return None
+    folder = Path(given)
+    if target is not None and target.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise InputError(f"teacher outputs {given}: lie in the output folder; choose another one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"teacher outputs {given}: cannot be written: {error.strerror or error}") from None
+    return folder
 
 
 def _check_output(output: str | Path | None, overwrite: bool, resume: bool, *inputs: ModelLike) -> Path | None:

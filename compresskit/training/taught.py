@@ -21,8 +21,6 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from compresskit.errors import InputError
-
 #: Column of the data set with the number of the row.
 ROW = "row"
 #: What progress is told is at work.
@@ -113,16 +111,10 @@ def teach(
 
     Returns:
         None where nothing can be kept: layers of different shapes, or more than half of the free disk would be taken.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
     identity = json.dumps([_content(dataset), half, *kind], sort_keys=True)
     target = folder / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"teacher outputs {folder}: cannot be written: {error.strerror or error}") from None
+    folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / _LOCK):
         found = _read(target, dataset)
         if found is None:
