@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from compresskit.calibration.statistics import TOKENS, Calibration, calibrate
 from compresskit.data.corpus import Corpus, find_corpus
+from compresskit.data.tasks import TaskData, load_data, load_task
 from compresskit.errors import InputError, unknown
 from compresskit.model import checkpoint
 from compresskit.model.checkpoint import Checkpoint
@@ -82,6 +83,8 @@ def plan(
     objective: Objective | None = None,
     allow_slow: bool = False,
     calibration: Text | bool = False,
+    calibration_task: str | Path | None = None,
+    data: str | Path | None = None,
     tokenizer: Any = None,
 ) -> Plan:
     """What :func:`compress` would do with the same arguments, with predicted errors; nothing is changed."""
@@ -92,10 +95,11 @@ def plan(
         allocation=allocation,
         objective=objective,
         allow_slow=allow_slow,
-        calibrated=calibration is not False,
+        calibrated=calibration is not False or calibration_task is not None,
     )
+    text = find_calibration(calibration, calibration_task, data)
     dense = _dense(model)
-    statistics = find_statistics(dense, asked, calibration, tokenizer)
+    statistics = find_statistics(dense, asked, text, tokenizer)
     return make_plan(dense.model, asked, ModelSource(dense.model), statistics=statistics, predict_errors=True)
 
 
@@ -109,6 +113,8 @@ def compress(
     objective: Objective | None = None,
     allow_slow: bool = False,
     calibration: Text | bool = False,
+    calibration_task: str | Path | None = None,
+    data: str | Path | None = None,
     tokenizer: Any = None,
     inplace: bool = False,
 ) -> PreTrainedModel:
@@ -127,6 +133,9 @@ def compress(
         calibration: fit the factors to what the layers see on this text, so that outputs are kept, not weights: a file
             or hub data set as for :func:`distill`, True for the embedded text. One pass over the first
             ``calibration_tokens`` of the recipe (default: 65,536).
+        calibration_task: instead of ``calibration``: the training rows of this task, best for a model that was
+            fine-tuned on it.
+        data: folder with the files of ``calibration_task``. Default: the hub.
         tokenizer: for the calibration of a model given as an object; a folder has its own.
         inplace: change the given model instead of a copy.
 
@@ -134,8 +143,8 @@ def compress(
         A model whose ``save_pretrained`` folder reloads with ``from_pretrained`` once compresskit is imported.
 
     Raises:
-        InputError: unknown method or recipe, a ratio out of reach, a model that cannot be compressed, a text that
-            cannot be read, no tokenizer to read it with.
+        InputError: unknown method or recipe, a ratio out of reach, a model that cannot be compressed, a text or task
+            that cannot be read, both of them, no tokenizer to read it with.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -153,10 +162,11 @@ def compress(
         allocation=allocation,
         objective=objective,
         allow_slow=allow_slow,
-        calibrated=calibration is not False,
+        calibrated=calibration is not False or calibration_task is not None,
     )
+    text = find_calibration(calibration, calibration_task, data)
     dense = _dense(model)
-    statistics = find_statistics(dense, asked, calibration, tokenizer)
+    statistics = find_statistics(dense, asked, text, tokenizer)
     chosen = make_plan(dense.model, asked, ModelSource(dense.model), statistics=statistics)
     student = dense.model if inplace or not isinstance(model, PreTrainedModel) else _copy(dense.model, chosen)
     apply_plan(student, chosen, statistics=statistics)
@@ -164,23 +174,39 @@ def compress(
     return student
 
 
+def find_calibration(
+    calibration: Text | bool | None, task: str | Path | None, data: str | Path | None
+) -> Corpus | TaskData:
+    """What a calibration reads: the rows of a task, or else a text (without any: the embedded one).
+
+    Raises:
+        InputError: a text and a task, data without a task, a text or task that cannot be read, a task without training
+            rows.
+    """
+    if task is None:
+        if data is not None:
+            raise InputError("data belongs to a task: give a calibration task too")
+        return find_corpus(None if isinstance(calibration, bool) else calibration)
+    if calibration is not None and calibration is not False:
+        raise InputError("calibrate on a text or on a task, not on both")
+    return load_data(load_task(task), None if data is None else Path(data))
+
+
 def find_statistics(
     dense: Checkpoint,
     recipe: Recipe,
-    calibration: Text | bool,
+    text: Corpus | TaskData,
     tokenizer: Any = None,
     progress: Progress = silent,
 ) -> Calibration | None:
-    """The statistics that the recipe wants, on the text that ``calibration`` means; None where it wants none.
+    """The statistics that the recipe wants, on this text or task; None where it wants none.
 
     Raises:
         InputError: a text that cannot be read, no tokenizer to read it with.
     """
     if not recipe.calibration_tokens:
         return None
-    text = find_corpus(None if isinstance(calibration, bool) else calibration)
-    words = find_tokenizer(tokenizer, dense)
-    return calibrate(dense.model, words, text, recipe.calibration_tokens, progress)
+    return calibrate(dense.model, find_tokenizer(tokenizer, dense), text, recipe.calibration_tokens, progress)
 
 
 def _dense(model: ModelLike) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import AutoModel
 import compresskit
 from compresskit import InputError
 from compresskit.benchmark import cells as work
+from compresskit.benchmark import sources
 from compresskit.benchmark.records import read
 from compresskit.benchmark.report import command
 from compresskit.benchmark.runner import BenchResult
@@ -142,6 +144,26 @@ def test_finished_cells_are_kept_and_more_may_be_added(bench_folder: Path, tmp_p
     with pytest.raises(InputError, match=r"holds 1 cells of another configuration.*low-rank-2x.*--overwrite"):
         tiny_bench(bench_folder, tmp_path / "out")
     assert len(tiny_bench(bench_folder, tmp_path / "out", overwrite=True).records) == 2
+    for path in stamps:  # whoever deletes models to save room still gets all timed
+        shutil.rmtree(path.parent)
+    third = tiny_bench(bench_folder, tmp_path / "out", ratios=(3.0, 2.0), baselines=("dense", "int8"))
+    assert not any(path.exists() for path in stamps)
+    assert len({record.latency.phase for record in third.records}) == 1
+
+
+def test_cells_of_another_machine(bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for flag in (False, True):
+        tiny_bench(bench_folder, tmp_path / str(flag), any_machine=flag)
+    real = sources.hardware()
+    monkeypatch.setattr(sources, "hardware", lambda: {**real, "processor": "another one"})
+    with pytest.raises(InputError, match="of another configuration, model, data, version or machine"):
+        tiny_bench(bench_folder, tmp_path / "False", ratios=(2.0,))
+    result = tiny_bench(bench_folder, tmp_path / "True", any_machine=True, ratios=(3.0, 2.0))
+    processors = [record.made_by["hardware"]["processor"] for record in result.records]
+    assert processors == [real["processor"], real["processor"], "another one"]
+    assert len({record.latency.phase for record in result.records}) == 1
+    text = (result.folder / "README.md").read_text()
+    assert all(processor in text for processor in processors)
 
 
 def test_task(bench_folder: Path, tmp_path: Path) -> None:

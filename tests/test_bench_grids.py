@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import tiny_bench, tiny_model, write_tsv
+from conftest import tiny_bench, tiny_model, weights, write_tsv
 from transformers import AutoModel
 
 import compresskit
@@ -160,6 +160,41 @@ def test_one_stage_1_for_all_tasks_and_seeds(bench_folder: Path, tmp_path: Path)
             assert students[record.task, record.method, 1][2] == 0
     with pytest.raises(compresskit.InputError, match="nothing to share"):
         tiny_bench(bench_folder, tmp_path / "none", share_general=True)
+
+
+def test_students_of_the_task_s_teacher(bench_folder: Path, tmp_path: Path) -> None:
+    grid = {
+        "tasks": ("sst2",),
+        "data": str(bench_folder / "data"),
+        "seeds": (0, 1),
+        "baselines": ("dense", "half-layers"),
+        "students_from": "teacher",
+        "calibration_tokens": 1000,
+        "general": False,
+        "teacher": STAGE,
+        "task": {**STAGE, "epochs": 1},
+    }
+    result = tiny_bench(bench_folder, tmp_path / "out", **grid)
+    assert [record.status for record in result.records] == ["finished"] * 5
+    shared = sorted((tmp_path / "out" / "general").iterdir())  # compressed once for both seeds
+    assert [one.name.rpartition("-")[0] for one in shared] == ["model-half-layers-sst2", "model-low-rank-3x-sst2"]
+    teacher = next((result.folder / "cells").glob("*dense*")) / "model"
+    data = bench_folder / "data"
+    recipe = for_method("low-rank", 3.0, calibration_tokens=1000)
+    made = compresskit.compress(teacher, recipe=recipe, calibration_task="sst2", data=data)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
+    score = compresskit.evaluate(made, task="sst2", data=data, tokenizer=tokenizer, max_length=32).record["scores"]
+    students = [record for record in result.records if record.method == "low-rank"]
+    assert {record.score_before for record in students} == {score["dev"]["accuracy"]}
+    assert students[0].made_by["calibration"]["text"]["task"] == "sst2"
+    halved = with_fewer_layers(transformers.AutoModelForSequenceClassification.from_pretrained(teacher)).state_dict()
+    assert all(torch.equal(tensor, halved[name]) for name, tensor in weights(shared[0] / "compressed").items())
+    text = (result.folder / "README.md").read_text()
+    assert "the task's teacher" in text
+    assert "(sst2)" in text
+    for change in ({"general": {"max_tokens": 100}}, {"tasks": (), "data": None}):
+        with pytest.raises(compresskit.InputError, match="students_from: teacher is for tasks without stage 1"):
+            tiny_bench(bench_folder, tmp_path / "none", **{**grid, **change})
 
 
 def test_one_task_may_have_other_seeds_and_settings(bench_folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run, same, tiny_bench, tiny_model
+from conftest import Run, same, tiny_bench, tiny_model, weights, write_tsv
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
@@ -16,6 +16,7 @@ import compresskit
 from compresskit import InputError
 from compresskit.calibration.statistics import Calibration, calibrate
 from compresskit.data.corpus import batches, find_corpus
+from compresskit.data.tasks import load_data, load_task
 from compresskit.decomposers import linalg, tensor_train, weighted
 from compresskit.decomposers.base import Group, Spec, Target
 from compresskit.decomposers.kronecker import KroneckerSpec
@@ -81,7 +82,7 @@ def approximation(name: str, group: Group, spec: Spec, source: Matrices, *, cali
     layers = get(name).layers(group, spec)
     for key, factor in get(name).factorise(group, spec, source, source if calibrated else None).items():
         path, _, attribute = key.rpartition(".")
-        setattr(layers[path], attribute, torch.nn.Parameter(factor))
+        setattr(layers[path], attribute, torch.nn.Parameter(factor) if factor.is_floating_point() else factor)
     return {target.name: layers[target.name].dense_weight().detach() for target in group.targets}
 
 
@@ -316,6 +317,75 @@ def test_the_command(bench_folder: Path, run: Run) -> None:
     assert run(*line, "--output", "plain").code == 0
     assert not same(Path("first"), Path("plain"))
     assert "calibration" not in json.loads(Path("plain/compression.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task of pairs: 60 rows, the label sorted."""
+    root = tmp_path_factory.mktemp("pairs")
+    (root / "pairs.yaml").write_text(
+        "version: 1\nname: pairs\ninputs: [one, two]\nlabel: label\nmetrics: [accuracy]\n"
+        "files: {train: rows.tsv, dev: dev.tsv}\n"
+    )
+    rows = [("the film was good", "it was " + ("good" if i < 30 else "bad"), str(int(i < 30))) for i in range(60)]
+    write_tsv(root / "rows.tsv", "one\ttwo\tlabel", rows)
+    write_tsv(root / "dev.tsv", "one\ttwo\tlabel", rows[25:35])
+    return root
+
+
+def test_statistics_of_a_task_are_those_of_its_pairs(dense: tuple[PreTrainedModel, Any], pairs: Path) -> None:
+    model, tokenizer = dense
+    data = load_data(load_task(pairs / "pairs.yaml"), pairs)
+    found = calibrate(model, tokenizer, data, 100_000)
+    words = model.embeddings.word_embeddings
+    first, ids = torch.zeros(48, 48), torch.zeros(499)
+    with torch.no_grad():
+        for texts in data.splits["train"].texts:
+            inputs = tokenizer(*texts, return_tensors="pt")
+            assert inputs["token_type_ids"].any()  # the second text is known as such
+            states = model(**inputs, output_hidden_states=True).hidden_states[0][0]
+            first += states.T @ states
+            ids += torch.bincount(inputs["input_ids"][0], minlength=words.num_embeddings)
+    targets = {target.name: target for target in find_targets(model)}
+    assert torch.equal(found.token_counts(targets["embeddings.word_embeddings"]), ids)
+    moment = found.second_moment(targets["encoder.layer.0.attention.self.query"])
+    assert torch.allclose(moment, first, rtol=1e-4, atol=1e-3)
+    assert found.record()["text"]["task"] == "pairs"
+    some = calibrate(model, tokenizer, data, 200)
+    assert 200 <= some.tokens < 220  # a part of the rows, of both labels though the file is sorted
+    good, bad = tokenizer.convert_tokens_to_ids(["good", "bad"])
+    counts = some.token_counts(targets["embeddings.word_embeddings"])
+    rows = int(counts[tokenizer.cls_token_id])
+    assert 0 < counts[bad] < rows < counts[good] < 2 * rows
+
+
+def test_a_task_in_commands_and_from_python(bench_folder: Path, pairs: Path, run: Run) -> None:
+    model, task = bench_folder / "model", str(pairs / "pairs.yaml")
+    line = ["compress", "--model", str(model), "--method", "low-rank", "--ratio", "3"]
+    rows = ["--calibration-task", task, "--data", str(pairs)]
+    result = run(*line, *rows, "--output", "first")
+    assert result.code == 0, result.err
+    assert f"--task {task} --data {pairs} --output first-pairs" in result.out
+    record = json.loads(Path("first/compression.json").read_text())["calibration"]
+    assert (record["text"]["source"], record["text"]["task"]) == ("rows.tsv", "pairs")
+    card = Path("first/README.md").read_text()
+    assert "--calibration-task pairs --data DIR --recipe" in card
+    assert "tokens of rows.tsv (pairs)" in card
+    made = compresskit.compress(model, method="low-rank", ratio=3, calibration_task=task, data=pairs).state_dict()
+    assert all(torch.equal(tensor, made[name]) for name, tensor in weights(Path("first")).items())
+    again = ["compress", "--model", str(model), "--recipe", "first/recipe.yaml"]
+    result = run(*again, *rows, "--output", "again")
+    assert same(Path("first"), Path("again"))
+    assert "another calibration text" not in result.out
+    for more, message in (
+        ([*rows, "--calibration"], "calibrate on a text or on a task, not on both"),
+        (["--data", str(pairs)], "data belongs to a task: give a calibration task too"),
+        (["--calibration-task", "hans", "--data", str(pairs)], "is for evaluation only"),
+        (["--calibration-task", "pears"], "pears"),
+    ):
+        result = run(*line, *more, "--output", "bad")
+        assert (result.code, result.err.count("\n")) == (2, 1), result.err
+        assert message in result.err
 
 
 def test_refused(bench_folder: Path, tiny_folder: Path, run: Run, tmp_path: Path) -> None:

@@ -240,7 +240,9 @@ def test_tensor_train_is_that_of_tensorly() -> None:
     train, group = get("tensor-train"), Group("layer", (target,))
     (layer,) = train.layers(group, spec).values()
     for name, factor in train.factorise(group, spec, source).items():
-        setattr(layer, name.removeprefix("layer."), torch.nn.Parameter(factor))
+        setattr(
+            layer, name.removeprefix("layer."), torch.nn.Parameter(factor) if factor.is_floating_point() else factor
+        )
     padded = torch.cat([weight, torch.zeros(2, 36, dtype=torch.float64)])
     tensor = padded.reshape(4, 6, 2, 18).permute(1, 0, 2, 3).reshape(6, 8, 18)
     with tensorly.backend_context("pytorch", local_threadsafe=True):

@@ -30,7 +30,7 @@ def found(result: Result) -> list[str]:
     return result.out.splitlines()
 
 
-@pytest.mark.parametrize("method", ["kronecker", "low-rank", "tensor-train", "tucker"])
+@pytest.mark.parametrize("method", ["group-reduce", "kronecker", "low-rank", "tensor-train", "tucker"])
 @pytest.mark.parametrize("head", ["base", "masked-lm"])
 def test_what_was_written_is_as_recorded(run: Run, tmp_path: Path, method: str, head: str) -> None:
     tiny_model("bert", head).save_pretrained(tmp_path / "dense")

@@ -23,6 +23,7 @@ from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import RECORD, LayerError, Record
 from compresskit.benchmark.records import read as read_record
 from compresskit.benchmark.sources import Sources
+from compresskit.calibration.statistics import Calibration
 from compresskit.data.corpus import Part
 from compresskit.decomposers.base import SharedFactors
 from compresskit.errors import InputError, UnreachableError, WorkError
@@ -58,7 +59,7 @@ class Workshop:
         sources: what all cells share.
         folder: of the cell.
         dense: folder of the dense cell of the same model and task.
-        start: folder of the stage 1 that the cell shares with others; None: it has its own.
+        start: folder of the stage 1 or compressed teacher that the cell shares with others; None: it has its own.
         callbacks: for trainings.
         say: called with what is being done.
     """
@@ -139,7 +140,7 @@ class Workshop:
     def _student(self, *, half_layers: bool) -> dict[str, Any]:
         cell, grid = self.cell, self.sources.grid
         options = {"allow_dense": half_layers, "precision": grid.precision}
-        # Stage 1 and what comes before it may be shared; then they lie in a folder of their own.
+        # What comes before stage 2 may be shared; then it lies in a folder of its own.
         work = self.start or self.folder / WORK
         start = work / "compressed"
         if not start.is_dir():
@@ -180,11 +181,9 @@ class Workshop:
         recipe = self.cell.recipe
         assert recipe is not None
         self.say("compressing")
-        dense = self.sources.read_dense(self.cell.origin)
+        dense = self._read_whole()
         start = time.perf_counter()
-        statistics = None
-        if recipe.calibration_tokens:
-            statistics = self.sources.statistics(self.cell.origin, self._part, recipe.calibration_tokens)
+        statistics = self._statistics(recipe.calibration_tokens) if recipe.calibration_tokens else None
         plan = make_plan(dense.model, recipe, ModelSource(dense.model), statistics=statistics)
         norms = {
             a.group.name: math.hypot(*(_norm(dense.model, target.name) for target in a.group.targets))
@@ -207,8 +206,15 @@ class Workshop:
             },
         }
 
+    def _statistics(self, tokens: int) -> Calibration:
+        cell = self.cell
+        if self.sources.grid.students_from == "checkpoint":
+            return self.sources.statistics(cell.origin, self._part, tokens)
+        assert cell.task is not None
+        return self.sources.task_statistics(cell.origin, cell.task, self.dense / MODEL, tokens)
+
     def _halve(self, target: Path) -> dict[str, Any]:
-        dense = self.sources.read_dense(self.cell.origin)
+        dense = self._read_whole()
         start = time.perf_counter()
         smaller = replace(dense, model=with_fewer_layers(dense.model))
         seconds = time.perf_counter() - start
@@ -232,6 +238,11 @@ class Workshop:
 
     def _read_dense(self) -> Checkpoint:
         return read_dense(self.cell, self.sources, self.dense)
+
+    def _read_whole(self) -> Checkpoint:
+        """What the student is made from."""
+        whole = self.sources.grid.students_from == "checkpoint"
+        return self.sources.read_dense(self.cell.origin) if whole else self._read_dense()
 
     def _read(self, folder: Path) -> Checkpoint:
         """A student in the class in which it is scored, with the teacher's head where it has none yet."""

@@ -21,6 +21,7 @@ from compresskit.validation import parse_mapping, read_named, validate
 
 Baseline = Literal["dense", "int8", "half-layers"]
 BASELINES: tuple[Baseline, ...] = ("dense", "int8", "half-layers")
+Beginning = Literal["checkpoint", "teacher"]
 Export = Literal["onnx", "onnx-int8"]
 #: Stage 1 of every student where the grid says nothing: short, for a first look. At so few tokens small batches win.
 GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
@@ -71,15 +72,20 @@ class Grid(BaseModel):
         baselines: rows without compression by factors: ``dense`` (the teacher; always there), ``int8`` (its linear
             layers quantised dynamically), ``half-layers`` (every second layer, distilled on the students' budget).
         teacher: settings of :func:`compresskit.finetune` for a task's teacher.
+        students_from: what students are made from: ``checkpoint``, the pre-trained model, or ``teacher``, the task's
+            fine-tuned one. Students of a teacher know the task before any training and need no stage 1; methods that
+            calibrate then do so on the task's training rows.
         allocation: of methods (a recipe file has its own; ``auto`` always takes ``error``).
-        calibration_tokens: of the general text that methods fit their factors to (a recipe file has its own); 0: they
-            fit the weights alone.
+        calibration_tokens: of the general text (with ``students_from: teacher`` of the task) that methods fit their
+            factors to (a recipe file has its own); 0: they fit the weights alone.
         general: settings of stage 1 (:func:`compresskit.distill` on text) of every student; False leaves it out.
         share_general: train stage 1 once for every method and ratio, with the first seed, and go on from there for
             every task and seed; otherwise every cell has its own.
         task: settings of stage 2 of every student, where there are tasks.
         per_task: name of a task -> what is different for it, e.g. more epochs where there is little data.
         precision: of all training: ``fp32`` or ``bf16``.
+        any_machine: go on with cells that another kind of machine made; the report names all of them. Otherwise such
+            cells are of another configuration. Latencies come from one machine in any case.
         latency_rounds: how often every model is timed in the closing phase; the table shows medians.
         exports: formats of :func:`compresskit.export` in which every finished model gets a row of its own, run by ONNX
             Runtime; the dense one then also as ``onnx``. Made in the closing phase, so they may be asked for later.
@@ -99,6 +105,7 @@ class Grid(BaseModel):
     seeds: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_seeds)] = (0,)
     baselines: tuple[Baseline, ...] = BASELINES
     teacher: dict[str, Any] = Field(default_factory=dict)
+    students_from: Beginning = "checkpoint"
     allocation: Allocation = "uniform"
     calibration_tokens: int = Field(default=0, ge=0)
     general: dict[str, Any] | Literal[False] = Field(default_factory=lambda: dict(GENERAL))
@@ -106,6 +113,7 @@ class Grid(BaseModel):
     task: dict[str, Any] = Field(default_factory=dict)
     per_task: dict[str, TaskChanges] = Field(default_factory=dict)
     precision: Literal["fp32", "bf16"] = "fp32"
+    any_machine: bool = False
     latency_rounds: int = Field(default=5, ge=1)
     exports: tuple[Export, ...] = ()
 
@@ -136,6 +144,11 @@ class Grid(BaseModel):
                 grid.stage(what)
         if self.share_general and (self.general is False or not self.tasks):
             raise InputError("share_general: is for stage 1 (general) followed by tasks; there is nothing to share")
+        if self.students_from == "teacher" and (self.general is not False or not self.tasks):
+            raise InputError(
+                "students_from: teacher is for tasks without stage 1: give tasks, and general: false "
+                "(--general-tokens 0)"
+            )
         if self.general is False and not self.tasks:
             raise InputError("nothing would be trained: without a task, stage 1 (general) is what distils a student")
         return self
@@ -213,7 +226,8 @@ class Cell:
         task_name: the declared name; empty without a task.
         seed: of its training.
         key: hash of all that decides the result.
-        start: name of the folder with the stage 1 that it shares with other cells; empty: it has its own.
+        start: name of the folder with what it shares with other cells (stage 1 and what comes before it, or the
+            compressed teacher); empty: it has its own.
     """
 
     model: str

@@ -21,7 +21,7 @@ from compresskit.model.output import write_text
 from compresskit.reporting import comparison, plots
 from compresskit.reporting.page import page
 from compresskit.reporting.tables import markdown
-from compresskit.reporting.text import cell, fenced, plain
+from compresskit.reporting.text import calibration_text, cell, fenced, plain
 
 _WITHOUT_LABELS = (
     f"Quality without labels on held-out text: **score** is the {METRIC}, the mean cosine between the sentence vectors "
@@ -37,6 +37,7 @@ _FLAGS = {
     "data": "data",
     "text": "text",
     "seeds": "seeds",
+    "students_from": "students-from",
     "baselines": "baselines",
     "precision": "precision",
     "exports": "export",
@@ -180,9 +181,10 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
     lines = [("Command", command(grid))]
     if shown[0].task is not None:
         lines += _by_task("Teacher", shown, lambda record: f"fine-tuned: {_budget(record.made_by['teacher'])}")
-    fitted = next((record.made_by["calibration"] for record in shown if "calibration" in record.made_by), None)
-    if fitted is not None:
-        lines.append(("Calibration", f"{fitted['tokens']:,} tokens of {fitted['text']['source']}"))
+    if grid.students_from == "teacher":
+        lines.append(("Students made from", "the task's teacher"))
+    fitted = [record for record in shown if "calibration" in record.made_by]
+    lines += _by_task("Calibration", fitted, lambda record: calibration_text(record.made_by["calibration"]))
     lines.append(("Stage 1, every student", f"{text}: {_budget(general)}" if general else "none"))
     if general and grid.share_general:
         lines.append(("Stage 1, run", "once for every method and ratio, with the first seed"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from compresskit.benchmark.grid import Cell, Grid, load_grid
 from compresskit.benchmark.records import Record, digest
 from compresskit.benchmark.report import render
 from compresskit.benchmark.sources import Sources
+from compresskit.benchmark.stand_in import timed_folder
 from compresskit.benchmark.store import Store
 from compresskit.errors import InputError, WorkError, unknown
 from compresskit.exporting.formats import check_extra
@@ -150,7 +152,8 @@ class Todo:
     Attributes:
         teachers: every cell with the dense one of its model and task, in order.
         failed: keys of cells that failed in an earlier run: they are tried again.
-        again: whether models that were deleted to save room are made again: a new cell or export makes all be timed.
+        again: whether models that were deleted to save room are made again: they are exported. (For timing alone a
+            stand-in of the same build will do.)
     """
 
     teachers: dict[Cell, Cell]
@@ -161,7 +164,9 @@ class Todo:
 def _todo(cells: Sequence[Cell], store: Store, grid: Grid) -> Todo:
     records = {cell: store.record(cell) for cell in cells}
     failed = frozenset(cell.key for cell, record in records.items() if record is not None and record.status == "failed")
-    again = any(record is None or exports.lacks(cell, record, grid) for cell, record in records.items())
+    again = bool(grid.exports) and any(
+        record is None or exports.lacks(cell, record, grid) for cell, record in records.items()
+    )
     dense = _dense_cells(cells)
     return Todo({cell: dense[cell.origin, cell.task] for cell in cells}, failed, again)
 
@@ -237,7 +242,8 @@ def _close(cells: Sequence[Cell], store: Store, sources: Sources, watch: Watcher
         if sources.grid.exports:
             watch.progress("exporting", place + 1, len(records))
     if not _timed_together(records.values()):
-        _time_all(records, teachers, store, sources, watch)
+        with tempfile.TemporaryDirectory() as spare:
+            _time_all(records, teachers, store, sources, watch, Path(spare))
 
 
 def _timed_together(records: Collection[Record]) -> bool:
@@ -249,18 +255,28 @@ def _timed_together(records: Collection[Record]) -> bool:
 
 
 def _time_all(
-    records: Mapping[Cell, Record], teachers: Mapping[Cell, Cell], store: Store, sources: Sources, watch: Watcher
+    records: Mapping[Cell, Record],
+    teachers: Mapping[Cell, Cell],
+    store: Store,
+    sources: Sources,
+    watch: Watcher,
+    spare: Path,
 ) -> None:
-    """Time all finished models and their exports."""
+    """Time all finished models and their exports; ``spare`` takes the stand-ins of models that were deleted."""
+
+    def folder(cell: Cell) -> Path:
+        return timed_folder(cell, records[cell], sources, store.path(cell), spare)
+
     # Equally built models are equally fast: of cells that differ in seed or data alone one is timed.
     builds = {cell: _build(cell, sources) for cell in records}
     timed: dict[str, tuple[Cell, Callable[[], Runnable]]] = {}
     for cell, record in records.items():
-        folders = (store.path(cell), store.path(teachers[cell]))
-        timed.setdefault(builds[cell], (cell, partial(work.read_model, cell, sources, *folders)))
+        if builds[cell] not in timed:
+            folders = (folder(cell), folder(teachers[cell]))
+            timed[builds[cell]] = (cell, partial(work.read_model, cell, sources, *folders))
         for form, export in record.exports.items():
             if not export.message:
-                load = partial(exports.load, cell, form, sources, *folders)
+                load = partial(exports.load, cell, form, sources, store.path(cell), store.path(teachers[cell]))
                 timed.setdefault(f"{builds[cell]} {form}", (cell, load))
     models: dict[str, Runnable] = {}
     memory: dict[str, float | None] = {}
@@ -289,4 +305,5 @@ def _build(cell: Cell, sources: Sources) -> str:
     """What decides how a cell's model is built."""
     head = sources.task(cell.task)[0].kind if cell.task is not None else ""
     recipe = cell.recipe.model_dump(mode="json") if cell.recipe is not None else None
-    return digest([cell.origin, cell.method, recipe, cell.ratio, head])
+    of_teacher = [cell.task_name] if sources.grid.students_from == "teacher" else []  # its statistics choose shapes
+    return digest([cell.origin, cell.method, recipe, cell.ratio, head, *of_teacher])

@@ -46,6 +46,7 @@ class Sources:
         self.passages = cache(self._passages)
         self.encoded = cache(self._encoded)
         self.statistics = cache(self._statistics)
+        self.task_statistics = cache(self._task_statistics)
         self._text_record = cache(self._texts.record)
 
     def cells(self) -> list[Cell]:
@@ -62,16 +63,15 @@ class Sources:
                 "seed": seed,
                 "first seed": grid.of(task).seeds[0],
                 "text": self._text_record(),
-                "host": machine,
+                **({} if grid.any_machine else {"host": machine}),
                 "versions": versions(),
                 "general": grid.stage("general"),
             }
-            name, start = self.identity(origin)["name"].rpartition("/")[2], ""
-            if grid.share_general and method not in ("dense", "int8"):
+            own = method not in ("dense", "int8")
+            shared: dict[str, Any] = {}
+            if grid.share_general and own:
                 everything["share general"] = True
-                shared = {"first seed": grid.seeds[0], "precision": grid.precision}
-                first = digest({k: v for k, v in everything.items() if k != "seed"} | shared)
-                start = "-".join(part for part in (name, method, f"{ratio:g}x" if ratio else "", first[:8]) if part)
+                shared = everything | {"first seed": grid.seeds[0], "precision": grid.precision}
             if task is not None:
                 declared, data = self.task(task)
                 everything |= {
@@ -79,7 +79,17 @@ class Sources:
                     "data": data.record(),
                     "stages": [grid.of(task).stage("teacher"), grid.of(task).stage("task")],
                 }
+            if grid.students_from == "teacher" and own:
+                everything["students from"] = grid.students_from
+                shared = everything
+            name = self.identity(origin)["name"].rpartition("/")[2]
             task_name = self.task(task)[0].name if task is not None else ""
+            start = ""
+            if shared:
+                of_task = task_name if grid.students_from == "teacher" else ""
+                first = digest({k: v for k, v in shared.items() if k != "seed"})
+                parts = (name, method, f"{ratio:g}x" if ratio else "", of_task, first[:8])
+                start = "-".join(part for part in parts if part)
             found.append(Cell(name, origin, method, recipe, ratio, task, task_name, seed, digest(everything), start))
         rows = [(cell.model, cell.method, cell.ratio, cell.task_name, cell.seed) for cell in found]
         if twins := [row for row in rows if rows.count(row) > 1]:
@@ -154,6 +164,9 @@ class Sources:
 
     def _statistics(self, origin: str | None, part: Part, tokens: int) -> Calibration:
         return calibrate(self.read_dense(origin).model, self.tokenizer(origin), self.corpus(part), tokens)
+
+    def _task_statistics(self, origin: str | None, task: str, teacher: Path, tokens: int) -> Calibration:
+        return calibrate(checkpoints.read(teacher).model, self.tokenizer(origin), self.task(task)[1], tokens)
 
     def _encoded(self, origin: str | None) -> tuple[quality.Encoded, float]:
         """The passages through the teacher, and its own retrieval score."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus
-from compresskit.data.encoding import positions
+from compresskit.data.encoding import encode, positions
+from compresskit.data.tasks import TRAIN, TaskData
 from compresskit.decomposers.base import Target
 from compresskit.errors import InputError
 from compresskit.model.targets import find_targets
@@ -25,13 +27,13 @@ Progress = Callable[[str, int, int], None]
 
 
 class Calibration:
-    """The :class:`~compresskit.decomposers.base.Statistics` of one model on one text.
+    """The :class:`~compresskit.decomposers.base.Statistics` of one model on one text or task.
 
     Memory: one (n, n) float32 matrix for every different input; query, key and value of a layer share theirs.
 
     Attributes:
         tokens: how many were read, padding not counted.
-        text: which text it was, as plain data.
+        text: which text it was, as plain data; of a task its name and the file of its training rows.
     """
 
     def __init__(self, text: dict[str, Any]) -> None:
@@ -56,41 +58,73 @@ class Calibration:
 def calibrate(
     model: PreTrainedModel,
     tokenizer: Any,
-    corpus: Corpus,
+    text: Corpus | TaskData,
     tokens: int = TOKENS,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Calibration:
-    """Read about ``tokens`` tokens of a text with the dense model and watch what its matrices see.
+    """Read about ``tokens`` tokens with the dense model and watch what its matrices see.
 
     Args:
         model: dense; its weights and mode are left as they are.
         tokenizer: the model's own.
-        corpus: what to read, from its beginning.
-        tokens: about how many; whole documents are read.
+        text: what to read: a text from its beginning, or a task's training rows as the model gets them (pairs as
+            pairs), in a random order that is always the same.
+        tokens: about how many; whole sequences are read.
         progress: called with (what, done, total) after each batch.
 
     Raises:
         InputError: unreadable or empty text, a text on which the model computes NaN.
     """
-    length = min(_LENGTH, positions(model) or _LENGTH)
-    found = Calibration(corpus.record())
-    batches = corpora.batches(corpus, tokenizer, tokens, length, _BATCH)
-    _watch(model, batches, found, progress)
-    for name, moment in found._moments.items():
+    limit = positions(model)
+    if isinstance(text, TaskData):
+        name, record = f"task {text.task.name}", _task_record(text)
+        length = min(text.task.max_length, limit or text.task.max_length)
+        batches = _task_batches(text, tokenizer, tokens, length)
+    else:
+        name, record = f"text {text.name}", text.record()
+        batches = corpora.batches(text, tokenizer, tokens, min(_LENGTH, limit or _LENGTH), _BATCH)
+    found = Calibration(record)
+    _watch(model, batches, found, progress, every_table=isinstance(text, TaskData))
+    for target, moment in found._moments.items():
         if not torch.isfinite(moment).all():
-            raise InputError(f"calibration: the inputs of {name} hold NaN or infinity on text {corpus.name}")
+            raise InputError(f"calibration: the inputs of {target} hold NaN or infinity on {name}")
     return found
+
+
+def _task_record(data: TaskData) -> dict[str, Any]:
+    rows = data.splits[TRAIN]
+    return {"source": rows.source, "sha256": rows.sha256, "task": data.task.name}
+
+
+def _task_batches(data: TaskData, tokenizer: Any, tokens: int, length: int) -> list[dict[str, Tensor]]:
+    """Training rows of the task, to about ``tokens`` tokens. Files may be sorted, by label or topic: not the first."""
+    rows = data.splits[TRAIN]
+    order = np.random.default_rng(0).permutation(len(rows))[:tokens]  # a row has a token or more
+    encoded = encode(data.task, rows.take(order.tolist(), ""), tokenizer, length)
+    columns = [name for name in tokenizer.model_input_names if name in encoded.column_names]
+    return corpora.padded(encoded.select_columns([*columns, "length"]), tokenizer, tokens, _BATCH)
 
 
 @torch.inference_mode()
 def _watch(
-    model: PreTrainedModel, batches: Sequence[dict[str, Tensor]], found: Calibration, progress: Progress
+    model: PreTrainedModel,
+    batches: Sequence[dict[str, Tensor]],
+    found: Calibration,
+    progress: Progress,
+    *,
+    every_table: bool,
 ) -> None:
-    """Run ``batches`` and add up what every target sees; positions that the attention mask hides are not counted."""
+    """Run ``batches`` and add up what every target sees; positions that the attention mask hides are not counted.
+
+    ``every_table``: also count in tables that are not looked up per token, such as that of positions. A text is cut
+    into short sequences, which says nothing of what positions the model will need; rows of a task are as they come.
+    """
     mask = torch.ones(0, dtype=torch.bool)
     seen: list[tuple[Tensor, Tensor]] = []  # inputs of this batch that were multiplied already, and the products
 
     def count(target: Target, ids: Tensor) -> None:
+        if ids.shape != mask.shape and not every_table:
+            return
         counts = found._counts.setdefault(target.name, torch.zeros(target.shape[0], device=ids.device))
         counts += torch.bincount(ids[mask] if ids.shape == mask.shape else ids.flatten(), minlength=target.shape[0])
 

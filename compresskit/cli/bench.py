@@ -50,8 +50,13 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
 @click.option(
     "--baselines", callback=_list(str), metavar="A,B", help="Of dense (always there), int8, half-layers. Default: all."
 )
+@click.option(
+    "--students-from",
+    type=click.Choice(["checkpoint", "teacher"]),
+    help="Compress the pre-trained checkpoint or each task's teacher. Default: checkpoint.",
+)
 @click.option("--allocation", type=click.Choice(["uniform", "error"]), help="Of methods. Default: uniform.")
-@click.option("--calibration-tokens", type=click.IntRange(0), help="Text to fit factors to. Default: 0, none.")
+@click.option("--calibration-tokens", type=click.IntRange(0), help="To fit factors to. Default: 0, none.")
 @click.option("--general-tokens", type=click.IntRange(0), help="Stage 1 of every student; 0: none. Default: 40000.")
 @click.option("--task-epochs", type=float, help="Stage 2 of every student. Default: 1.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of all training. Default: fp32.")

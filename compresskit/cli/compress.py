@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     metavar="[FILE|HUB_ID]",
     help="Keep outputs on this text, not weights. Alone: on the embedded text.",
 )
+@click.option(
+    "--calibration-task", metavar="NAME|FILE", help="Instead: on this task's training rows, for a fine-tuned model."
+)
+@click.option("--data", metavar="DIR", help="Folder with the task's files. Default: the hub.")
 @click.option("--allow-slow", is_flag=True, help="Also offer shapes above 1.1 x the dense FLOPs.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write. Default: <model>-<method>-<ratio>x.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that compresskit wrote.")
@@ -54,6 +58,8 @@ def compress(
     allocation: Any,
     objective: Any,
     calibration: str | None,
+    calibration_task: str | None,
+    data: str | None,
     allow_slow: bool,
     output: Path | None,
     overwrite: bool,
@@ -65,8 +71,7 @@ def compress(
         raise InputError("give --ratio or --size, not both")
     size_bytes = None if size is None else parse_size(size)
     prepare(seed, threads, device)
-    from compresskit.api import choose_recipe, find_statistics
-    from compresskit.data.corpus import find_corpus
+    from compresskit.api import choose_recipe, find_calibration, find_statistics
     from compresskit.model import checkpoint as checkpoints
     from compresskit.model import output as outputs
     from compresskit.model.sources import ModelSource
@@ -76,13 +81,12 @@ def compress(
 
     def chosen(at_ratio: float | None) -> Recipe:
         options = {"allocation": allocation, "objective": objective, "allow_slow": allow_slow}
-        return choose_recipe(
-            method=method, recipe=recipe, ratio=at_ratio, calibrated=calibration is not None, **options
-        )
+        calibrated = calibration is not None or calibration_task is not None
+        return choose_recipe(method=method, recipe=recipe, ratio=at_ratio, calibrated=calibrated, **options)
 
     # What needs no model is refused before one is read; a size becomes a ratio once the model is known.
     asked = chosen(2.0 if size is not None else ratio)
-    text = find_corpus(calibration)
+    text = find_calibration(calibration, calibration_task, data)
     if output is not None and not dry_run:
         outputs.check_output(output, overwrite)
     with reading(model):
@@ -110,6 +114,10 @@ def compress(
     show(dense, plan, megabytes)
     out.print(f"Written to {folder}/ (weights, tokenizer, recipe.yaml, compression.json, model card)", markup=False)
     teacher = f"--teacher {model} " if model else ""
+    lesson = f"--text FILE --output {folder}-general"
+    if calibration_task is not None:
+        where = f" --data {data}" if data is not None else ""
+        lesson = f"--task {calibration_task}{where} --output {folder}-{Path(calibration_task).stem}"
     methods = {assignment.method for assignment in plan.assignments}
     out.print(
         # Not for Kronecker products, which lose by it (docs/results.md).
@@ -119,7 +127,7 @@ def compress(
             else ""
         )
         + f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
-        f"  compresskit distill {teacher}--student {folder} --text FILE --output {folder}-general\n"
+        f"  compresskit distill {teacher}--student {folder} {lesson}\n"
         f"Load it:\n  python -c \"import compresskit; model = compresskit.load('{folder}')\"",
         soft_wrap=True,
         highlight=False,

@@ -134,12 +134,22 @@ def batches(corpus: Corpus, tokenizer: Any, tokens: int, max_length: int, size: 
     Raises:
         InputError: unreadable, empty or undecodable text.
     """
-    dataset = sequences(corpus, tokenizer, max_length, tokens)
-    enough = int(np.searchsorted(np.cumsum(dataset["length"]), tokens)) + 1
-    rows = sorted(dataset["input_ids"][:enough], key=len)  # little padding
+    return padded(sequences(corpus, tokenizer, max_length, tokens), tokenizer, tokens, size)
+
+
+def padded(dataset: Dataset, tokenizer: Any, tokens: int, size: int) -> list[dict[str, Any]]:
+    """The first ``tokens`` tokens of encoded sequences, to the end of one, as padded batches of ``size``.
+
+    Args:
+        dataset: the tokenizer's columns but ``attention_mask``, which the padding makes, and ``length``.
+    """
+    lengths = np.asarray(dataset["length"])
+    enough = int(np.searchsorted(np.cumsum(lengths), tokens)) + 1
+    first = dataset.select(np.argsort(lengths[:enough], kind="stable"))  # little padding
+    columns = [name for name in dataset.column_names if name != "length"]
     return [
-        dict(tokenizer.pad({"input_ids": rows[start : start + size]}, return_tensors="pt"))
-        for start in range(0, len(rows), size)
+        dict(tokenizer.pad({name: first[start : start + size][name] for name in columns}, return_tensors="pt"))
+        for start in range(0, len(first), size)
     ]
 
 

@@ -420,7 +420,8 @@ class Decomposer(ABC):
             layers = self.layers(group, spec)
         for name, factor in self.factorise(group, spec, source, statistics).items():
             path, _, attribute = name.rpartition(".")
-            setattr(layers[path], attribute, nn.Parameter(factor, requires_grad=False))
+            frozen = nn.Parameter(factor, requires_grad=False) if factor.is_floating_point() else factor
+            setattr(layers[path], attribute, frozen)
         matrices = []
         for target in group.targets:
             layer = layers[target.name]
@@ -434,7 +435,8 @@ class Decomposer(ABC):
     ) -> dict[str, Tensor]:
         """The factors, named as the state dict will name them (``<target name>.<factor>``), in the weight's dtype.
 
-        A decomposer that cannot use ``statistics`` ignores them.
+        Whole numbers, such as row numbers, are buffers of the layer. A decomposer that cannot use ``statistics``
+        ignores them.
         """
 
     @abstractmethod

@@ -85,12 +85,15 @@ def _drop_weight_ties(model: PreTrainedModel, keys: set[str]) -> None:
 
 
 def assign(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> None:
-    """Give mounted layers their factors, by module path and attribute; shared ones lie below the base model."""
+    """Give mounted layers their factors, by module path and attribute; shared ones lie below the base model. Whole
+    numbers are buffers.
+    """
     for name, tensor in factors.items():
         path, _, attribute = name.rpartition(".")
         shared = isinstance(getattr(model.base_model, path, None), SharedFactors)
         layer = model.base_model.get_submodule(path) if shared else model.get_submodule(path)
-        setattr(layer, attribute, nn.Parameter(tensor, getattr(layer, attribute).requires_grad))
+        learns = tensor.is_floating_point()
+        setattr(layer, attribute, nn.Parameter(tensor, getattr(layer, attribute).requires_grad) if learns else tensor)
 
 
 def densify(model: PreTrainedModel) -> None:

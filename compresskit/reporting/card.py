@@ -11,7 +11,7 @@ from compresskit.model.checkpoint import Checkpoint
 from compresskit.planning.planner import Plan
 from compresskit.planning.recipe import Recipe
 from compresskit.reporting.tables import markdown, plan_columns, plan_rows, total_rows
-from compresskit.reporting.text import fenced, plain
+from compresskit.reporting.text import calibration_text, fenced, plain
 
 _TEXT = """---
 {data}
@@ -59,8 +59,11 @@ sequence of 128 tokens. MB: 10^6 bytes of weight files.
 def _flags(checkpoint: Checkpoint, plan: Plan) -> str:
     """What the command of the card needs beside model and recipe."""
     flags = f" --as {checkpoint.as_class}" if checkpoint.as_class else ""
-    if plan.calibration is not None and plan.calibration["text"]["source"] != EMBEDDED:
-        flags += f" --calibration {shlex.quote(plan.calibration['text']['source'])}"
+    text = plan.calibration["text"] if plan.calibration is not None else {"source": EMBEDDED}
+    if "task" in text:
+        flags += f" --calibration-task {shlex.quote(text['task'])}" + (" --data DIR" if text["sha256"] else "")
+    elif text["source"] != EMBEDDED:
+        flags += f" --calibration {shlex.quote(text['source'])}"
     return flags
 
 
@@ -70,8 +73,7 @@ def model_card(
     """A card with the import line, the figures, the recipe and what to do next."""
     notes = [*checkpoint.notes, *plan.notes]
     if plan.calibration is not None:
-        text, tokens = plan.calibration["text"]["source"], plan.calibration["tokens"]
-        notes.append(f"the factors were fitted to what the layers see on {tokens:,} tokens of {text}")
+        notes.append(f"the factors were fitted to what the layers see on {calibration_text(plan.calibration)}")
     data = ModelCardData(
         base_model=checkpoint.origin if "/" in checkpoint.origin else None,
         base_model_relation="quantized" if "/" in checkpoint.origin else None,  # the hub's word for a smaller form

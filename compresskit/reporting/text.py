@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping
+from typing import Any
 
 
 def plain(text: str) -> str:
@@ -20,3 +22,9 @@ def fenced(text: str, language: str = "") -> str:
 def cell(value: object) -> object:
     """A value for a CSV file: text that a spreadsheet would take for a formula gets an apostrophe in front."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def calibration_text(calibration: Mapping[str, Any]) -> str:
+    """What a plan or record says it was calibrated on, e.g. ``65,536 tokens of wiki.txt``."""
+    text = calibration["text"]
+    return f"{calibration['tokens']:,} tokens of {text['source']}" + (f" ({text['task']})" if "task" in text else "")

@@ -78,8 +78,7 @@ def finetune(
     start_processes(options)
     set_seed(options.seed)
     examples = load_data(declared, None if data is None else Path(data))
-    head = _new_head(declared, examples.labels)
-    read = _read(model, compressed=None, as_class=_CLASS_OF_KIND[declared.kind], **head)
+    read = with_new_head(model, declared, examples.labels)
     words = find_tokenizer(tokenizer, read)
     job = Job("fine-tuning", read, None, words, stage, options, target, overwrite, resume, progress, callbacks)
     job.explicit_losses = _explicit_losses(explicit)
@@ -227,6 +226,11 @@ def _read(
     name = model.config.name_or_path or type(model).__name__
     kept = quantizer_of(model).extra_tensors if is_compressed(model) else {}
     return Checkpoint(Path(name).name, name, None, model, kept)
+
+
+def with_new_head(model: ModelLike, task: Task, labels: Sequence[str]) -> Checkpoint:
+    """The model in the class that the task needs, with a new head where it has none. Raises InputError."""
+    return _read(model, compressed=None, as_class=_CLASS_OF_KIND[task.kind], **_new_head(task, labels))
 
 
 def _new_head(task: Task, labels: Sequence[str]) -> dict[str, Any]:
