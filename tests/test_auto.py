@@ -51,7 +51,8 @@ def planted() -> PreTrainedModel:
 
 
 def methods(plan: Plan) -> dict[str, str]:
-    return {t.name: a.method for a in plan.assignments for t in a.group.targets if "pooler" not in t.name}
+    own = ("pooler", "position_embeddings")  # in which nothing is planted
+    return {t.name: a.method for a in plan.assignments for t in a.group.targets if not any(n in t.name for n in own)}
 
 
 EXPECTED = {
@@ -75,7 +76,7 @@ def test_planted_structure_is_found(planted: PreTrainedModel, bench_folder: Path
     for name, method in methods(plan).items():
         assert method == next(value for part, value in EXPECTED.items() if part in name), name
     for assignment in plan.assignments:
-        if "pooler" not in assignment.group.name:
+        if "pooler" not in assignment.group.name and "position" not in assignment.group.name:
             assert (assignment.output_error if calibrated else assignment.error) < 0.02
 
 

@@ -287,7 +287,7 @@ def test_least_error_means_outputs(dense: tuple[PreTrainedModel, Any], found: Ca
         plan = apply_plan(model, plan, statistics=found)
         assert {a.group.name: a.output_error for a in plan.assignments} == pytest.approx(predicted, abs=1e-3)
         assert all(a.error is not None for a in plan.assignments)
-        return sum(a.group.parameters * a.output_error**2 for a in plan.assignments)
+        return sum(len(a.group.targets) * a.output_error**2 for a in plan.assignments)
 
     assert total("error") < 0.98 * total("uniform")
 

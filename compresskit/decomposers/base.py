@@ -351,6 +351,10 @@ class Decomposer(ABC):
         """Which targets belong together. Default: each on its own."""
         return [Group(target.name, (target,)) for target in targets]
 
+    def has_own_form(self, group: Group) -> bool:
+        """Whether the group gets a form that no other method has; where not, ``auto`` leaves it to the others."""
+        return True
+
     @abstractmethod
     def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[Spec]:
         """About a dozen specs whose parameters lie around ``parameters``, preferred ones first.

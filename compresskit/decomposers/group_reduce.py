@@ -41,14 +41,14 @@ from compresskit.errors import InputError
 #: Share of the parameters that goes into what all words have, and how many words are frequent, as a factor of the usual
 #: number; preferred ones first, by the errors of MiniLM's words weighted by three texts.
 _FORMS = (
-    (1 / 8, 1.0),
-    (1 / 8, 1.4),
-    (1 / 4, 1.4),
-    (1 / 4, 1.0),
-    (1 / 8, 2.0),
-    (1 / 8, 0.7),
-    (1 / 2, 1.4),
-    (1 / 2, 2.8),
+    (1 / 2, 1.5),
+    (3 / 8, 2.0),
+    (1 / 2, 2.0),
+    (3 / 8, 1.5),
+    (1 / 4, 2.0),
+    (1 / 4, 1.5),
+    (5 / 8, 1.5),
+    (5 / 8, 2.0),
 )
 
 
@@ -103,7 +103,8 @@ class GroupReduceEmbedding(FactorisedEmbedding):
         self.register_buffer("frequent", torch.empty(words, dtype=torch.int32))
 
     def forward(self, ids: Tensor) -> Tensor:  # ids: (...) -> (..., d)
-        place = self._place()[ids]  # the padding's row is never among the frequent ones
+        # The padding's row is never among the frequent ones.
+        place = F.embedding(ids, self._place()[:, None])[..., 0]
         more = F.embedding(place.clamp_min(0), self.frequent_a) * (place >= 0).unsqueeze(-1)
         rows = F.linear(F.embedding(ids, self.a, self.padding_idx), self.b.T)
         return rows + F.linear(more, self.frequent_b.T)
@@ -136,6 +137,9 @@ class GroupReduce(Decomposer):
     reference = "Chen et al. 2018"
     spec_type = GroupReduceSpec
     options_type = GroupReduceOptions
+
+    def has_own_form(self, group: Group) -> bool:
+        return group.kind == "embedding"
 
     def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[Spec]:
         specs: list[Spec] = []

@@ -149,6 +149,9 @@ class Tucker(Decomposer):
             found.append(Group(name, tuple(members)))
         return found
 
+    def has_own_form(self, group: Group) -> bool:
+        return len(group.targets) > 1
+
     def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[Spec]:
         """Both sides reduced where that is not slower than dense, else only the shorter one.
 

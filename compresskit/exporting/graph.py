@@ -40,9 +40,9 @@ def to_graph(model: PreTrainedModel, opset: int) -> ir.Model:
     try:
         with _quiet():
             graph: ir.Model = OnnxExporter().export(model, {**inputs}, config).program
-            optimizer.optimize_ir(graph, input_size_limit=_FOLD)
+            optimizer.optimize_ir(graph, input_size_limit=_FOLD, output_size_limit=_FOLD)
             # A factor that is only ever read in another shape is stored in that shape: look-ups then find a table.
-            optimizer.optimize_ir(graph, input_size_limit=_FOLD, should_fold=_is_view)
+            optimizer.optimize_ir(graph, input_size_limit=_FOLD, output_size_limit=_FOLD, should_fold=_is_view)
     except Exception as error:  # torch, onnxscript and transformers raise a dozen kinds
         raise WorkError(f"{type(model).__name__} cannot be written as ONNX: {one_line(error)}") from error
     _name_sizes(graph, tuple(inputs["input_ids"].shape))

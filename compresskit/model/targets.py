@@ -162,8 +162,11 @@ def skeleton(model: PreTrainedModel, device: str = "meta") -> PreTrainedModel:
         id(parameter): nn.Parameter(hollow(parameter), requires_grad=parameter.requires_grad)
         for parameter in model.parameters()
     }
-    if device == "meta":
-        memo |= {id(buffer): hollow(buffer) for buffer in model.buffers()}
+    for buffer in model.buffers():
+        if device == "meta":
+            memo[id(buffer)] = hollow(buffer)
+        elif buffer.is_meta:  # of a layer that was only planned
+            memo[id(buffer)] = torch.zeros(buffer.shape, dtype=buffer.dtype)
     return copy.deepcopy(model, memo)
 
 

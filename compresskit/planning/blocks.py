@@ -116,8 +116,9 @@ def least_error(
 ) -> list[Pick]:
     """A partition for every block and a pick for each of its groups, with the least total penalty.
 
-    The penalty is ||W - W'||_F^2 over all matrices; with statistics the squared relative error of outputs, of every
-    matrix times the number of its weights.
+    The penalty is ||W - W'||_F^2 over all matrices; with statistics the squared relative error of outputs, every matrix
+    counted alike: by their numbers of weights an embedding of half the model would take over half of what is left of it
+    (docs/results.md, students of the teacher).
 
     Args:
         budget: parameters that the factors may have together.
@@ -201,7 +202,7 @@ def _options(
         if statistics is None:
             scale, errors = _energy(group, source), decomposer.errors(group, specs, source)
         else:
-            scale, errors = group.parameters, decomposer.output_errors(group, specs, source, statistics)
+            scale, errors = len(group.targets), decomposer.output_errors(group, specs, source, statistics)
         penalties = [scale * max(error, _EXACT) ** 2 for error in errors]
         times = [decomposer.time(group, spec) for spec in specs]
         options += [

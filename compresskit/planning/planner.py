@@ -216,6 +216,8 @@ def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[Task]:
             continue
         rivals = registry.decomposers().values() if rule.method == AUTO else [registry.get(rule.method)]
         for decomposer, group in ((rival, group) for rival in rivals for group in rival.groups(chosen)):
+            if rule.method == AUTO and not decomposer.has_own_form(group):
+                continue
             if len(group.targets) > 1:
                 names[group.name] += 1
                 if names[group.name] > 1:  # two rules that share factors among different layers of one role
