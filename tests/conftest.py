@@ -11,13 +11,14 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import transformers
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -35,6 +36,20 @@ transformers.utils.logging.disable_progress_bar()
 def pytest_collection_finish() -> None:
     """What is imported stays: every training looks for garbage, and would go through all of it for 0.3 s."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _coarse_pictures() -> Iterator[None]:
+    """Trainings draw their losses, benchmarks their quality: in full that is a quarter of what their tests cost."""
+    save = Figure.savefig
+
+    def coarse(figure: Figure, *to: Any, dpi: int) -> None:
+        figure.set_layout_engine("none")
+        save(figure, *to, dpi=dpi / 4)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", coarse)
+        yield
 
 
 FAMILIES = {

@@ -49,7 +49,7 @@ def test_uniform_reaches_the_ratio_on_the_embedded_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ratio", [min(RATIOS), 8, max(RATIOS)])
+@pytest.mark.parametrize("ratio", [min(RATIOS), max(RATIOS)])
 @pytest.mark.parametrize("method", METHODS)
 def test_error_allocation_reaches_the_ratio(minilm: PreTrainedModel, method: str, ratio: float) -> None:
     plan = make_plan(minilm, for_method(method, ratio, "error"), ModelSource(minilm))
@@ -62,6 +62,7 @@ def test_error_allocation_has_less_error_than_uniform(minilm: PreTrainedModel, m
     total = {}
     for allocation in ("uniform", "error"):
         plan = make_plan(minilm, for_method(method, 8, allocation), source, predict_errors=True)
+        assert 8 <= plan.ratio <= 1.01 * 8
         norms = [math.hypot(*(float(source.read(t).norm()) for t in a.group.targets)) for a in plan.assignments]
         total[allocation] = math.hypot(*(a.error * norm for a, norm in zip(plan.assignments, norms, strict=True)))
     assert total["error"] < total["uniform"]
