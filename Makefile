@@ -11,8 +11,9 @@ demo: install
 	$(BIN)/compresskit bench --quick --output $(OUT)/bench --overwrite
 	@echo "Demo done. Every method 19x smaller, compared: open $(OUT)/bench/index.html (tables: $(OUT)/bench/README.md)."
 
+# One process per core, one thread each: small models gain nothing from more threads. One process: `pytest` alone.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Faults that are really caused, five times each; some need root for a small file system of their own. Up to an hour.
 test-faults: install
