@@ -1,6 +1,6 @@
 """What a benchmark's students keep out of distribution: SST-2 to IMDb, MRPC to PAWS-Wiki, RTE to HANS.
 
-Run: python benchmarks/transfers.py --report reports/glue-minilm --data OOD [--rows N] [--threads 1]
+Run: python benchmarks/transfers.py --report reports/glue-minilm --data OOD [--task sst2] [--rows N] [--threads 1]
 Needs the students that the benchmark left beside its records. Writes transfers.md and transfers.json into the report;
 models that are in it already, scored on the same rows, are kept.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,14 @@ def accuracy(scores: dict[str, dict[str, float]]) -> float:
     return float(np.mean([values["accuracy"] for values in scores.values()]))
 
 
-def run(report: Path, folder: Path, rows: int | None) -> dict[str, Any]:
-    """Score every finished student of the tasks that have a transfer."""
+def run(report: Path, folder: Path, tasks: Sequence[str], rows: int | None) -> dict[str, Any]:
+    """Score every finished student of these tasks."""
     output = report / "transfers.json"
     kept = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"data": {}, "rows": []}
     paths = sorted(report.glob("cells/*/record.json"))
     records = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    for task, transfer in TRANSFERS.items():
+    for task in tasks:
+        transfer = TRANSFERS[task]
         data = read(transfer, folder, rows)
         if kept["data"].get(transfer) != data.record():
             kept["rows"] = [row for row in kept["rows"] if row["transfer"] != transfer]
@@ -101,13 +103,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with imdb*, paws* and hans* files")
+    parser.add_argument("--task", action="append", choices=list(TRANSFERS), help="may be repeated; default: all")
     parser.add_argument("--rows", type=int, help="of each transfer at most; default: all")
     parser.add_argument("--threads", type=int, help="default: all")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()
-    kept = run(options.report, options.data, options.rows)
+    kept = run(options.report, options.data, options.task or list(TRANSFERS), options.rows)
     if not kept["rows"]:
         parser.error(f"{options.report} has no finished students of {', '.join(TRANSFERS)} with their models")
     lines = [

@@ -1,0 +1,207 @@
+"""What each idea of the best students is worth: one at a time is left out, everything else stays.
+
+Run: python benchmarks/ablation.py --task mrpc --teacher FOLDER --data DIR [--seeds 0,1,2] [--only NAME] [--threads 1]
+Teacher: the task's fine-tuned model, e.g. cells/*-dense-mrpc-*/model of a bench-glue report. Work goes into
+runs/ablation/; a stopped run continues. Finished records lie in reports/ablation/ and are not made again; README.md
+there shows all of them. Without --task it is only written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+import compresskit
+from compresskit.data.tasks import load_task
+from compresskit.model.output import write_text
+from compresskit.planning import blocks
+from compresskit.reporting.tables import markdown
+from compresskit.training.working_folder import working_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "reports" / "ablation"
+RATIO = 19
+#: Of every student, as in the bench recipe bench-glue; SST-2 has twenty times the rows of the others.
+EPOCHS = {"sst2": 1.0}
+EPOCHS_OTHERWISE = 4.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A student.
+
+    Attributes:
+        method: of all matrices.
+        allocation: of parameters to matrices; ``auto`` always takes ``error``.
+        start: what is cut: ``teacher``, the fine-tuned model, or ``checkpoint``, the pre-trained one.
+        calibrated: whether factors and plan keep the outputs on the task's training rows, or the weights.
+        embedding: how often plans count the error of the word embedding; None: as they do.
+        training: settings that differ.
+    """
+
+    method: str = "auto"
+    allocation: str | None = None
+    start: str = "teacher"
+    calibrated: bool = True
+    embedding: float | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = {
+    "all of it": Variant(),
+    "of the pre-trained checkpoint": Variant(start="checkpoint"),
+    "weights kept, not outputs": Variant(calibrated=False),
+    "embedding counted once": Variant(embedding=1),
+    "batches of 32": Variant(training={"batch_size": 32}),
+    "learning rate 1e-3": Variant(training={"learning_rate": 1e-3}),
+    "learning rate 2.5e-4": Variant(training={"learning_rate": 2.5e-4}),
+    "no attention loss": Variant(training={"losses": {"embedding": 1, "hidden": 1, "logits": 1, "supervised": 1}}),
+    "logits and labels alone": Variant(training={"losses": {"logits": 1, "supervised": 1}}),
+    "labels alone": Variant(training={"losses": {"supervised": 1}}),
+    "low-rank": Variant("low-rank", "error"),
+    "low-rank, uniform": Variant("low-rank", "uniform"),
+    "low-rank, uniform, weights kept": Variant("low-rank", "uniform", calibrated=False),
+    "group-reduce": Variant("group-reduce", "error"),
+    "tensor-train": Variant("tensor-train", "error"),
+    "tucker": Variant("tucker", "error"),
+    "kronecker": Variant("kronecker", "error"),
+    "kronecker, uniform, weights kept": Variant("kronecker", "uniform", calibrated=False),
+}
+
+
+def slug(name: str) -> str:
+    """Part of a file's name."""
+    return name.replace(",", "").replace(" ", "-")
+
+
+def cut(variant: Variant, teacher: Path, task: str, data: Path, folder: Path) -> None:
+    """The student before training, unless it is there."""
+    if folder.is_dir():
+        return
+    model = teacher if variant.start == "teacher" else None
+    rows = {"calibration_task": task, "data": data} if variant.calibrated else {}
+    counted = blocks._WORDS
+    try:
+        blocks._WORDS = variant.embedding or counted
+        student = compresskit.compress(
+            model,
+            method=variant.method,
+            ratio=RATIO,
+            allocation=variant.allocation,
+            **rows,  # type: ignore[arg-type]
+        )
+    finally:
+        blocks._WORDS = counted
+    part = folder.with_suffix(".part")
+    student.save_pretrained(part)
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(part)
+    part.rename(folder)
+
+
+def run(name: str, task: str, seed: int, teacher: Path, data: Path, work: Path) -> None:
+    """One record."""
+    record = OUTPUT / f"{task}-{slug(name)}-seed{seed}.json"
+    if record.is_file():
+        return
+    variant = VARIANTS[name]
+    cuts = {"allocation": variant.allocation, "start": variant.start, "calibrated": variant.calibrated}
+    place = "-".join([task, variant.method, *map(str, cuts.values()), str(variant.embedding)])
+    cut(variant, teacher, task, data, work / place)
+    output = work / f"{task}-{slug(name)}-seed{seed}"
+    settings: dict[str, Any] = {"epochs": EPOCHS.get(task, EPOCHS_OTHERWISE), "batch_size": 8, **variant.training}
+    result = compresskit.distill(
+        work / place,
+        teacher,
+        task=task,
+        data=data,
+        output=output,
+        resume=working_folder(output).exists(),
+        teacher_outputs=work / f"outputs-{task}",
+        seed=seed,
+        **settings,
+    )
+    found = {"task": task, "variant": name, "seed": seed, "training": settings, "method": variant.method, **cuts}
+    names = ("scores", "seconds", "steps", "tokens", "student", "versions", "hardware", "data")
+    write_text(record, json.dumps(found | {key: result.record[key] for key in names}, indent=1) + "\n")
+    print(record.name, result.record["scores"]["student_after"], flush=True)
+
+
+def table(records: list[dict[str, Any]], task: str) -> str:
+    """Best first; kept is the mean over seeds, with their standard deviation where there are several."""
+    metric = load_task(task).primary
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        for who, splits in record["scores"].items():
+            scores[record["variant"]][who].append(float(np.mean([values[metric] for values in splits.values()])))
+    lines = []
+    for name, found in sorted(scores.items(), key=lambda item: -float(np.mean(item[1]["student_after"]))):
+        after, teacher = np.array(found["student_after"]), np.array(found["teacher"])
+        spread = f" ± {100 * after.std(ddof=1):.2f}" if len(after) > 1 else ""
+        before = f"{100 * np.mean(found['student_before']):.2f}"
+        kept = f"{100 * after.mean() / teacher.mean():.1f} %"
+        lines.append((name, str(len(after)), before, f"{100 * after.mean():.2f}{spread}", kept))
+    return markdown(("student", "seeds", f"{metric} before", "after", "kept"), lines)
+
+
+def write_report() -> None:
+    """README.md from every record."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(OUTPUT.glob("*.json"))]
+    by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        by_task[record["task"]].append(record)
+    lines = [
+        f"# What each idea is worth, at {RATIO}x",
+        "",
+        f"Students of all-MiniLM-L6-v2 fine-tuned on the task, {RATIO}x smaller. *All of it*: `auto` of the fine-tuned "
+        "teacher, fitted to the task's own rows, the word embedding's error counted ten times, distilled with every "
+        "loss in batches of 8 at learning rate 5e-4. Every other row changes what its name says, and nothing else. "
+        "Before: without training; kept: the student's score over its teacher's.",
+    ]
+    for task, found in by_task.items():
+        one = found[0]
+        rows = ", ".join(f"{name} {split['rows']:,} rows" for name, split in one["data"]["splits"].items())
+        epochs = f"{EPOCHS.get(task, EPOCHS_OTHERWISE):g} epochs"
+        lines += ["", f"## {task}", "", table(found, task), "", f"{epochs} of {one['tokens']:,} tokens in all; {rows}."]
+    versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records})
+    machines = sorted({"{machine}, {device}, threads: {threads}".format(**record["hardware"]) for record in records})
+    lines += ["", "`python benchmarks/ablation.py --task TASK --teacher FOLDER --data DIR`", "", *versions, *machines]
+    write_text(OUTPUT / "README.md", "\n".join(lines).rstrip() + "\n")
+
+
+def main() -> None:
+    """Run what is asked for, then write the report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--task", choices=["sst2", "mrpc", "cola", "rte", "stsb"])
+    parser.add_argument("--teacher", type=Path, help="folder of the task's fine-tuned model")
+    parser.add_argument("--data", type=Path, help="folder with the task's files")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--only", action="append", choices=list(VARIANTS), help="may be repeated; default: all")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "ablation")
+    parser.add_argument("--threads", type=int, help="default: all")
+    options = parser.parse_args()
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    if options.task:
+        if options.teacher is None or options.data is None:
+            parser.error("--task needs --teacher and --data")
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        transformers.utils.logging.disable_progress_bar()
+        options.work.mkdir(parents=True, exist_ok=True)
+        for seed in map(int, options.seeds.split(",")):
+            for name in options.only or VARIANTS:
+                run(name, options.task, seed, options.teacher, options.data, options.work)
+    write_report()
+
+
+if __name__ == "__main__":
+    main()
