@@ -201,7 +201,7 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
     lines += _by_task("Seeds", shown, lambda record: ", ".join(map(str, grid.of(record.task).seeds)))
     timed = next((record.latency for record in records if record.latency is not None), None)
     if timed is not None:
-        what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {timed.threads} threads, {timed.device}"
+        what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {_threads(timed.threads)}, {timed.device}"
         lines.append(("Latency", f"{what}; {timed.rounds} rounds, every model once per round"))
     lines += [("Machine", text) for text in sorted({_machine(r.made_by["hardware"]) for r in records})]
     exports = [(form, one.versions["onnxruntime"]) for r in records for form, one in r.exports.items() if one.versions]
@@ -236,8 +236,12 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
 def _machine(hardware: dict[str, Any]) -> str:
     return (
         f"{hardware['processor']} ({hardware['machine']}), {hardware['cores']} cores, {hardware['memory_gib']} GiB, "
-        f"trained on {hardware['device']} with {hardware['threads']} threads"
+        f"trained on {hardware['device']} with {_threads(hardware['threads'])}"
     )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + "s" * (count != 1)
 
 
 def _budget(stage: dict[str, Any]) -> str:
