@@ -132,6 +132,12 @@ def test_an_unreachable_cell_stays_unreachable_over_tasks() -> None:
     assert comparison.summary(table)[1][1] == ["x", "unreachable", ""]
 
 
+def test_a_task_that_has_not_run_yet_is_no_failure_over_tasks() -> None:
+    cells = [record("dense", None, task, 0, 0.8) for task in ("sst2", "rte")] + [record("x", 8, "sst2", 0, 0.7)]
+    table = comparison.by_seed(comparison.over_tasks(frame(cells)))
+    assert comparison.summary(table)[1][1] == ["x", "not run", ""]
+
+
 def test_nothing_without_a_result_is_left_out() -> None:
     table = comparison.by_seed(frame([record("dense", None, "", 0, 0.8), record("x", 4, "", 0, None)]))
     columns, rows = comparison.full(table)

@@ -92,12 +92,9 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
             row["score_kept"] = share_kept(row["score"], row["score_teacher"]) if whole else np.nan
             if not whole:
                 bad = chosen[chosen["status"] != "finished"]
-                missing = ("failed", "a task is missing")
-                row |= dict(
-                    zip(
-                        ("status", "message"), missing if bad.empty else bad[["status", "message"]].iloc[0], strict=True
-                    )
-                )
+                row["status"], row["message"] = ("not run", "a task is missing")
+                if not bad.empty:
+                    row["status"], row["message"] = bad[["status", "message"]].iloc[0]
             rows.append(row)
     return pd.DataFrame(rows)
 
