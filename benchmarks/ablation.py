@@ -46,7 +46,7 @@ class Variant:
         start: what is cut: ``teacher``, the fine-tuned model, or ``checkpoint``, the pre-trained one.
         calibrated: whether factors and plan keep the outputs on the task's training rows, or the weights.
         embedding: how often plans count the error of the word embedding; None: as they do.
-        training: settings that differ.
+        training: settings that differ; a loss that is not named keeps its weight.
     """
 
     method: str = "auto"
@@ -65,9 +65,9 @@ VARIANTS = {
     "batches of 32": Variant(training={"batch_size": 32}),
     "learning rate 1e-3": Variant(training={"learning_rate": 1e-3}),
     "learning rate 2.5e-4": Variant(training={"learning_rate": 2.5e-4}),
-    "no attention loss": Variant(training={"losses": {"embedding": 1, "hidden": 1, "logits": 1, "supervised": 1}}),
-    "logits and labels alone": Variant(training={"losses": {"logits": 1, "supervised": 1}}),
-    "labels alone": Variant(training={"losses": {"supervised": 1}}),
+    "no attention loss": Variant(training={"losses": {"attention": 0}}),
+    "logits and labels alone": Variant(training={"losses": {"embedding": 0, "attention": 0, "hidden": 0}}),
+    "labels alone": Variant(training={"losses": {"embedding": 0, "attention": 0, "hidden": 0, "logits": 0}}),
     "low-rank": Variant("low-rank", "error"),
     "low-rank, uniform": Variant("low-rank", "uniform"),
     "low-rank, uniform, weights kept": Variant("low-rank", "uniform", calibrated=False),
