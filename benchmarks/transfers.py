@@ -51,16 +51,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Kept in and out of distribution, means over seeds."""
     frame = pd.DataFrame(rows).groupby(["task", "transfer", "method", "asked"], sort=False, dropna=False)
     lines = []
-    for (task, transfer, method, asked), seeds in frame[list(_FIGURES)].mean().iterrows():
+    for (task, transfer, method, asked), found in frame:
+        seeds = found[list(_FIGURES)].mean()
         inside, outside = seeds["in_score"] / seeds["in_teacher"], seeds["out_score"] / seeds["out_teacher"]
         lines.append(
             [
-                f"{task} to {transfer}", str(method), f"{asked:g}x" if pd.notna(asked) else "-",
+                f"{task} to {transfer}", str(method), f"{asked:g}x" if pd.notna(asked) else "-", str(len(found)),
                 *(f"{100 * seeds[name]:.2f}" for name in ("in_score", "out_score")),
                 *(f"{100 * kept:.1f} %" for kept in (inside, outside)), f"{100 * (outside - inside):+.1f}",
             ]
         )  # fmt: skip
-    columns = ("transfer", "method", "asked", "inside", "outside", "kept inside", "kept outside", "points")
+    columns = ("transfer", "method", "asked", "seeds", "inside", "outside", "kept inside", "kept outside", "points")
     return markdown(columns, lines)
 
 
@@ -112,7 +113,9 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     kept = run(options.report, options.data, options.task or list(TRANSFERS), options.rows)
     if not kept["rows"]:
-        parser.error(f"{options.report} has no finished students of {', '.join(TRANSFERS)} with their models")
+        parser.error(
+            f"{options.report} has no finished students of {', '.join(options.task or TRANSFERS)} with their models"
+        )
     lines = [
         f"- {name}: {part['source']}, {part['rows']:,} rows" + (f" ({part['remark']})" if part["remark"] else "")
         for name, splits in kept["data"].items()
