@@ -65,7 +65,7 @@ def divergence(model: PreTrainedModel, target: Target, inputs: dict[str, Tensor]
 @pytest.mark.parametrize("head", ["classifier", "regression", "questions"])
 def test_against_changes_that_are_made(head: str) -> None:
     number = {"classifier": 3, "regression": 1, "questions": 2}[head]
-    model = tiny_model(head="questions" if head == "questions" else "classifier", num_labels=number, initializer_range=0.2)
+    model = tiny_model(head=head.replace("regression", "classifier"), num_labels=number, initializer_range=0.2)
     model.double()  # the divergence of a small change is smaller still
     inputs = batch()
     model.requires_grad_(False)
@@ -98,7 +98,8 @@ class Told(Calibration):
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("rows")
     (root / "rows.yaml").write_text(
-        "version: 1\nname: rows\ninputs: [text]\nlabel: label\nmetrics: [accuracy]\nfiles: {train: rows.tsv, dev: dev.tsv}\n"
+        "version: 1\nname: rows\ninputs: [text]\nlabel: label\nmetrics: [accuracy]\n"
+        "files: {train: rows.tsv, dev: dev.tsv}\n"
     )
     rows = [("the film was " + ("good" if i % 2 else "bad"), str(i % 2)) for i in range(60)]
     for name in ("rows", "dev"):
@@ -107,7 +108,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_plans_keep_what_predictions_depend_on(pairs: Path, bench_folder: Path) -> None:
-    tokenizer, data = AutoTokenizer.from_pretrained(bench_folder / "model"), load_data(load_task(pairs / "rows.yaml"), pairs)
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    data = load_data(load_task(pairs / "rows.yaml"), pairs)
     model, base = tiny_model(head="classifier", num_labels=2), tiny_model()
     assert predicts(model)
     assert not predicts(base)
@@ -121,7 +123,7 @@ def test_plans_keep_what_predictions_depend_on(pairs: Path, bench_folder: Path) 
         plan: Plan = make_plan(model, for_method("low-rank", 4, "error"), ModelSource(model), statistics=statistics)
         return {a.group.targets[0].name.removeprefix("bert.encoder."): a.spec.rank for a in plan.assignments}
 
-    alike = {name: 1.0 for name in known}
+    alike = dict.fromkeys(known, 1.0)
     one, other = "layer.0.intermediate.dense", "layer.1.intermediate.dense"
     even = sizes(Told(found, alike))
     ours = sizes(Told(found, alike | {f"bert.encoder.{one}": 30.0, f"bert.encoder.{other}": 0.0}))

@@ -30,7 +30,7 @@ def sensitivities(
     A small change d of an output y moves the predictions by a divergence of d^T F d / 2, F the Fisher information. For
     changes that are spread evenly over the numbers of y, and a relative error e, this is e^2 times
     ||y||^2 ||g||^2 / (2 len(y)), with g the gradient of the log-likelihood of a prediction that is drawn from the
-    model's own distribution. Fisher information as a weight of factorisation: FWSVD (Hsu et al., 2022, arXiv 2207.00112).
+    model's own distribution. Fisher information as a weight of factors: FWSVD (Hsu et al., 2022, arXiv 2207.00112).
 
     Args:
         model: dense, with a head (:func:`predicts`); its weights and mode are left as they are.

@@ -20,7 +20,7 @@ from compresskit.planning.allocation import Choice, allocate
 from compresskit.planning.recipe import Rule
 
 #: Budgets, as factors of a group's fair share, that candidates are asked for.
-_BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 2 * math.sqrt(2), 4.0, 4 * math.sqrt(2), 8.0)
+_BUDGETS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1.0, math.sqrt(2), 2.0, 4.0)
 
 #: Of a method's candidates for one budget, how many are looked at where several methods compete.
 _NEAREST = 2
@@ -30,8 +30,8 @@ _NEAREST = 2
 _EXACT = 1e-3
 
 #: How often the output error of the word embedding counts where no sensitivities are known: everything after it is
-#: computed from it. Measured on a task at 19x (docs/results.md, students of the teacher): by their numbers of weights it
-#: would count 20 to 80 times as much as another matrix, and the layers would starve.
+#: computed from it. Measured on a task at 19x (docs/results.md, students of the teacher): by their numbers of weights
+#: it would count 20 to 80 times as much as another matrix, and the layers would starve.
 _WORDS = 10
 
 #: Prices of a parameter at which partitions are compared.
