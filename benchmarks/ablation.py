@@ -22,9 +22,9 @@ import transformers
 from transformers import AutoTokenizer
 
 import compresskit
-from compresskit.calibration import sensitivity
 from compresskit.data.tasks import load_task
 from compresskit.model.output import write_text
+from compresskit.planning import blocks
 from compresskit.reporting.tables import markdown
 from compresskit.training.working_folder import working_folder
 
@@ -45,8 +45,7 @@ class Variant:
         allocation: of parameters to matrices; ``auto`` always takes ``error``.
         start: what is cut: ``teacher``, the fine-tuned model, or ``checkpoint``, the pre-trained one.
         calibrated: whether factors and plan keep the outputs on the task's training rows, or the weights.
-        sensitivity: whether plans weigh matrices by what predictions depend on, or all alike (the word embedding ten
-            times).
+        embedding: how often plans count the error of the word embedding; None: as they do.
         training: settings that differ; a loss that is not named keeps its weight.
     """
 
@@ -54,7 +53,7 @@ class Variant:
     allocation: str | None = None
     start: str = "teacher"
     calibrated: bool = True
-    sensitivity: bool = True
+    embedding: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -62,7 +61,7 @@ VARIANTS = {
     "all of it": Variant(),
     "of the pre-trained checkpoint": Variant(start="checkpoint"),
     "plan and factors by the weights": Variant(calibrated=False),
-    "matrices counted alike": Variant(sensitivity=False),
+    "embedding counted once": Variant(embedding=1),
     "batches of 32": Variant(training={"batch_size": 32}),
     "learning rate 1e-3": Variant(training={"learning_rate": 1e-3}),
     "learning rate 2.5e-4": Variant(training={"learning_rate": 2.5e-4}),
@@ -70,7 +69,6 @@ VARIANTS = {
     "logits and labels alone": Variant(training={"losses": {"embedding": 0, "attention": 0, "hidden": 0}}),
     "labels alone": Variant(training={"losses": {"embedding": 0, "attention": 0, "hidden": 0, "logits": 0}}),
     "low-rank": Variant("low-rank", "error"),
-    "low-rank, matrices counted alike": Variant("low-rank", "error", sensitivity=False),
     "low-rank, uniform": Variant("low-rank", "uniform"),
     "low-rank, uniform, weights kept": Variant("low-rank", "uniform", calibrated=False),
     "group-reduce": Variant("group-reduce", "error"),
@@ -93,10 +91,9 @@ def cut(variant: Variant, teacher: Path, task: str, data: Path, folder: Path) ->
         return
     model = teacher if variant.start == "teacher" else None
     rows = {"calibration_task": task, "data": data} if variant.calibrated else {}
-    predicts = sensitivity.predicts
+    counted = blocks._WORDS
     try:
-        if not variant.sensitivity:
-            sensitivity.predicts = lambda model: False
+        blocks._WORDS = variant.embedding or counted
         student = compresskit.compress(
             model,
             method=variant.method,
@@ -105,7 +102,7 @@ def cut(variant: Variant, teacher: Path, task: str, data: Path, folder: Path) ->
             **rows,  # type: ignore[arg-type]
         )
     finally:
-        sensitivity.predicts = predicts
+        blocks._WORDS = counted
     part = folder.with_suffix(".part")
     student.save_pretrained(part)
     AutoTokenizer.from_pretrained(teacher).save_pretrained(part)
@@ -118,9 +115,8 @@ def run(name: str, task: str, seed: int, teacher: Path, data: Path, work: Path) 
     if record.is_file():
         return
     variant = VARIANTS[name]
-    names = ("allocation", "start", "calibrated", "sensitivity")
-    cuts = {name: getattr(variant, name) for name in names}
-    place = "-".join([task, variant.method, *map(str, cuts.values())])
+    cuts = {"allocation": variant.allocation, "start": variant.start, "calibrated": variant.calibrated}
+    place = "-".join([task, variant.method, *map(str, cuts.values()), str(variant.embedding)])
     cut(variant, teacher, task, data, work / place)
     output = work / f"{task}-{slug(name)}-seed{seed}"
     settings: dict[str, Any] = {"epochs": EPOCHS.get(task, EPOCHS_OTHERWISE), "batch_size": 8, **variant.training}
@@ -137,6 +133,7 @@ def run(name: str, task: str, seed: int, teacher: Path, data: Path, work: Path) 
         **settings,
     )
     found = {"task": task, "variant": name, "seed": seed, "training": settings, "method": variant.method, **cuts}
+    found["embedding"] = variant.embedding
     names = ("teacher", "scores", "seconds", "steps", "tokens", "student", "versions", "hardware", "data")
     write_text(record, json.dumps(found | {key: result.record[key] for key in names}, indent=1) + "\n")
     print(record.name, result.record["scores"]["student_after"], flush=True)
@@ -174,7 +171,7 @@ def write_report() -> None:
         f"# What each idea is worth, at {RATIO}x",
         "",
         f"Students of all-MiniLM-L6-v2 fine-tuned on the task, {RATIO}x smaller. *All of it*: `auto` of the fine-tuned "
-        "teacher, fitted to the task's own rows, matrices weighed by what predictions depend on, distilled with every "
+        "teacher, fitted to the task's own rows, the word embedding's error counted ten times, distilled with every "
         "loss in batches of 8 at learning rate 5e-4. Every other row changes what its name says; where that "
         "concerns the cut, its plan is made anew. Single methods leave the table of positions dense, `auto` does not. "
         "Before: without training; kept: the student's score over its teacher's.",

@@ -63,7 +63,6 @@ HEADS = {
     "base": transformers.AutoModel,
     "classifier": transformers.AutoModelForSequenceClassification,
     "masked-lm": transformers.AutoModelForMaskedLM,
-    "questions": transformers.AutoModelForQuestionAnswering,
 }
 
 

@@ -81,8 +81,6 @@ class Sources:
                 }
             if grid.students_from == "teacher" and own:
                 everything["students from"] = grid.students_from
-                if recipe is not None and recipe.calibration_tokens:
-                    everything["sensitivity"] = True  # of predictions, in plans; before, matrices counted alike
                 shared = everything
             name = self.identity(origin)["name"].rpartition("/")[2]
             task_name = self.task(task)[0].name if task is not None else ""

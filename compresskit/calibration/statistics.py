@@ -1,4 +1,4 @@
-"""Second moments of the targets' inputs, how often each token occurs, and what a task's predictions depend on."""
+"""Second moments of the targets' inputs, and how often each token occurs, from one pass of the dense model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.calibration import sensitivity
 from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus
 from compresskit.data.encoding import encode, positions
@@ -42,7 +41,6 @@ class Calibration:
         self.text = text
         self._moments: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
-        self._sensitivities: dict[str, float] = {}
 
     def second_moment(self, target: Target) -> Tensor | None:
         """X^T X of a linear's input over all tokens, (n, n) float32; None if the layer never ran."""
@@ -51,12 +49,6 @@ class Calibration:
     def token_counts(self, target: Target) -> Tensor | None:
         """How often each row of an embedding was looked up, (m,) float32; None if it never was."""
         return self._counts.get(target.name)
-
-    def sensitivity(self, target: Target) -> float | None:
-        """What an error of the target's output costs in predictions; None where the text has no task, or the model no
-        head for it. See :mod:`~compresskit.calibration.sensitivity`.
-        """
-        return self._sensitivities.get(target.name)
 
     def record(self) -> dict[str, Any]:
         """What was read, as plain data."""
@@ -71,8 +63,6 @@ def calibrate(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Calibration:
     """Read about ``tokens`` tokens with the dense model and watch what its matrices see.
-
-    A model with the head of a task, on rows of that task, also says how much its predictions depend on each matrix.
 
     Args:
         model: dense; its weights and mode are left as they are.
@@ -98,9 +88,6 @@ def calibrate(
     for target, moment in found._moments.items():
         if not torch.isfinite(moment).all():
             raise InputError(f"calibration: the inputs of {target} hold NaN or infinity on {name}")
-    if isinstance(text, TaskData) and sensitivity.predicts(model):
-        every = max(found.tokens // sensitivity.TOKENS, 1)  # they lie by length
-        found._sensitivities = sensitivity.sensitivities(model, batches[every // 2 :: every], progress)
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from compresskit.decomposers.base import Decomposer, Group, Source, Spec, Statistics, Target, row_blocks
+from compresskit.decomposers.base import Decomposer, Group, Source, Spec, Statistics, row_blocks
 from compresskit.errors import InputError, UnreachableError
 from compresskit.planning.allocation import Choice, allocate
 from compresskit.planning.recipe import Rule
@@ -29,9 +29,9 @@ _NEAREST = 2
 #: must not win by rounding.
 _EXACT = 1e-3
 
-#: How often the output error of the word embedding counts where no sensitivities are known: everything after it is
-#: computed from it. Measured on a task at 19x (docs/results.md, students of the teacher): by their numbers of weights
-#: it would count 20 to 80 times as much as another matrix, and the layers would starve.
+#: How often the output error of the word embedding counts, from which everything after it is computed. Measured on a
+#: task at 19x (docs/results.md, students of the teacher): by their numbers of weights it would count 20 to 80 times as
+#: much as another matrix, and the layers would starve.
 _WORDS = 10
 
 #: Prices of a parameter at which partitions are compared.
@@ -121,8 +121,8 @@ def least_error(
 ) -> list[Pick]:
     """A partition for every block and a pick for each of its groups, with the least total penalty.
 
-    The penalty is ||W - W'||_F^2 over all matrices; with statistics the squared relative error of outputs, times the
-    matrix's sensitivity. Where none is known matrices count alike, but the word embedding :data:`_WORDS` times.
+    The penalty is ||W - W'||_F^2 over all matrices; with statistics the squared relative error of outputs, every matrix
+    counted alike, but the word embedding :data:`_WORDS` times.
 
     Args:
         budget: parameters that the factors may have together.
@@ -206,7 +206,7 @@ def _options(
         if statistics is None:
             scale, errors = _energy(group, source), decomposer.errors(group, specs, source)
         else:
-            scale = sum(_weight(target, statistics) for target in group.targets)
+            scale = len(group.targets) * (_WORDS if group.role == "embedding" else 1)
             errors = decomposer.output_errors(group, specs, source, statistics)
         penalties = [scale * max(error, _EXACT) ** 2 for error in errors]
         times = [decomposer.time(group, spec) for spec in specs]
@@ -215,13 +215,6 @@ def _options(
             for spec, penalty, time in zip(specs, penalties, times, strict=True)
         ]
     return options
-
-
-def _weight(target: Target, statistics: Statistics) -> float:
-    known = statistics.sensitivity(target)
-    if known is not None:
-        return known
-    return _WORDS if target.role == "embedding" else 1
 
 
 def _fronts(part: Part, options: Sequence[_Option]) -> list[list[Spec]]:
