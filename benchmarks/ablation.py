@@ -22,6 +22,7 @@ import transformers
 from transformers import AutoTokenizer
 
 import compresskit
+from compresskit.calibration.statistics import Calibration
 from compresskit.data.tasks import load_task
 from compresskit.model.output import write_text
 from compresskit.planning import blocks
@@ -45,6 +46,7 @@ class Variant:
         allocation: of parameters to matrices; ``auto`` always takes ``error``.
         start: what is cut: ``teacher``, the fine-tuned model, or ``checkpoint``, the pre-trained one.
         calibrated: whether factors and plan keep the outputs on the task's training rows, or the weights.
+        weighed: whether plans weigh matrices by how much predictions depend on them, or count them alike.
         embedding: how often plans count the error of the word embedding; None: as they do.
         training: settings that differ; a loss that is not named keeps its weight.
     """
@@ -53,6 +55,7 @@ class Variant:
     allocation: str | None = None
     start: str = "teacher"
     calibrated: bool = True
+    weighed: bool = True
     embedding: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -61,6 +64,7 @@ VARIANTS = {
     "all of it": Variant(),
     "of the pre-trained checkpoint": Variant(start="checkpoint"),
     "plan and factors by the weights": Variant(calibrated=False),
+    "matrices counted alike": Variant(weighed=False),
     "embedding counted once": Variant(embedding=1),
     "batches of 32": Variant(training={"batch_size": 32}),
     "learning rate 1e-3": Variant(training={"learning_rate": 1e-3}),
@@ -69,6 +73,7 @@ VARIANTS = {
     "logits and labels alone": Variant(training={"losses": {"embedding": 0, "attention": 0, "hidden": 0}}),
     "labels alone": Variant(training={"losses": {"embedding": 0, "attention": 0, "hidden": 0, "logits": 0}}),
     "low-rank": Variant("low-rank", "error"),
+    "low-rank, matrices counted alike": Variant("low-rank", "error", weighed=False),
     "low-rank, uniform": Variant("low-rank", "uniform"),
     "low-rank, uniform, weights kept": Variant("low-rank", "uniform", calibrated=False),
     "group-reduce": Variant("group-reduce", "error"),
@@ -91,9 +96,12 @@ def cut(variant: Variant, teacher: Path, task: str, data: Path, folder: Path) ->
         return
     model = teacher if variant.start == "teacher" else None
     rows = {"calibration_task": task, "data": data} if variant.calibrated else {}
-    counted = blocks._WORDS
+    sensitivity, counted = Calibration.sensitivity, (blocks._WORDS, blocks._WORDS_WEIGHED)
     try:
-        blocks._WORDS = variant.embedding or counted
+        if variant.embedding:
+            blocks._WORDS = blocks._WORDS_WEIGHED = variant.embedding
+        if not variant.weighed:
+            Calibration.sensitivity = lambda self, target: None  # type: ignore[method-assign]
         student = compresskit.compress(
             model,
             method=variant.method,
@@ -102,7 +110,7 @@ def cut(variant: Variant, teacher: Path, task: str, data: Path, folder: Path) ->
             **rows,  # type: ignore[arg-type]
         )
     finally:
-        blocks._WORDS = counted
+        (blocks._WORDS, blocks._WORDS_WEIGHED), Calibration.sensitivity = counted, sensitivity  # type: ignore[method-assign]
     part = folder.with_suffix(".part")
     student.save_pretrained(part)
     AutoTokenizer.from_pretrained(teacher).save_pretrained(part)
@@ -115,8 +123,9 @@ def run(name: str, task: str, seed: int, teacher: Path, data: Path, work: Path) 
     if record.is_file():
         return
     variant = VARIANTS[name]
-    cuts = {"allocation": variant.allocation, "start": variant.start, "calibrated": variant.calibrated}
-    place = "-".join([task, variant.method, *map(str, cuts.values()), str(variant.embedding)])
+    names = ("allocation", "start", "calibrated", "weighed", "embedding")
+    cuts = {name: getattr(variant, name) for name in names}
+    place = "-".join([task, variant.method, *map(str, cuts.values())])
     cut(variant, teacher, task, data, work / place)
     output = work / f"{task}-{slug(name)}-seed{seed}"
     settings: dict[str, Any] = {"epochs": EPOCHS.get(task, EPOCHS_OTHERWISE), "batch_size": 8, **variant.training}
@@ -133,9 +142,8 @@ def run(name: str, task: str, seed: int, teacher: Path, data: Path, work: Path) 
         **settings,
     )
     found = {"task": task, "variant": name, "seed": seed, "training": settings, "method": variant.method, **cuts}
-    found["embedding"] = variant.embedding
-    names = ("teacher", "scores", "seconds", "steps", "tokens", "student", "versions", "hardware", "data")
-    write_text(record, json.dumps(found | {key: result.record[key] for key in names}, indent=1) + "\n")
+    kept = ("teacher", "scores", "seconds", "steps", "tokens", "student", "versions", "hardware", "data")
+    write_text(record, json.dumps(found | {key: result.record[key] for key in kept}, indent=1) + "\n")
     print(record.name, result.record["scores"]["student_after"], flush=True)
 
 
@@ -171,10 +179,10 @@ def write_report() -> None:
         f"# What each idea is worth, at {RATIO}x",
         "",
         f"Students of all-MiniLM-L6-v2 fine-tuned on the task, {RATIO}x smaller. *All of it*: `auto` of the fine-tuned "
-        "teacher, fitted to the task's own rows, the word embedding's error counted ten times, distilled with every "
-        "loss in batches of 8 at learning rate 5e-4. Every other row changes what its name says; where that "
-        "concerns the cut, its plan is made anew. Single methods leave the table of positions dense, `auto` does not. "
-        "Before: without training; kept: the student's score over its teacher's.",
+        "teacher, fitted to the task's own rows, matrices weighed by what predictions depend on, the word embedding "
+        "four times; distilled with every loss in batches of 8 at learning rate 5e-4. Every other row changes what its "
+        "name says; where that concerns the cut, its plan is made anew. Single methods leave the table of positions "
+        "dense, `auto` does not. Before: without training; kept: the student's score over its teacher's.",
     ]
     for task, found in by_task.items():
         one = found[0]

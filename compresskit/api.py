@@ -134,7 +134,8 @@ def compress(
             or hub data set as for :func:`distill`, True for the embedded text. One pass over the first
             ``calibration_tokens`` of the recipe (default: 65,536).
         calibration_task: instead of ``calibration``: the training rows of this task, best for a model that was
-            fine-tuned on it.
+            fine-tuned on it. Specs chosen by error (allocation ``error``, method ``auto``) then weigh every matrix by
+            how much the model's predictions depend on it.
         data: folder with the files of ``calibration_task``. Default: the hub.
         tokenizer: for the calibration of a model given as an object; a folder has its own.
         inplace: change the given model instead of a copy.
@@ -206,7 +207,8 @@ def find_statistics(
     """
     if not recipe.calibration_tokens:
         return None
-    return calibrate(dense.model, find_tokenizer(tokenizer, dense), text, recipe.calibration_tokens, progress)
+    reader, weigh = find_tokenizer(tokenizer, dense), recipe.by_error and not dense.untrained
+    return calibrate(dense.model, reader, text, recipe.calibration_tokens, progress, weigh=weigh)
 
 
 def _dense(model: ModelLike) -> Checkpoint:

@@ -63,6 +63,7 @@ HEADS = {
     "base": transformers.AutoModel,
     "classifier": transformers.AutoModelForSequenceClassification,
     "masked-lm": transformers.AutoModelForMaskedLM,
+    "questions": transformers.AutoModelForQuestionAnswering,
 }
 
 

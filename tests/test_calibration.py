@@ -76,6 +76,9 @@ class Matrices:
     def token_counts(self, target: Target) -> Tensor | None:
         return self.counts
 
+    def sensitivity(self, target: Target) -> float | None:
+        return None
+
 
 def approximation(name: str, group: Group, spec: Spec, source: Matrices, *, calibrated: bool) -> dict[str, Tensor]:
     """W' of every matrix of the group."""

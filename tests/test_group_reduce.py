@@ -36,6 +36,9 @@ class Known:
     def token_counts(self, _: Target) -> Tensor | None:
         return self.counts
 
+    def sensitivity(self, _: Target) -> None:
+        return None
+
 
 def made(known: Known, spec: GroupReduceSpec = SPEC) -> tuple[Tensor, Tensor]:
     """The table of the factors, and which rows are frequent."""

@@ -35,6 +35,7 @@ from compresskit.model.sources import ModelSource
 from compresskit.model.targets import count_parameters, find_targets
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
+from compresskit.planning.recipe import Recipe
 from compresskit.reporting.compressed import write_compressed
 from compresskit.reporting.record import resolved_recipe
 from compresskit.training import stages
@@ -183,7 +184,7 @@ class Workshop:
         self.say("compressing")
         dense = self._read_whole()
         start = time.perf_counter()
-        statistics = self._statistics(recipe.calibration_tokens) if recipe.calibration_tokens else None
+        statistics = self._statistics(recipe) if recipe.calibration_tokens else None
         plan = make_plan(dense.model, recipe, ModelSource(dense.model), statistics=statistics)
         norms = {
             a.group.name: math.hypot(*(_norm(dense.model, target.name) for target in a.group.targets))
@@ -206,12 +207,12 @@ class Workshop:
             },
         }
 
-    def _statistics(self, tokens: int) -> Calibration:
-        cell = self.cell
+    def _statistics(self, recipe: Recipe) -> Calibration:
+        cell, tokens = self.cell, recipe.calibration_tokens
         if self.sources.grid.students_from == "checkpoint":
             return self.sources.statistics(cell.origin, self._part, tokens)
         assert cell.task is not None
-        return self.sources.task_statistics(cell.origin, cell.task, self.dense / MODEL, tokens)
+        return self.sources.task_statistics(cell.origin, cell.task, self.dense / MODEL, tokens, recipe.by_error)
 
     def _halve(self, target: Path) -> dict[str, Any]:
         dense = self._read_whole()

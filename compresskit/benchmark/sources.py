@@ -81,6 +81,8 @@ class Sources:
                 }
             if grid.students_from == "teacher" and own:
                 everything["students from"] = grid.students_from
+                if recipe is not None and recipe.calibration_tokens and recipe.by_error:
+                    everything["weighed by"] = "predictions"  # matrices in plans; before, they counted alike
                 shared = everything
             name = self.identity(origin)["name"].rpartition("/")[2]
             task_name = self.task(task)[0].name if task is not None else ""
@@ -165,8 +167,9 @@ class Sources:
     def _statistics(self, origin: str | None, part: Part, tokens: int) -> Calibration:
         return calibrate(self.read_dense(origin).model, self.tokenizer(origin), self.corpus(part), tokens)
 
-    def _task_statistics(self, origin: str | None, task: str, teacher: Path, tokens: int) -> Calibration:
-        return calibrate(checkpoints.read(teacher).model, self.tokenizer(origin), self.task(task)[1], tokens)
+    def _task_statistics(self, origin: str | None, task: str, teacher: Path, tokens: int, weigh: bool) -> Calibration:
+        dense, tokenizer = checkpoints.read(teacher).model, self.tokenizer(origin)
+        return calibrate(dense, tokenizer, self.task(task)[1], tokens, weigh=weigh)
 
     def _encoded(self, origin: str | None) -> tuple[quality.Encoded, float]:
         """The passages through the teacher, and its own retrieval score."""

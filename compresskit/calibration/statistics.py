@@ -1,4 +1,4 @@
-"""Second moments of the targets' inputs, and how often each token occurs, from one pass of the dense model."""
+"""Second moments of the targets' inputs, how often each token occurs, and what a task's predictions depend on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from compresskit.calibration import sensitivity
 from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus
 from compresskit.data.encoding import encode, positions
@@ -34,13 +35,16 @@ class Calibration:
     Attributes:
         tokens: how many were read, padding not counted.
         text: which text it was, as plain data; of a task its name and the file of its training rows.
+        notes: what the user should know.
     """
 
     def __init__(self, text: dict[str, Any]) -> None:
         self.tokens = 0
         self.text = text
+        self.notes: tuple[str, ...] = ()
         self._moments: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
+        self._sensitivities: dict[str, float] = {}
 
     def second_moment(self, target: Target) -> Tensor | None:
         """X^T X of a linear's input over all tokens, (n, n) float32; None if the layer never ran."""
@@ -50,9 +54,16 @@ class Calibration:
         """How often each row of an embedding was looked up, (m,) float32; None if it never was."""
         return self._counts.get(target.name)
 
+    def sensitivity(self, target: Target) -> float | None:
+        """What an error of the target's output costs in predictions, as a multiple of the mean over targets; None where
+        it was not asked for, or there are no predictions. See :mod:`~compresskit.calibration.sensitivity`.
+        """
+        return self._sensitivities.get(target.name)
+
     def record(self) -> dict[str, Any]:
         """What was read, as plain data."""
-        return {"text": self.text, "tokens": self.tokens}
+        weighed = {"weighed_by": "predictions"} if self._sensitivities else {}
+        return {"text": self.text, "tokens": self.tokens, **weighed}
 
 
 def calibrate(
@@ -61,6 +72,8 @@ def calibrate(
     text: Corpus | TaskData,
     tokens: int = TOKENS,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    *,
+    weigh: bool = False,
 ) -> Calibration:
     """Read about ``tokens`` tokens with the dense model and watch what its matrices see.
 
@@ -71,6 +84,8 @@ def calibrate(
             pairs), in a random order that is always the same.
         tokens: about how many; whole sequences are read.
         progress: called with (what, done, total) after each batch.
+        weigh: also find how much predictions depend on each matrix, where ``text`` is a task and the model has a head
+            for it, from fewer of its tokens.
 
     Raises:
         InputError: unreadable or empty text, a text on which the model computes NaN.
@@ -88,6 +103,16 @@ def calibrate(
     for target, moment in found._moments.items():
         if not torch.isfinite(moment).all():
             raise InputError(f"calibration: the inputs of {target} hold NaN or infinity on {name}")
+    if weigh and isinstance(text, TaskData):
+        try:
+            sensitivity.check_predicts(model, text)
+        except InputError as error:
+            found.notes = (f"matrices are not weighed by predictions: {error}",)
+            return found
+        rows = _task_batches(
+            text, tokenizer, min(tokens, sensitivity.TOKENS), length, sensitivity.BATCH_TOKENS // length
+        )
+        found._sensitivities = sensitivity.sensitivities(model, rows, progress)
     return found
 
 
@@ -96,13 +121,17 @@ def _task_record(data: TaskData) -> dict[str, Any]:
     return {"source": rows.source, "sha256": rows.sha256, "task": data.task.name}
 
 
-def _task_batches(data: TaskData, tokenizer: Any, tokens: int, length: int) -> list[dict[str, Tensor]]:
-    """Training rows of the task, to about ``tokens`` tokens. Files may be sorted, by label or topic: not the first."""
+def _task_batches(
+    data: TaskData, tokenizer: Any, tokens: int, length: int, size: int = _BATCH
+) -> list[dict[str, Tensor]]:
+    """Training rows of the task, to about ``tokens`` tokens, in batches of ``size`` or 1. Files may be sorted, by label
+    or topic: not the first.
+    """
     rows = data.splits[TRAIN]
     order = np.random.default_rng(0).permutation(len(rows))[:tokens]  # a row has a token or more
     encoded = encode(data.task, rows.take(order.tolist(), ""), tokenizer, length)
     columns = [name for name in tokenizer.model_input_names if name in encoded.column_names]
-    return corpora.padded(encoded.select_columns([*columns, "length"]), tokenizer, tokens, _BATCH)
+    return corpora.padded(encoded.select_columns([*columns, "length"]), tokenizer, tokens, max(size, 1))
 
 
 @torch.inference_mode()

@@ -169,6 +169,12 @@ class Statistics(Protocol):
         """How often each row of an embedding was looked up, (m,); None if not known."""
         ...
 
+    def sensitivity(self, target: Target) -> float | None:
+        """How much the model's predictions lose, to second order, per squared relative error of the target's output, as
+        a multiple of the mean over targets; None if not known.
+        """
+        ...
+
 
 def moment_of(target: Target, statistics: Statistics | None) -> Tensor | None:
     """The second moment of a linear's input, where it is known."""

@@ -55,6 +55,7 @@ class Checkpoint:
         kept: tensors of the base model that this class does not use, by their full name; saved along.
         notes: what the user should know, e.g. a head that the checkpoint lacks.
         as_class: the class that was asked for, if any.
+        untrained: names of tensors that the checkpoint lacks and that were initialised at random.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Checkpoint:
     kept: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     as_class: str | None = None
+    untrained: tuple[str, ...] = ()
 
 
 def read(
@@ -110,11 +112,14 @@ def read(
         check_supported(loaded)
     # Belongs to a file in the folder it was read from (`push --auto-map`), which no output holds.
     vars(loaded.config).pop("auto_map", None)
-    notes = _check_missing(loaded, sorted(info["missing_keys"]), folder, adopt)
+    missing = sorted(info["missing_keys"])
+    notes = _check_missing(loaded, missing, folder, adopt)
     check_finite(loaded)
     kept = _kept(loaded, stored)
     notes += _unused(loaded, sorted(info["unexpected_keys"]), kept)
-    return Checkpoint(name, origin, folder, loaded.to(device), kept, notes, as_class)
+    return Checkpoint(
+        name, origin, folder, loaded.to(device), kept, notes, as_class, tuple(missing) if adopt is None else ()
+    )
 
 
 def _check_labels(

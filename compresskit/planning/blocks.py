@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from compresskit.decomposers.base import Decomposer, Group, Source, Spec, Statistics, row_blocks
+from compresskit.decomposers.base import Decomposer, Group, Source, Spec, Statistics, Target, row_blocks
 from compresskit.errors import InputError, UnreachableError
 from compresskit.planning.allocation import Choice, allocate
 from compresskit.planning.recipe import Rule
@@ -29,10 +29,14 @@ _NEAREST = 2
 #: must not win by rounding.
 _EXACT = 1e-3
 
-#: How often the output error of the word embedding counts, from which everything after it is computed. Measured on a
-#: task at 19x (docs/results.md, students of the teacher): by their numbers of weights it would count 20 to 80 times as
-#: much as another matrix, and the layers would starve.
-_WORDS = 10
+#: How often the output error of the word embedding counts, where matrices count alike and where they are weighed by
+#: sensitivities: everything after it is computed from it, and what training learns of some words does not help others.
+#: Measured on tasks (docs/results.md). By their numbers of weights it would count 20 to 80 times as much as another
+#: matrix, and the layers would starve.
+_WORDS, _WORDS_WEIGHED = 10, 4
+
+#: Sensitivities below this count as this: what no prediction seems to depend on still keeps some form.
+_LEAST = 1e-3
 
 #: Prices of a parameter at which partitions are compared.
 _POINTS = 64
@@ -121,8 +125,8 @@ def least_error(
 ) -> list[Pick]:
     """A partition for every block and a pick for each of its groups, with the least total penalty.
 
-    The penalty is ||W - W'||_F^2 over all matrices; with statistics the squared relative error of outputs, every matrix
-    counted alike, but the word embedding :data:`_WORDS` times.
+    The penalty is ||W - W'||_F^2 over all matrices; with statistics the squared relative error of outputs, times the
+    matrix's sensitivity where it is known. The word embedding counts several times (:data:`_WORDS`).
 
     Args:
         budget: parameters that the factors may have together.
@@ -206,7 +210,7 @@ def _options(
         if statistics is None:
             scale, errors = _energy(group, source), decomposer.errors(group, specs, source)
         else:
-            scale = len(group.targets) * (_WORDS if group.role == "embedding" else 1)
+            scale = sum(_weight(target, statistics) for target in group.targets)
             errors = decomposer.output_errors(group, specs, source, statistics)
         penalties = [scale * max(error, _EXACT) ** 2 for error in errors]
         times = [decomposer.time(group, spec) for spec in specs]
@@ -215,6 +219,15 @@ def _options(
             for spec, penalty, time in zip(specs, penalties, times, strict=True)
         ]
     return options
+
+
+def _weight(target: Target, statistics: Statistics) -> float:
+    """How often the squared relative error of the target's output counts."""
+    words = target.role == "embedding"
+    sensitivity = statistics.sensitivity(target)
+    if sensitivity is None:
+        return _WORDS if words else 1
+    return max(sensitivity, _LEAST) * (_WORDS_WEIGHED if words else 1)
 
 
 def _fronts(part: Part, options: Sequence[_Option]) -> list[list[Spec]]:

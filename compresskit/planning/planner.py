@@ -199,6 +199,7 @@ def make_plan(
         notes.append(f"{plan.ratio:.2f}x is the smallest ratio of at least {recipe.ratio:g}x that was found")
     if statistics is not None and recipe.calibration_sha256 not in (None, statistics.text["sha256"]):
         notes.append("the recipe was made with another calibration text: its factors will differ")
+    notes += statistics.notes if statistics is not None else ()
     plan = replace(plan, notes=tuple(notes))
     if predict_errors:
         predicted = _predicted(picks, source, statistics, progress)

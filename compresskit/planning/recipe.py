@@ -142,6 +142,11 @@ class Recipe(_Strict):
         """Whether the rules give shapes, so that the ratio follows from them."""
         return any(rule.options is not None for rule in self.rules)
 
+    @property
+    def by_error(self) -> bool:
+        """Whether a plan chooses by errors, neither uniform nor given."""
+        return self.allocation == "error" and not self.explicit
+
     def checked(self) -> Recipe:
         """The recipe itself, once its rules' options are known to be valid and to fit together.
 

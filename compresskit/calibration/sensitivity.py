@@ -1,0 +1,124 @@
+"""How much a model's predictions depend on each of its matrices, from a backward pass over a task's rows."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compresskit.data.heads import check_head, map_labels
+from compresskit.data.tasks import TaskData
+from compresskit.errors import InputError
+from compresskit.model.targets import find_targets
+
+#: Tokens that are read: one number per matrix needs fewer than a second moment. And in a batch: a backward pass keeps
+#: what every layer computed.
+TOKENS, BATCH_TOKENS = 16_384, 1024
+
+
+def check_predicts(model: PreTrainedModel, data: TaskData) -> None:
+    """Refuse a model without predictions for the task.
+
+    Raises:
+        InputError: no head, another kind of head, or one with other labels.
+    """
+    check_head(data.task, model)
+    if data.task.kind == "classification":
+        map_labels(data.task, data.labels, model)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def sensitivities(
+    model: PreTrainedModel,
+    batches: Sequence[dict[str, Tensor]],
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, float]:
+    """What a squared relative error of each target's output costs in predictions, as a multiple of the targets' mean.
+
+    To second order a change d of an output y moves the predictions by a divergence of d^T F d / 2, F the Fisher
+    information of y. For a relative error e whose parts (of the vector, and of one token and the next) are independent
+    and equally large, the mean of this is e^2 times ||y||^2 tr(F) / (2 len(y)). tr(F) is the mean square of g, the
+    gradient of predictions' log-likelihood under the model's own distribution. After the idea of FWSVD (Hsu et al.,
+    2022, arXiv 2207.00112), which weighs rows of weights by Fisher information with the labels of the data.
+
+    Args:
+        model: dense, with a head for classes, spans or a number (:func:`check_predicts`). It is copied, to float32, and
+            not changed.
+        batches: of a task's rows, with an attention mask.
+        progress: called with (what, done, total) after each batch.
+
+    Returns:
+        By the names of the targets. 0 where no prediction depends on an output.
+
+    Raises:
+        InputError: outputs or gradients that are not finite.
+    """
+    model = copy.deepcopy(model).float().eval().requires_grad_(False)
+    targets = find_targets(model)
+    gradients, energies, rows = ({target.name: 0.0 for target in targets} for _ in range(3))
+    mask = torch.ones(0, dtype=torch.bool)
+
+    def real(values: Tensor) -> Tensor:
+        values = values.detach()
+        return values[mask] if values.shape[:-1] == mask.shape else values.flatten(0, -2)
+
+    def hook(name: str) -> Any:
+        def after(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
+            if not output.requires_grad:  # the graph begins here; a clone may be changed in place
+                output = output.detach().requires_grad_().clone()
+            bias = getattr(layer, "bias", None)  # stays as it is, however wrong its matrix
+            own = real(output if bias is None else output - bias)
+            energies[name] += float(own.square().sum())
+            rows[name] += len(own)
+
+            def backward(gradient: Tensor) -> None:
+                gradients[name] += float(real(gradient).square().sum())
+
+            output.register_hook(backward)
+            return output
+
+        return after
+
+    for target in targets:
+        model.get_submodule(target.name).register_forward_hook(hook(target.name))
+    chance = torch.Generator().manual_seed(0)
+    for number, batch in enumerate(batches, start=1):
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        mask = inputs["attention_mask"].bool()
+        with torch.autocast(model.device.type, enabled=False):
+            outputs = model(**inputs, return_dict=True)
+            torch.stack([_informative(logits, chance) for logits in _predictions(outputs, mask)]).sum().backward()
+        progress("weighing matrices", number, len(batches))
+    costs = {}
+    for target in targets:
+        width = target.shape[1] if target.kind == "embedding" else target.shape[0]
+        costs[target.name] = gradients[target.name] * energies[target.name] / max(rows[target.name], 1) / width
+    mean = sum(costs.values()) / len(costs)
+    if not math.isfinite(mean):
+        raise InputError("calibration: outputs or gradients of the model hold NaN or infinity on the task's rows")
+    return {name: cost / mean if mean > 0 else 0.0 for name, cost in costs.items()}
+
+
+def _predictions(outputs: Any, mask: Tensor) -> list[Tensor]:
+    """Logits, one distribution in each last dimension: classes, positions of a span, or one number."""
+    if "start_logits" in outputs:
+        return [outputs[side].masked_fill(~mask, -1e9) for side in ("start_logits", "end_logits")]
+    return [outputs["logits"]]
+
+
+def _informative(logits: Tensor, chance: torch.Generator) -> Tensor:
+    """A scalar whose gradient by the logits is random, with their Fisher information as its covariance: diag(p) - p p^T
+    of classes, 1 of a number (unit variance). The same as drawing labels and taking the gradient of their
+    log-likelihood, but a sure prediction does not wait for a rare draw.
+    """
+    noise = torch.randn(logits.shape, generator=chance).to(logits.device)
+    if logits.shape[-1] == 1:
+        return (logits * noise).sum()
+    p = logits.detach().softmax(-1)
+    return (logits * (p.sqrt() * noise - p * (p.sqrt() * noise).sum(-1, keepdim=True))).sum()
