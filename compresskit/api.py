@@ -134,8 +134,8 @@ def compress(
             or hub data set as for :func:`distill`, True for the embedded text. One pass over the first
             ``calibration_tokens`` of the recipe (default: 65,536).
         calibration_task: instead of ``calibration``: the training rows of this task, best for a model that was
-            fine-tuned on it. Specs chosen by error (allocation ``error``, method ``auto``) then weigh every matrix by
-            how much the model's predictions depend on it.
+            fine-tuned on it. With a head for it, specs that are chosen by error (allocation ``error``, method ``auto``)
+            weigh every matrix by how much the model's predictions depend on it.
         data: folder with the files of ``calibration_task``. Default: the hub.
         tokenizer: for the calibration of a model given as an object; a folder has its own.
         inplace: change the given model instead of a copy.
@@ -207,8 +207,8 @@ def find_statistics(
     """
     if not recipe.calibration_tokens:
         return None
-    reader, weigh = find_tokenizer(tokenizer, dense), recipe.by_error and not dense.untrained
-    return calibrate(dense.model, reader, text, recipe.calibration_tokens, progress, weigh=weigh)
+    reader, tokens = find_tokenizer(tokenizer, dense), recipe.calibration_tokens
+    return calibrate(dense.model, reader, text, tokens, progress, weigh=recipe.by_error, untrained=dense.untrained)
 
 
 def _dense(model: ModelLike) -> Checkpoint:

@@ -164,6 +164,7 @@ def test_students_of_the_task_s_teacher(bench_folder: Path, tmp_path: Path) -> N
         "seeds": (0, 1),
         "baselines": ("dense", "half-layers"),
         "students_from": "teacher",
+        "allocation": "error",
         "calibration_tokens": 1000,
         "general": False,
         "teacher": STAGE,
@@ -175,13 +176,14 @@ def test_students_of_the_task_s_teacher(bench_folder: Path, tmp_path: Path) -> N
     assert [one.name.rpartition("-")[0] for one in shared] == ["model-half-layers-sst2", "model-low-rank-3x-sst2"]
     teacher = next((result.folder / "cells").glob("*dense*")) / "model"
     data = bench_folder / "data"
-    recipe = for_method("low-rank", 3.0, calibration_tokens=1000)
+    recipe = for_method("low-rank", 3.0, "error", calibration_tokens=1000)
     made = compresskit.compress(teacher, recipe=recipe, calibration_task="sst2", data=data)
     tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
     score = compresskit.evaluate(made, task="sst2", data=data, tokenizer=tokenizer, max_length=32).record["scores"]
     students = [record for record in result.records if record.method == "low-rank"]
     assert {record.score_before for record in students} == {score["dev"]["accuracy"]}
     assert students[0].made_by["calibration"]["text"]["task"] == "sst2"
+    assert students[0].made_by["calibration"]["weighed_by"] == "predictions"
     halved = with_fewer_layers(transformers.AutoModelForSequenceClassification.from_pretrained(teacher)).state_dict()
     assert all(torch.equal(tensor, halved[name]) for name, tensor in weights(shared[0] / "compressed").items())
     text = (result.folder / "README.md").read_text()

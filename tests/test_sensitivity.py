@@ -9,7 +9,14 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny_model, token_ids, write_tsv
 from torch import Tensor
-from transformers import AutoTokenizer, DebertaConfig, DebertaForSequenceClassification, PreTrainedModel
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AutoTokenizer,
+    DebertaConfig,
+    DebertaForSequenceClassification,
+    PreTrainedModel,
+)
 
 from compresskit.api import find_statistics, plan
 from compresskit.calibration.sensitivity import _informative, sensitivities
@@ -148,6 +155,20 @@ def test_families(family: str) -> None:
     assert sum(found.values()) / len(found) == pytest.approx(1)
 
 
+def test_layers_that_are_called_several_times() -> None:
+    torch.manual_seed(0)
+    config = AlbertConfig(
+        vocab_size=499, embedding_size=24, hidden_size=48, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=96, num_labels=3, max_position_embeddings=40, initializer_range=0.1,
+    )  # fmt: skip
+    model = AlbertForSequenceClassification(config).eval().double()
+    found = sensitivities(model, [batch()] * 20)
+    (inner,) = (target for target in find_targets(model) if target.name.endswith("ffn"))
+    (outer,) = (target for target in find_targets(model) if target.name.endswith("ffn_output"))
+    made = [divergence(model, target, batch(), "classifier") for target in (inner, outer)]
+    assert found[inner.name] / found[outer.name] == pytest.approx(made[0] / made[1], rel=0.3)
+
+
 def test_layers_whose_output_is_changed_in_place() -> None:
     torch.manual_seed(0)
     config = DebertaConfig(
@@ -211,8 +232,9 @@ def test_plans_keep_what_predictions_depend_on(rows: TaskData, tokenizer: Any) -
     assert sum(known.values()) / len(known) == pytest.approx(1)
     assert found.record()["weighed_by"] == "predictions"
 
-    def ranks(told: dict[str, float]) -> dict[str, int]:
-        asked, statistics = for_method("low-rank", 4, "error"), Told(found, alike | told)
+    def ranks(told: dict[str, float] | None) -> dict[str, int]:
+        asked = for_method("low-rank", 4, "error")
+        statistics = Told(found, {} if told is None else alike | told)
         made: Plan = make_plan(model, asked, ModelSource(model), statistics=statistics)
         return {a.group.targets[0].name: a.spec.rank for a in made.assignments}
 
@@ -223,6 +245,9 @@ def test_plans_keep_what_predictions_depend_on(rows: TaskData, tokenizer: Any) -
         ours = ranks({more: 30.0, less: 0.0})
         assert ours[more] > even[more]
         assert 1 <= ours[less] < even[less]
+    words = "bert.embeddings.word_embeddings"
+    ours = ranks({words: 10.0 / 4})  # its sensitivity four times
+    assert ours == ranks(None)  # where nothing is known ten times, the others once
 
 
 def test_only_where_it_was_asked_for_and_there_are_predictions(rows: TaskData, tokenizer: Any) -> None:
@@ -240,20 +265,24 @@ def test_only_where_it_was_asked_for_and_there_are_predictions(rows: TaskData, t
 
     model = tiny_model(head="classifier", num_labels=2)
     assert weighed(known(checkpoint(model)), model)
-    for dense, allocation in (
-        (checkpoint(model), "uniform"),
-        (checkpoint(model, ("classifier.weight",)), "error"),
+    assert not known(checkpoint(model)).notes
+    found = known(checkpoint(model), "uniform")
+    assert not weighed(found, model)
+    assert not found.notes  # nobody asked
+    assert "weighed_by" not in found.record()
+    silent = tiny_model(head="classifier", num_labels=2)
+    torch.nn.init.zeros_(silent.classifier.weight)
+    for dense, why in (
+        (checkpoint(model, ("classifier.weight",)), "new in this model: classifier.weight"),
+        (checkpoint(tiny_model()), "no head"),
+        (checkpoint(tiny_model(head="masked-lm")), "another head"),
+        (checkpoint(tiny_model(head="classifier", num_labels=3)), "labels differ"),
+        (checkpoint(silent), "depend on none"),
     ):
-        found = known(dense, allocation)
-        assert not weighed(found, model)
-        assert not found.notes
-        assert "weighed_by" not in found.record()
-    for head, labels, why in (("base", 2, "no head"), ("masked-lm", 2, "another head"), ("classifier", 3, "labels")):
-        other = tiny_model(head=head, num_labels=labels)
-        found = known(checkpoint(other))
-        assert not weighed(found, other)
+        found = known(dense)
+        assert not weighed(found, dense.model)
         (note,) = found.notes
-        assert "not weighed by predictions" in note
+        assert note.startswith("matrices are not weighed by predictions: ")
         assert why in note
 
 

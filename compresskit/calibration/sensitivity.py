@@ -21,15 +21,24 @@ from compresskit.model.targets import find_targets
 TOKENS, BATCH_TOKENS = 16_384, 1024
 
 
-def check_predicts(model: PreTrainedModel, data: TaskData) -> None:
-    """Refuse a model without predictions for the task.
+class NoPredictionsError(InputError):
+    """The model predicts nothing that the task asks for. The message says why."""
+
+
+def check_predicts(model: PreTrainedModel, data: TaskData, untrained: Sequence[str] = ()) -> None:
+    """Refuse a model without a trained head for the task; ``untrained`` names tensors initialised at random.
 
     Raises:
-        InputError: no head, another kind of head, or one with other labels.
+        NoPredictionsError: no head, a new one, another kind of head, or one with other labels.
     """
-    check_head(data.task, model)
-    if data.task.kind == "classification":
-        map_labels(data.task, data.labels, model)
+    if untrained:
+        raise NoPredictionsError(f"new in this model: {', '.join(untrained)}")
+    try:
+        check_head(data.task, model)
+        if data.task.kind == "classification":
+            map_labels(data.task, data.labels, model)
+    except InputError as error:
+        raise NoPredictionsError(str(error)) from None
 
 
 @torch.inference_mode(False)
@@ -58,6 +67,7 @@ def sensitivities(
 
     Raises:
         InputError: outputs or gradients that are not finite.
+        NoPredictionsError: they depend on no target, such as those of a head of zeros.
     """
     model = copy.deepcopy(model).float().eval().requires_grad_(False)
     targets = find_targets(model)
@@ -102,7 +112,9 @@ def sensitivities(
     mean = sum(costs.values()) / len(costs)
     if not math.isfinite(mean):
         raise InputError("calibration: outputs or gradients of the model hold NaN or infinity on the task's rows")
-    return {name: cost / mean if mean > 0 else 0.0 for name, cost in costs.items()}
+    if mean == 0:
+        raise NoPredictionsError("they depend on none")
+    return {name: cost / mean for name, cost in costs.items()}
 
 
 def _predictions(outputs: Any, mask: Tensor) -> list[Tensor]:

@@ -30,7 +30,8 @@ Progress = Callable[[str, int, int], None]
 class Calibration:
     """The :class:`~compresskit.decomposers.base.Statistics` of one model on one text or task.
 
-    Memory: one (n, n) float32 matrix for every different input; query, key and value of a layer share theirs.
+    Memory: one (n, n) float32 matrix for every different input; query, key and value of a layer share theirs. Weighing
+    takes a float32 copy of the model while it lasts.
 
     Attributes:
         tokens: how many were read, padding not counted.
@@ -74,6 +75,7 @@ def calibrate(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     *,
     weigh: bool = False,
+    untrained: Sequence[str] = (),
 ) -> Calibration:
     """Read about ``tokens`` tokens with the dense model and watch what its matrices see.
 
@@ -84,8 +86,9 @@ def calibrate(
             pairs), in a random order that is always the same.
         tokens: about how many; whole sequences are read.
         progress: called with (what, done, total) after each batch.
-        weigh: also find how much predictions depend on each matrix, where ``text`` is a task and the model has a head
-            for it, from fewer of its tokens.
+        weigh: also find how much predictions depend on each matrix, where ``text`` is a task, from fewer of its tokens;
+            of a model without a trained head for it a note says that this cannot be.
+        untrained: names of tensors that were initialised at random.
 
     Raises:
         InputError: unreadable or empty text, a text on which the model computes NaN.
@@ -105,14 +108,12 @@ def calibrate(
             raise InputError(f"calibration: the inputs of {target} hold NaN or infinity on {name}")
     if weigh and isinstance(text, TaskData):
         try:
-            sensitivity.check_predicts(model, text)
-        except InputError as error:
+            sensitivity.check_predicts(model, text, untrained)
+            size = sensitivity.BATCH_TOKENS // length
+            rows = _task_batches(text, tokenizer, min(tokens, sensitivity.TOKENS), length, size)
+            found._sensitivities = sensitivity.sensitivities(model, rows, progress)
+        except sensitivity.NoPredictionsError as error:
             found.notes = (f"matrices are not weighed by predictions: {error}",)
-            return found
-        rows = _task_batches(
-            text, tokenizer, min(tokens, sensitivity.TOKENS), length, sensitivity.BATCH_TOKENS // length
-        )
-        found._sensitivities = sensitivity.sensitivities(model, rows, progress)
     return found
 
 

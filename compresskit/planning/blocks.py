@@ -30,9 +30,9 @@ _NEAREST = 2
 _EXACT = 1e-3
 
 #: How often the output error of the word embedding counts, where matrices count alike and where they are weighed by
-#: sensitivities: everything after it is computed from it, and what training learns of some words does not help others.
-#: Measured on tasks (docs/results.md). By their numbers of weights it would count 20 to 80 times as much as another
-#: matrix, and the layers would starve.
+#: sensitivities: everything after it is computed from it, and rows of words that training does not show stay as they are
+#: cut. Measured (docs/results.md, students of the teacher; what predictions depend on). By their numbers of weights it
+#: would count 20 to 80 times as much as another matrix, and the layers would starve.
 _WORDS, _WORDS_WEIGHED = 10, 4
 
 #: Sensitivities below this count as this: what no prediction seems to depend on still keeps some form.
@@ -126,7 +126,8 @@ def least_error(
     """A partition for every block and a pick for each of its groups, with the least total penalty.
 
     The penalty is ||W - W'||_F^2 over all matrices; with statistics the squared relative error of outputs, times the
-    matrix's sensitivity where it is known. The word embedding counts several times (:data:`_WORDS`).
+    matrix's sensitivity where it is known; a group's error, the mean over its matrices, counts with their sum. The word
+    embedding counts several times (:data:`_WORDS`).
 
     Args:
         budget: parameters that the factors may have together.
