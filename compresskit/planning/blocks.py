@@ -30,9 +30,9 @@ _NEAREST = 2
 _EXACT = 1e-3
 
 #: How often the output error of the word embedding counts, where matrices count alike and where they are weighed by
-#: sensitivities: everything after it is computed from it, and rows of words that training does not show stay as they are
-#: cut. Measured (docs/results.md, students of the teacher; what predictions depend on). By their numbers of weights it
-#: would count 20 to 80 times as much as another matrix, and the layers would starve.
+#: sensitivities: everything after it is computed from it, and rows of words that training does not show stay as they
+#: are cut. Measured (docs/results.md, students of the teacher; what predictions depend on). By their numbers of weights
+#: it would count 20 to 80 times as much as another matrix, and the layers would starve.
 _WORDS, _WORDS_WEIGHED = 10, 4
 
 #: Sensitivities below this count as this: what no prediction seems to depend on still keeps some form.
