@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import tempfile
 from pathlib import Path
@@ -159,7 +160,9 @@ def test_save_and_reload_bit_for_bit(model: Any, method: str, ratio: float) -> N
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
     ids = torch.arange(5, 25)[None] % model.config.vocab_size
-    assert torch.equal(outputs(student.float().eval(), ids), outputs(again.float(), ids))
+    # Tensors of a mapped file may lie at odd addresses, where a matrix product rounds otherwise; copies do not.
+    one, other = (copy.deepcopy(read.float().eval()) for read in (student, again))
+    assert torch.equal(outputs(one, ids), outputs(other, ids))
 
 
 @few
