@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -143,6 +144,9 @@ def compress(
     Returns:
         A model whose ``save_pretrained`` folder reloads with ``from_pretrained`` once compresskit is imported.
 
+    Warns:
+        UserWarning: what the command line prints as a note, e.g. a ratio that is not near the asked one.
+
     Raises:
         InputError: unknown method or recipe, a ratio out of reach, a model that cannot be compressed, a text or task
             that cannot be read, both of them, no tokenizer to read it with.
@@ -169,6 +173,8 @@ def compress(
     dense = _dense(model)
     statistics = find_statistics(dense, asked, text, tokenizer)
     chosen = make_plan(dense.model, asked, ModelSource(dense.model), statistics=statistics)
+    for note in (*dense.notes, *chosen.notes):
+        warnings.warn(note, stacklevel=2)
     student = dense.model if inplace or not isinstance(model, PreTrainedModel) else _copy(dense.model, chosen)
     apply_plan(student, chosen, statistics=statistics)
     quantizer_of(student).extra_tensors = dense.kept
