@@ -13,12 +13,12 @@ import pytest
 from conftest import same
 
 from faults.command import Command
-from faults.conftest import Outcome, check
+from faults.conftest import TIMES, Outcome, check
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", SIGNALS if TIMES > 1 else [signal.SIGTERM])
 def test_compress(
     number: signal.Signals, chance: random.Random, compressing: Command, tmp_path: Path, outcome: Outcome
 ) -> None:
@@ -39,7 +39,7 @@ def test_compress(
     outcome(f"{number.name} while compressing", "the older result" if stays else "the new result")
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", SIGNALS if TIMES > 1 else [signal.SIGKILL])
 def test_distill(
     number: signal.Signals, chance: random.Random, distilling: Command, tmp_path: Path, outcome: Outcome
 ) -> None:
