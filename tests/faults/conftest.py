@@ -1,5 +1,5 @@
-"""Faults that are really caused. ``FAULT_TIMES`` says how often each is (5 in ``make test-faults``, else 1); a table at
-the end says what came of them.
+"""Faults that are really caused. ``FAULT_TIMES`` says how often each is (5 in ``make test-faults``, else 1, with one
+signal per command); a table at the end says what came of them.
 """
 
 from __future__ import annotations
