@@ -12,7 +12,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from compresskit.calibration.statistics import Calibration
 from compresskit.data.tasks import load_task
 from compresskit.model.output import write_text
 from compresskit.planning import blocks
+from compresskit.planning.recipe import Allocation
 from compresskit.reporting.tables import markdown
 from compresskit.training.working_folder import working_folder
 
@@ -52,19 +53,21 @@ class Variant:
     """
 
     method: str = "auto"
-    allocation: str | None = None
+    allocation: Allocation | None = None
     start: str = "teacher"
     calibrated: bool = True
-    weighed: bool = False
-    embedding: float | None = None
+    weighed: bool = True
+    embedding: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
-VARIANTS = {
-    "all of it": Variant(),
-    "of the pre-trained checkpoint": Variant(start="checkpoint"),
-    "plan and factors by the weights": Variant(calibrated=False),
-    "matrices weighed by predictions": Variant(weighed=True),
+_ALL_OF_IT, _ALIKE = "all of it", "matrices counted alike"
+
+#: Plans of today, and those that no weight can reach: by the weights, uniform, of a model without a head.
+_TODAY = {
+    _ALL_OF_IT: Variant(),
+    "of the pre-trained checkpoint": Variant(start="checkpoint", weighed=False),
+    "plan and factors by the weights": Variant(calibrated=False, weighed=False),
     "embedding counted once": Variant(embedding=1),
     "batches of 32": Variant(training={"batch_size": 32}),
     "learning rate 1e-3": Variant(training={"learning_rate": 1e-3}),
@@ -73,15 +76,19 @@ VARIANTS = {
     "logits and labels alone": Variant(training={"losses": {"embedding": 0, "attention": 0, "hidden": 0}}),
     "labels alone": Variant(training={"losses": {"embedding": 0, "attention": 0, "hidden": 0, "logits": 0}}),
     "low-rank": Variant("low-rank", "error"),
-    "low-rank, matrices weighed by predictions": Variant("low-rank", "error", weighed=True),
-    "low-rank, uniform": Variant("low-rank", "uniform"),
-    "low-rank, uniform, weights kept": Variant("low-rank", "uniform", calibrated=False),
+    "low-rank, uniform": Variant("low-rank", "uniform", weighed=False),
+    "low-rank, uniform, weights kept": Variant("low-rank", "uniform", calibrated=False, weighed=False),
     "group-reduce": Variant("group-reduce", "error"),
     "tensor-train": Variant("tensor-train", "error"),
     "tucker": Variant("tucker", "error"),
     "kronecker": Variant("kronecker", "error"),
-    "kronecker, uniform": Variant("kronecker", "uniform"),
-    "kronecker, uniform, weights kept": Variant("kronecker", "uniform", calibrated=False),
+    "kronecker, uniform": Variant("kronecker", "uniform", weighed=False),
+    "kronecker, uniform, weights kept": Variant("kronecker", "uniform", calibrated=False, weighed=False),
+}
+VARIANTS = _TODAY | {
+    _ALIKE if name == _ALL_OF_IT else f"{name}, {_ALIKE}": replace(variant, weighed=False)
+    for name, variant in _TODAY.items()
+    if variant.weighed
 }
 
 
@@ -179,11 +186,11 @@ def write_report() -> None:
         f"# What each idea is worth, at {RATIO}x",
         "",
         f"Students of all-MiniLM-L6-v2 fine-tuned on the task, {RATIO}x smaller. *All of it*: `auto` of the fine-tuned "
-        "teacher, fitted to the task's own rows, every matrix counted alike in the plan, the word embedding ten times; "
+        "teacher, fitted to the task's own rows, its plan weighed by how much predictions depend on each matrix; "
         "distilled with every loss in batches of 8 at learning rate 5e-4. Every other row changes what its name says; "
-        "where that concerns the cut, its plan is made anew. Plans of today are those of *matrices weighed by "
-        "predictions*. Single methods leave the table of positions dense, `auto` does not. Before: without training; "
-        "kept: the student's score over its teacher's.",
+        "where that concerns the cut, its plan is made anew. *Counted alike*: every matrix as much as another, the "
+        "word embedding ten times. Single methods leave the table of positions dense, `auto` does not. Before: without "
+        "training; kept: the student's score over its teacher's.",
     ]
     for task, found in by_task.items():
         one = found[0]
@@ -210,7 +217,9 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="folder of the task's fine-tuned model")
     parser.add_argument("--data", type=Path, help="folder with the task's files")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--only", action="append", choices=list(VARIANTS), help="may be repeated; default: all")
+    parser.add_argument(
+        "--only", action="append", choices=list(VARIANTS), help="may be repeated; default: today's plans"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--threads", type=int, help="default: all")
     options = parser.parse_args()
@@ -223,7 +232,7 @@ def main() -> None:
         transformers.utils.logging.disable_progress_bar()
         options.work.mkdir(parents=True, exist_ok=True)
         for seed in map(int, options.seeds.split(",")):
-            for name in options.only or VARIANTS:
+            for name in options.only or _TODAY:
                 run(name, options.task, seed, options.teacher, options.data, options.work)
     write_report()
 
