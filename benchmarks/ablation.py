@@ -206,7 +206,9 @@ def write_report() -> None:
         ]
     versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records})
     machines = sorted({"{machine}, {device}, threads: {threads}".format(**record["hardware"]) for record in records})
-    lines += ["", "`python benchmarks/ablation.py --task TASK --teacher FOLDER --data DIR`", "", *versions, *machines]
+    run = "`python benchmarks/ablation.py --task TASK --teacher FOLDER --data DIR"
+    lines += ["", f"{run}`; a row alone, such as one counted alike: `--only NAME` too.", ""]
+    lines += [*versions, *machines]
     write_text(OUTPUT / "README.md", "\n".join(lines).rstrip() + "\n")
 
 

@@ -21,7 +21,7 @@ from compresskit.decomposers.tensor_train import TensorTrainSpec
 from compresskit.decomposers.tucker import TuckerSpec
 from compresskit.model.sources import ModelSource
 from compresskit.model.targets import find_targets
-from compresskit.planning.blocks import Task, blocks_of
+from compresskit.planning.blocks import Pick, Task, _fronts, _Option, blocks_of
 from compresskit.planning.planner import Plan, make_plan
 from compresskit.planning.recipe import Recipe, Rule, for_method
 
@@ -126,6 +126,19 @@ def test_latency_costs_little_error(method: str) -> None:
     assert fast < slow
     assert energy < 1.08 * least  # 5 %, by bounds that are not exact
     assert count(model) / 4.04 <= min(size, small) <= max(size, small) <= count(model) / 4
+
+
+def test_latency_keeps_what_is_faster_for_every_matrix() -> None:
+    """Specs that lose on the first matrix are not tried on others, but those that win time."""
+    group = Group("t", (Target("t", "linear", "ffn", (64, 64)),))
+    task = Task(group, get("low-rank"), Rule(role=("ffn",), method="low-rank"))
+    figures = {1: (100, 0.5, 9.0), 2: (100, 0.6, 5.0), 3: (110, 0.5, 9.0), 4: (200, 0.1, 20.0)}
+    options = [
+        _Option((Pick(task, LowRankSpec(rank=rank)),), size, penalty, time, penalty)
+        for rank, (size, penalty, time) in figures.items()
+    ]
+    ranks = [[spec.rank for spec in _fronts([task], options, fast=fast)[0]] for fast in (False, True)]
+    assert ranks == [[1, 4], [1, 2, 4]]
 
 
 def test_in_a_benchmark(bench_folder: Path, tmp_path: Path) -> None:

@@ -251,6 +251,20 @@ def test_statistics_are_those_of_the_real_tokens(
     assert found.second_moment(targets["encoder.layer.1.output.dense"]).shape == (96, 96)
 
 
+@pytest.mark.parametrize(("family", "tokens"), [("roberta", 500), ("bert", 1)])
+def test_a_text_says_nothing_of_positions(family: str, tokens: int, bench_folder: Path) -> None:
+    """Neither where every sequence looks up its own (RoBERTa) nor in a batch of one sequence, which looks the same."""
+    model = tiny_model(family)
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    found = calibrate(model, tokenizer, find_corpus(bench_folder / "text.txt"), tokens)
+    words, positions = (
+        next(target for target in find_targets(model) if target.name == f"embeddings.{name}_embeddings")
+        for name in ("word", "position")
+    )
+    assert found.token_counts(words).sum() == found.tokens
+    assert found.token_counts(positions) is None
+
+
 def test_statistics_leave_the_model_alone(bench_folder: Path) -> None:
     model = tiny_model()
     tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from transformers import BertConfig, BertModel
 
 from compresskit import InputError
 from compresskit.decomposers.base import Group, Target, output_error
 from compresskit.decomposers.group_reduce import GroupReduceOptions, GroupReduceSpec
 from compresskit.decomposers.registry import get
+from compresskit.planning.planner import make_plan
+from compresskit.planning.recipe import for_method
 
 V, D = 300, 40
 TABLE = Target("words", "embedding", "embedding", (V, D), padding_idx=0)
@@ -105,6 +108,21 @@ def test_candidates_lie_near_the_budget_and_small_budgets_are_plain() -> None:
     (first, *_) = METHOD.candidates(table, 100)
     assert isinstance(first, GroupReduceSpec)
     assert (first.rank, first.words) == (1, None)
+
+
+@pytest.mark.parametrize("ratio", [4, 8, 19])
+def test_uniform_plans_take_the_preferred_form(ratio: float) -> None:
+    """All forms have nearly one size: which of them is nearest to it is chance."""
+    with torch.device("meta"):
+        sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+        model = BertModel(BertConfig(**sizes))
+    plan = make_plan(model, for_method("group-reduce", ratio))
+    (words,) = (a for a in plan.assignments if a.group.role == "embedding")
+    size = METHOD.cost(words.group, words.spec).parameters
+    share = words.spec.rank * sum(words.group.shape) / size
+    usual = words.group.shape[0] / 2 * (size / words.group.parameters) ** (2 / 3)
+    assert 0.45 < share < 0.55
+    assert words.spec.words / usual == pytest.approx(1.5, rel=0.05)
 
 
 @pytest.mark.parametrize(

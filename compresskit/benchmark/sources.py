@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from functools import cache
+import time
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,9 @@ class Sources:
         self.task = cache(self._task)
         self.passages = cache(self._passages)
         self.encoded = cache(self._encoded)
-        self.statistics = cache(self._statistics)
-        self.task_statistics = cache(self._task_statistics)
+        # Large (an n x n moment for every layer), and cells come task by task: not for longer than they are needed.
+        self.statistics = lru_cache(2)(self._statistics)
+        self.task_statistics = lru_cache(2)(self._task_statistics)
         self._text_record = cache(self._texts.record)
 
     def cells(self) -> list[Cell]:
@@ -164,12 +166,19 @@ class Sources:
         limit = positions(self.read_dense(origin).model) or quality.PASSAGE
         return quality.find_passages(self.corpus("held-out"), self.tokenizer(origin), min(quality.PASSAGE, limit))
 
-    def _statistics(self, origin: str | None, part: Part, tokens: int) -> Calibration:
-        return calibrate(self.read_dense(origin).model, self.tokenizer(origin), self.corpus(part), tokens)
+    def _statistics(self, origin: str | None, part: Part, tokens: int) -> tuple[Calibration, float]:
+        """The calibration, and the seconds that it took."""
+        start = time.perf_counter()
+        found = calibrate(self.read_dense(origin).model, self.tokenizer(origin), self.corpus(part), tokens)
+        return found, time.perf_counter() - start
 
-    def _task_statistics(self, origin: str | None, task: str, teacher: Path, tokens: int, weigh: bool) -> Calibration:
+    def _task_statistics(
+        self, origin: str | None, task: str, teacher: Path, tokens: int, weigh: bool
+    ) -> tuple[Calibration, float]:
+        start = time.perf_counter()
         dense, tokenizer = checkpoints.read(teacher).model, self.tokenizer(origin)
-        return calibrate(dense, tokenizer, self.task(task)[1], tokens, weigh=weigh)
+        found = calibrate(dense, tokenizer, self.task(task)[1], tokens, weigh=weigh)
+        return found, time.perf_counter() - start
 
     def _encoded(self, origin: str | None) -> tuple[quality.Encoded, float]:
         """The passages through the teacher, and its own retrieval score."""

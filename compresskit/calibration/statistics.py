@@ -146,14 +146,14 @@ def _watch(
 ) -> None:
     """Run ``batches`` and add up what every target sees; positions that the attention mask hides are not counted.
 
-    ``every_table``: also count in tables that are not looked up per token, such as that of positions. A text is cut
-    into short sequences, which says nothing of what positions the model will need; rows of a task are as they come.
+    ``every_table``: also count in tables other than the word embedding, such as that of positions. A text is cut into
+    short sequences, which says nothing of what positions the model will need; rows of a task are as they come.
     """
     mask = torch.ones(0, dtype=torch.bool)
     seen: list[tuple[Tensor, Tensor]] = []  # inputs of this batch that were multiplied already, and the products
 
     def count(target: Target, ids: Tensor) -> None:
-        if ids.shape != mask.shape and not every_table:
+        if target.role != "embedding" and not every_table:
             return
         counts = found._counts.setdefault(target.name, torch.zeros(target.shape[0], device=ids.device))
         counts += torch.bincount(ids[mask] if ids.shape == mask.shape else ids.flatten(), minlength=target.shape[0])

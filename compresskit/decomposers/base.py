@@ -92,14 +92,17 @@ class Group:
 
     @property
     def role(self) -> Role | None:
+        """Role of every target."""
         return self.targets[0].role
 
     @property
     def kind(self) -> Kind:
+        """Kind of every target."""
         return self.targets[0].kind
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(m, n) of every target's weight."""
         return self.targets[0].shape
 
     @property
@@ -345,6 +348,8 @@ class Decomposer(ABC):
         reference: where the method comes from.
         spec_type: its :class:`Spec`.
         options_type: its :class:`Options`, the keys a recipe rule may give.
+        best_first: whether candidates of one size differ in worth and come best first: uniform plans then take a later
+            one only for a better size. Default: no.
     """
 
     name: ClassVar[str]
@@ -352,6 +357,7 @@ class Decomposer(ABC):
     reference: ClassVar[str]
     spec_type: ClassVar[type[Spec]]
     options_type: ClassVar[type[Options]]
+    best_first: ClassVar[bool] = False
 
     def groups(self, targets: Sequence[Target]) -> list[Group]:
         """Which targets belong together. Default: each on its own."""
@@ -406,9 +412,7 @@ class Decomposer(ABC):
         return spec
 
     @abstractmethod
-    def errors(
-        self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
-    ) -> list[float]:
+    def errors(self, group: Group, specs: Sequence[Spec], source: Source) -> list[float]:
         """The relative Frobenius error each spec will have, from spectra, without factorising.
 
         Exact for one spec (of weights with 32 bits to about 5e-4); of several a close upper bound will do where exact

@@ -3,8 +3,9 @@
 Word frequencies fall off like 1 / rank (Zipf), so most look-ups go to few rows of an embedding, and a rank that serves
 all rows alike spends nearly everything on words that hardly occur. GroupReduce (Chen, Si, Li, Chelba & Hsieh 2018) cuts
 the vocabulary into groups by frequency with a basis and a rank for each. Here there are two, nested: all words share
-one basis of low rank, the frequent ones have a second basis for what the first leaves over. Which words are frequent
-says calibration; without it the first rows are taken, since most vocabularies list frequent pieces first.
+one basis of low rank, fitted to those that are not frequent; the frequent ones have a second basis for what it leaves.
+Which words are frequent says calibration; without it the first rows are taken, since most vocabularies list frequent
+pieces first.
 
 Every matrix that is no embedding gets the plain low rank.
 """
@@ -131,13 +132,16 @@ class GroupReduceEmbedding(FactorisedEmbedding):
 
 @register
 class GroupReduce(Decomposer):
-    """Truncated SVDs of all rows and of what they leave of the frequent ones."""
+    """Two truncated SVDs of an embedding: of the rows that are not frequent, whose basis serves all rows, and of what
+    it leaves of the frequent ones.
+    """
 
     name = "group-reduce"
     summary = "low rank, with more of it for frequent words"
     reference = "Chen et al. 2018"
     spec_type = GroupReduceSpec
     options_type = GroupReduceOptions
+    best_first = True
 
     def has_own_form(self, group: Group) -> bool:
         return group.kind == "embedding"
@@ -188,9 +192,7 @@ class GroupReduce(Decomposer):
         plain = _plain.cost(group, _low_rank(spec), tokens)
         return Cost(plain.parameters + extra * (words + n), plain.flops + 2 * tokens * extra * n)
 
-    def errors(
-        self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
-    ) -> list[float]:
+    def errors(self, group: Group, specs: Sequence[Spec], source: Source) -> list[float]:
         return self._errors(group, specs, source, None)
 
     def output_errors(self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics) -> list[float]:

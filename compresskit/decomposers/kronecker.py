@@ -247,9 +247,7 @@ class Kronecker(Decomposer):
         twins = [shape, *(twin for twin in alike if twin.rank >= shape.rank)]
         return _spec(min(twins, key=lambda twin: _time(group.kind, twin, terms)), terms)
 
-    def errors(
-        self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
-    ) -> list[float]:
+    def errors(self, group: Group, specs: Sequence[Spec], source: Source) -> list[float]:
         found: dict[Spec, float] = {}
         for shape in {_shape(spec) for spec in specs}:
             same = [spec for spec in specs if _shape(spec) == shape]

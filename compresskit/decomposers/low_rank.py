@@ -143,9 +143,7 @@ class LowRank(Decomposer):
         per_token = n if group.kind == "embedding" else m + n
         return Cost(spec.rank * (m + n), 2 * tokens * spec.rank * per_token)
 
-    def errors(
-        self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
-    ) -> list[float]:
+    def errors(self, group: Group, specs: Sequence[Spec], source: Source) -> list[float]:
         return linalg.tail_errors(lambda: _tall_blocks(source, group.target), [_rank(spec) for spec in specs])
 
     def output_errors(self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics) -> list[float]:

@@ -201,9 +201,7 @@ class TensorTrain(Decomposer):
         per_token = n * r2 + core + (m1 * m2 * r1 if group.kind == "linear" else 0)
         return Cost(m1 * r1 + core + r2 * n3, 2 * tokens * per_token)
 
-    def errors(
-        self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
-    ) -> list[float]:
+    def errors(self, group: Group, specs: Sequence[Spec], source: Source) -> list[float]:
         found: dict[Spec, float] = {}
         for blocks in {_parts(spec)[0] for spec in specs}:
             same = [spec for spec in specs if _parts(spec)[0] == blocks]

@@ -202,9 +202,7 @@ class Tucker(Decomposer):
             return Cost(outer + core, 2 * tokens * n * min(rank_out, rank_in))
         return Cost(outer + count * core, 2 * tokens * count * (outer + core))
 
-    def errors(
-        self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
-    ) -> list[float]:
+    def errors(self, group: Group, specs: Sequence[Spec], source: Source) -> list[float]:
         """Of one spec exactly; of several an upper bound, about 1 % above it: without the sweeps of iteration."""
         if len(group.targets) == 1:
             return _alone.errors(group, [_low_rank(spec) for spec in specs], source)

@@ -151,7 +151,7 @@ def least_error(
         candidates = known.get(alike) or _candidates(part, common, allow_slow)
         found[id(part)] = _options(part, candidates, source, statistics)
         if statistics is not None:  # errors of outputs take long: what never pays for one matrix is not tried on others
-            known.setdefault(alike, _fronts(part, found[id(part)]))
+            known.setdefault(alike, _fronts(part, found[id(part)], fast=fast))
         progress("candidates", done, len(everything))
     best = _cheapest(blocks, found, budget, slack, 0.0)
     if fast:
@@ -231,10 +231,20 @@ def _weight(target: Target, statistics: Statistics) -> float:
     return max(sensitivity, _LEAST) * (_WORDS_WEIGHED if words else 1)
 
 
-def _fronts(part: Part, options: Sequence[_Option]) -> list[list[Spec]]:
-    """For every method the specs on its own front."""
-    own = ([option for option in options if option.picks[0].task is task] for task in part)
-    return [[option.picks[0].spec for option in _front(mine)] for mine in own]
+def _fronts(part: Part, options: Sequence[_Option], *, fast: bool) -> list[list[Spec]]:
+    """For every method the specs that no other one of it beats in parameters and penalty, with ``fast`` in time too."""
+    own = [[option for option in options if option.picks[0].task is task] for task in part]
+    if not fast:
+        return [[option.picks[0].spec for option in _front(mine)] for mine in own]
+    return [
+        [option.picks[0].spec for option in mine if not any(_beats(other, option) for other in mine)] for mine in own
+    ]
+
+
+def _beats(one: _Option, other: _Option) -> bool:
+    """Whether ``one`` is nowhere worse and somewhere better."""
+    figures = [(getattr(one, name), getattr(other, name)) for name in ("parameters", "penalty", "time")]
+    return all(mine <= its for mine, its in figures) and any(mine < its for mine, its in figures)
 
 
 def _best_partitions(blocks: Sequence[Block], found: dict[int, list[_Option]], budget: int) -> list[Partition]:

@@ -30,6 +30,9 @@ SLACK = 0.01
 #: Bands around the common ratio, each NEAR wider than the one before, in which ratios count as equally near.
 _BANDS = 12
 
+#: What a candidate costs beside the one before it, in steps of distance, where candidates come best first.
+_LATER = 0.003
+
 #: The band that ``objective: latency`` starts with: ratios of single matrices may differ by a factor of 1.6 either way.
 _ROOM = 3
 
@@ -265,8 +268,8 @@ def _check_reach(blocks: Sequence[Block], recipe: Recipe, before: int, rest: int
 
 
 def _uniform(tasks: Sequence[Task], budget: int, rest: int, allow_slow: bool, *, fast: bool) -> list[Spec]:
-    """One spec per (role, shape), all ratios as near to a common one as possible; among near ones fewer terms, or with
-    ``fast`` the least estimated time.
+    """One spec per (role, shape), all ratios as near to a common one as possible; among near ones fewer terms and what
+    a method prefers, or with ``fast`` the least estimated time.
     """
     classes: dict[tuple[Any, ...], list[Task]] = defaultdict(list)
     for task in tasks:
@@ -300,7 +303,7 @@ def _uniform(tasks: Sequence[Task], budget: int, rest: int, allow_slow: bool, *,
             losses = [
                 len(tasks_) * task.decomposer.time(task.group, specs[i])
                 if fast
-                else _terms(specs[i]) - 1 + distances[i]
+                else _terms(specs[i]) - 1 + distances[i] + (_LATER * i if task.decomposer.best_first else 0)
                 for i in inside
             ]
             choices.append([Choice(len(tasks_) * counts[i], loss) for i, loss in zip(inside, losses, strict=True)])

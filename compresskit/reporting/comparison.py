@@ -165,7 +165,7 @@ COLUMNS = (
     Column("speedup ↑", "speedup", 2, "over the dense model in the same phase, batch 1", unit="x"),
     Column("speedup, batch 32 ↑", "speedup_batch32", 2, "over the dense model in the same phase, batch 32", unit="x"),
     Column("peak MB ↓", "peak_memory_mb", 0, "memory added by the model and a pass of batch 32"),
-    Column("compress s ↓", "seconds_compress", 1, "seconds to plan and factorise"),
+    Column("compress s ↓", "seconds_compress", 1, "seconds to calibrate, plan and factorise"),
     Column("distill s", "seconds_distill", 0, "seconds of training"),
     Column("error ↓", "error", 3, "relative Frobenius norm before training"),
     Column("before", "score_before", 2, "score before training, %", 100),

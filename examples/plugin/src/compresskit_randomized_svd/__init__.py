@@ -43,9 +43,7 @@ class RandomizedSvd(LowRank):
         assert isinstance(spec, LowRankSpec)
         return RandomizedSvdSpec(rank=spec.rank)
 
-    def errors(
-        self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None = None
-    ) -> list[float]:
+    def errors(self, group: Group, specs: Sequence[Spec], source: Source) -> list[float]:
         weight = source.read(group.target).double()
         norm = weight.norm()
         if norm == 0:
