@@ -95,6 +95,9 @@ def material(tmp_path_factory: pytest.TempPathFactory, bench_folder: Path) -> Pa
     for name in ("GLUE", "DIR"):
         write_tsv(root / name / "SST-2" / "train.tsv", "sentence\tlabel", reviews(100, seed=0))
         write_tsv(root / name / "SST-2" / "dev.tsv", "sentence\tlabel", reviews(40, seed=1))
+        for split, rows in ("train", 40), ("dev", 20):
+            pairs = [(text, text, f"{number % 6}") for number, (text, _) in enumerate(reviews(rows, seed=2))]
+            write_tsv(root / name / "STS-B" / f"{split}.tsv", "sentence1\tsentence2\tscore", pairs)
     for name in ("wiki.txt.gz", "wikipedia.txt.gz"):
         (root / name).write_bytes(gzip.compress((bench_folder / "text.txt").read_bytes()))
     shutil.copytree(ROOT / "examples", root / "examples")
