@@ -12,18 +12,21 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import ideas
 import numpy as np
 import torch
 import transformers
 from transformers import AutoTokenizer
 
 import compresskit
-from compresskit.calibration.statistics import Calibration
-from compresskit.data.tasks import load_task
+from compresskit.calibration.statistics import Calibration, _task_batches
+from compresskit.data.tasks import load_data, load_task
+from compresskit.model import checkpoint
 from compresskit.model.output import write_text
 from compresskit.planning import blocks
 from compresskit.planning.recipe import Allocation
@@ -33,6 +36,8 @@ from compresskit.training.working_folder import working_folder
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "reports" / "ablation"
 RATIO = 19
+#: That ideas about factors read.
+IDEA_TOKENS = 16_384
 #: Of every student, as in the bench recipe bench-glue; SST-2 has 8 to 27 times the rows of the others.
 EPOCHS = {"sst2": 1.0}
 EPOCHS_OTHERWISE = 4.0
@@ -49,6 +54,7 @@ class Variant:
         calibrated: whether factors and plan keep the outputs on the task's training rows, or the weights.
         weighed: whether plans weigh matrices by how much predictions depend on them, or count them alike.
         embedding: how often plans count the error of the word embedding; None: as they do.
+        idea: of ideas.py; None: the package as it is.
         training: settings that differ; a loss that is not named keeps its weight.
     """
 
@@ -58,6 +64,7 @@ class Variant:
     calibrated: bool = True
     weighed: bool = True
     embedding: int | None = None
+    idea: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -75,7 +82,15 @@ _TODAY = {
     "no attention loss": Variant(training={"losses": {"attention": 0}}),
     "logits and labels alone": Variant(training={"losses": {"embedding": 0, "attention": 0, "hidden": 0}}),
     "labels alone": Variant(training={"losses": {"embedding": 0, "attention": 0, "hidden": 0, "logits": 0}}),
+    "logits weight 5": Variant(training={"losses": {"logits": 5}}),
+    "temperature 2": Variant(training={"temperature": 2}),
+    "relations for attention scores": Variant(idea="relations"),
+    "relations, no hidden states": Variant(idea="relations", training={"losses": {"embedding": 0, "hidden": 0}}),
+    "factors twice as fast": Variant(idea="factors twice as fast"),
+    "factors half as fast": Variant(idea="factors half as fast"),
+    "one-sided factors": Variant(idea="one-sided"),
     "low-rank": Variant("low-rank", "error"),
+    "low-rank, layer by layer": Variant("low-rank", "error", idea="layer by layer"),
     "low-rank, uniform": Variant("low-rank", "uniform", weighed=False),
     "low-rank, uniform, weights kept": Variant("low-rank", "uniform", calibrated=False, weighed=False),
     "group-reduce": Variant("group-reduce", "error"),
@@ -88,7 +103,7 @@ _TODAY = {
 VARIANTS = _TODAY | {
     _ALIKE if name == _ALL_OF_IT else f"{name}, {_ALIKE}": replace(variant, weighed=False)
     for name, variant in _TODAY.items()
-    if variant.weighed
+    if variant.weighed and variant.idea is None
 }
 
 
@@ -118,6 +133,10 @@ def cut(variant: Variant, teacher: Path, task: str, data: Path, folder: Path) ->
         )
     finally:
         (blocks._WORDS, blocks._WORDS_WEIGHED), Calibration.sensitivity = counted, sensitivity  # type: ignore[method-assign]
+    if variant.idea in ideas.CUTS:
+        dense, tokenizer = checkpoint.read(teacher).model, AutoTokenizer.from_pretrained(teacher)
+        text = load_data(load_task(task), data)
+        ideas.CUTS[variant.idea](student, dense, _task_batches(text, tokenizer, IDEA_TOKENS, text.task.max_length))
     part = folder.with_suffix(".part")
     student.save_pretrained(part)
     AutoTokenizer.from_pretrained(teacher).save_pretrained(part)
@@ -133,21 +152,24 @@ def run(name: str, task: str, seed: int, teacher: Path, data: Path, work: Path) 
     names = ("allocation", "start", "calibrated", "weighed", "embedding")
     cuts = {name: getattr(variant, name) for name in names}
     place = "-".join([task, variant.method, *map(str, cuts.values())])
+    place += f"-{slug(variant.idea)}" if variant.idea in ideas.CUTS else ""
+    cuts |= {"idea": variant.idea} if variant.idea else {}
     cut(variant, teacher, task, data, work / place)
     output = work / f"{task}-{slug(name)}-seed{seed}"
     settings: dict[str, Any] = {"epochs": EPOCHS.get(task, EPOCHS_OTHERWISE), "batch_size": 8, **variant.training}
-    result = compresskit.distill(
-        work / place,
-        teacher,
-        task=task,
-        data=data,
-        output=output,
-        resume=working_folder(output).exists(),
-        overwrite=output.exists(),  # stopped between model and record: made again
-        teacher_outputs=work / f"outputs-{task}",
-        seed=seed,
-        **settings,
-    )
+    with ideas.TRAINING.get(variant.idea or "", nullcontext)():
+        result = compresskit.distill(
+            work / place,
+            teacher,
+            task=task,
+            data=data,
+            output=output,
+            resume=working_folder(output).exists(),
+            overwrite=output.exists(),  # stopped between model and record: made again
+            teacher_outputs=work / f"outputs-{task}{'-relations' if variant.idea == 'relations' else ''}",
+            seed=seed,
+            **settings,
+        )
     found = {"task": task, "variant": name, "seed": seed, "training": settings, "method": variant.method, **cuts}
     kept = ("teacher", "scores", "seconds", "steps", "tokens", "student", "versions", "hardware", "data")
     write_text(record, json.dumps(found | {key: result.record[key] for key in kept}, indent=1) + "\n")
@@ -189,7 +211,8 @@ def write_report() -> None:
         "teacher, fitted to the task's own rows, its plan weighed by how much predictions depend on each matrix; "
         "distilled with every loss in batches of 8 at learning rate 5e-4. Every other row changes what its name says; "
         "where that concerns the cut, its plan is made anew. *Counted alike*: every matrix as much as another, the "
-        "word embedding ten times. Single methods leave the table of positions dense, `auto` does not. Before: without "
+        "word embedding ten times. What relations, speeds of factors, one side and layer by layer mean says ideas.py: the "
+        "package does not have them. Single methods leave the table of positions dense, `auto` does not. Before: without "
         "training; kept: the student's score over its teacher's.",
     ]
     for task, found in by_task.items():

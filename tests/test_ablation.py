@@ -1,0 +1,93 @@
+"""benchmarks/ablation.py and the ideas beside it: what is trained, what an idea leaves behind (nothing), the report."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import outputs, tiny_model, token_ids
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import compresskit
+from compresskit import api
+from compresskit.training import losses
+from compresskit.training.attention import SCORES
+from compresskit.training.trainer import DistillationTrainer
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+NAMES = ("all of it", "matrices counted alike", "relations for attention scores", "factors twice as fast")
+
+
+@pytest.fixture
+def ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bench_folder: Path) -> Any:
+    """The program, made short."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import ablation
+
+    short = {name: replace(variant, training={"max_length": 32}) for name, variant in ablation.VARIANTS.items()}
+    for name, value in {"OUTPUT": tmp_path, "RATIO": 3, "EPOCHS": {"sst2": 0.2}, "VARIANTS": short}.items():
+        monkeypatch.setattr(ablation, name, value)
+    monkeypatch.setattr(api, "TOKENS", 1000)
+    arguments = ["ablation.py", "--task", "sst2", "--teacher", str(bench_folder / "teacher"), "--threads", "1"]
+    arguments += ["--data", str(bench_folder / "data"), "--work", str(tmp_path / "work")]
+    monkeypatch.setattr(sys, "argv", arguments + [word for name in NAMES for word in ("--only", name)])
+    return ablation
+
+
+def test_records_and_report(ablation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    plain = ALL_ATTENTION_FUNCTIONS[SCORES], losses.attention_loss
+    rates: list[list[float]] = []
+    train = DistillationTrainer.train
+
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
+        result = train(self, *arguments, **options)
+        rates.append([group["initial_lr"] for group in self.optimizer.param_groups if group["params"]])
+        return result
+
+    monkeypatch.setattr(DistillationTrainer, "train", watched)
+    ablation.main()
+    assert len(capsys.readouterr().out.splitlines()) == len(NAMES)
+    assert rates == [[5e-4, 5e-4]] * 3 + [[5e-4, 5e-4, 1e-3]]
+    assert (ALL_ATTENTION_FUNCTIONS[SCORES], losses.attention_loss) == plain
+    found = {record["variant"]: record for record in map(json.loads, (p.read_text() for p in tmp_path.glob("*.json")))}
+    assert [found[name]["weighed"] for name in NAMES] == [True, False, True, True]
+    assert [found[name].get("idea") for name in NAMES] == [None, None, "relations", "factors twice as fast"]
+    before = [found[name]["student"]["sha256"] for name in NAMES]
+    assert before[0] == before[2] == before[3] != before[1]  # ideas of training leave the cut alone
+    ablation.main()
+    assert capsys.readouterr().out == ""  # nothing is made again
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {name} | 1 |" in text for name in NAMES)
+
+
+def test_ideas_about_factors(ablation: Any) -> None:
+    teacher = tiny_model()
+    ids = token_ids(40)
+    rows = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(8)]
+
+    small = compresskit.compress(tiny_model(), method="low-rank", ratio=3)
+    small.embeddings = copy.deepcopy(teacher.embeddings)  # whose error would hide that of the layers
+    start, wanted = outputs(small, ids), outputs(teacher, ids)
+    ablation.ideas.one_sided(small, teacher, rows)
+    layer = small.encoder.layer[0].output.dense
+    torch.testing.assert_close(layer.a.norm(dim=0), torch.ones(layer.a.shape[1]))
+    torch.testing.assert_close(outputs(small, ids), start, rtol=1e-4, atol=1e-5)
+    ablation.ideas.layer_by_layer(small, teacher, rows)
+    assert (outputs(small, ids) - wanted).norm() < 0.95 * (start - wanted).norm()
+
+
+def test_relations_compare_the_last_layer(ablation: Any) -> None:
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    one, other = torch.randn(2, 2, 6, 3, 3, generator=torch.Generator().manual_seed(0))
+    with ablation.ideas.relations():
+        assert losses.attention_loss([one, other], [other, other], mask, 13) == 0
+        loss = losses.attention_loss([other], [one], mask, 13)
+    ours, theirs = (x.masked_fill(mask[:, None, None] == 0, -1e9).softmax(-1).clamp_min(1e-30) for x in (other, one))
+    rows = (theirs * (theirs / ours).log()).sum(-1).movedim(1, -1)[mask.bool()]
+    torch.testing.assert_close(loss, rows.mean())
