@@ -18,7 +18,7 @@ from compresskit.benchmark import sources
 from compresskit.benchmark.baselines import with_fewer_layers
 from compresskit.planning.recipe import for_method
 
-STAGE = {"max_length": 32, "learning_rate": 3e-3, "epochs": 4}
+STAGE = {"max_length": 32, "learning_rate": 3e-3, "epochs": 2}
 
 
 def test_regression_spans_and_their_mean(bench_folder: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ SMALLER = {
     "--max-tokens 2000000": "--max-tokens 300",
     "max_steps=1000": "max_steps=2",
 }
+SIZES = {"hidden_size": 96, "intermediate_size": 384, "vocab_size": 3000, "max_position_embeddings": 128}
 #: The last flag of a name counts.
 SHORT_BENCH = shlex.split("--ratios 8 --seeds 0 --baselines dense --task-epochs 0.1 --general-tokens")
 
@@ -88,8 +89,7 @@ def material(tmp_path_factory: pytest.TempPathFactory, bench_folder: Path) -> Pa
     """A folder with what the commands name: made once, copied for every document."""
     root = tmp_path_factory.mktemp("material")
     model = root / "google-bert" / "bert-base-uncased"
-    sizes = {"hidden_size": 96, "intermediate_size": 384, "vocab_size": 3000, "max_position_embeddings": 128}
-    tiny_model(**sizes).save_pretrained(model)
+    tiny_model(**SIZES, num_hidden_layers=1).save_pretrained(model)
     for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bench_folder / "model" / file, model / file)
     for name in ("GLUE", "DIR"):
@@ -167,7 +167,8 @@ class Reader:
         file = Path(f"{keys['name']}.yaml")
         file.write_text(text, encoding="utf-8")
         if "rules" in keys:
-            compresskit.plan(demo.folder(), recipe=file)
+            tokenizer = AutoTokenizer.from_pretrained(demo.folder())  # for those that calibrate
+            compresskit.plan(tiny_model(**SIZES), recipe=file, tokenizer=tokenizer)  # rules tell layers apart
         elif "inputs" in keys:
             for name in keys["files"].values():
                 rows = [f"{text},{label}" for text, label in reviews(20, seed=5)]
