@@ -3,7 +3,8 @@
 Run: python benchmarks/ablation.py --task mrpc --teacher FOLDER --data DIR [--seeds 0,1,2] [--only NAME] [--threads 1]
 Teacher: the task's fine-tuned model, e.g. cells/*-dense-mrpc-*/model of a bench-glue report. Work goes into
 runs/ablation/; a stopped run continues. Finished records lie in reports/ablation/ and are not made again; README.md
-there shows all of them. Without --task it is only written anew.
+there shows all of them. Without --task it is only written anew. --grid takes the students that a bench-glue report has
+(same cut, same training) for the rows that they are, before anything runs.
 """
 
 from __future__ import annotations
@@ -68,7 +69,18 @@ class Variant:
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: What decides the cut, beside the method and some ideas.
+_CUT = ("allocation", "start", "calibrated", "weighed", "embedding")
+#: What records keep of a cell's.
+_MADE_BY = {
+    "versions": ("compresskit", "torch", "transformers", "accelerate", "datasets"),
+    "hardware": ("machine", "device", "threads"),
+}
+
 _ALL_OF_IT, _ALIKE = "all of it", "matrices counted alike"
+
+#: Rows that a bench-glue report has too, by its methods.
+_IN_GRID = {"auto": _ALL_OF_IT, "low-rank": "low-rank", "group-reduce": "group-reduce", "kronecker": "kronecker"}
 
 #: Plans of today, and those that no weight can reach: by the weights, uniform, of a model without a head.
 _TODAY = {
@@ -143,20 +155,50 @@ def cut(variant: Variant, teacher: Path, task: str, data: Path, folder: Path) ->
     part.rename(folder)
 
 
+def record_of(task: str, name: str, seed: int) -> Path:
+    """Where a student's figures are kept."""
+    return OUTPUT / f"{task}-{slug(name)}-seed{seed}.json"
+
+
+def asked(name: str, task: str, seed: int) -> dict[str, Any]:
+    """What a record says of how its student is made."""
+    variant = VARIANTS[name]
+    training = {"epochs": EPOCHS.get(task, EPOCHS_OTHERWISE), "batch_size": 8, **variant.training}
+    found: dict[str, Any] = {"task": task, "variant": name, "seed": seed, "training": training}
+    found |= {key: getattr(variant, key) for key in ("method", *_CUT)}
+    return found | ({"idea": variant.idea} if variant.idea else {})
+
+
+def take(report: Path, task: str) -> None:
+    """Records of the students that a bench-glue report has."""
+    for path in sorted(report.glob(f"cells/*-{RATIO}x-{task}-seed*/record.json")):
+        one = json.loads(path.read_text(encoding="utf-8"))
+        name = _IN_GRID.get(one["method"])
+        if name is None or one["status"] != "finished" or record_of(task, name, one["seed"]).exists():
+            continue
+        scores = {
+            who: {"dev": {one["metric"]: one[key]}}
+            for who, key in (("student_before", "score_before"), ("teacher", "score_teacher"))
+        }
+        made = one["made_by"]
+        found = asked(name, task, one["seed"]) | {"cell": path.parent.name}
+        found["scores"] = scores | {"student_after": one["scores"]}
+        found |= {"seconds": one["seconds_distill"], "student": {"parameters": one["parameters"]}}
+        found |= {key: {k: made[key][k] for k in keys} for key, keys in _MADE_BY.items()}
+        found["data"] = {"splits": made["data"]}
+        write_text(record_of(task, name, one["seed"]), json.dumps(found, indent=1) + "\n")
+
+
 def run(name: str, task: str, seed: int, teacher: Path, data: Path, work: Path) -> None:
     """One record."""
-    record = OUTPUT / f"{task}-{slug(name)}-seed{seed}.json"
+    record = record_of(task, name, seed)
     if record.is_file():
         return
-    variant = VARIANTS[name]
-    names = ("allocation", "start", "calibrated", "weighed", "embedding")
-    cuts = {name: getattr(variant, name) for name in names}
-    place = "-".join([task, variant.method, *map(str, cuts.values())])
+    variant, found = VARIANTS[name], asked(name, task, seed)
+    place = "-".join([task, variant.method, *(str(getattr(variant, key)) for key in _CUT)])
     place += f"-{slug(variant.idea)}" if variant.idea in ideas.CUTS else ""
-    cuts |= {"idea": variant.idea} if variant.idea else {}
     cut(variant, teacher, task, data, work / place)
     output = work / f"{task}-{slug(name)}-seed{seed}"
-    settings: dict[str, Any] = {"epochs": EPOCHS.get(task, EPOCHS_OTHERWISE), "batch_size": 8, **variant.training}
     with ideas.TRAINING.get(variant.idea or "", nullcontext)():
         result = compresskit.distill(
             work / place,
@@ -168,9 +210,8 @@ def run(name: str, task: str, seed: int, teacher: Path, data: Path, work: Path) 
             overwrite=output.exists(),  # stopped between model and record: made again
             teacher_outputs=work / f"outputs-{task}{'-relations' if variant.idea == 'relations' else ''}",
             seed=seed,
-            **settings,
+            **found["training"],
         )
-    found = {"task": task, "variant": name, "seed": seed, "training": settings, "method": variant.method, **cuts}
     kept = ("teacher", "scores", "seconds", "steps", "tokens", "student", "versions", "hardware", "data")
     write_text(record, json.dumps(found | {key: result.record[key] for key in kept}, indent=1) + "\n")
     print(record.name, result.record["scores"]["student_after"], flush=True)
@@ -218,14 +259,14 @@ def write_report() -> None:
     for task, found in by_task.items():
         one = found[0]
         rows = ", ".join(f"{name} {split['rows']:,} rows" for name, split in one["data"]["splits"].items())
-        epochs = f"Epochs: {one['training']['epochs']:g}"
+        budget = "".join(f", {tokens:,} tokens altogether" for tokens in {r["tokens"] for r in found if "tokens" in r})
         lines += [
             "",
             f"## {task}",
             "",
             table(found, task),
             "",
-            f"{epochs}, {one['tokens']:,} tokens altogether; {rows}.",
+            f"Epochs: {one['training']['epochs']:g}{budget}; {rows}.",
         ]
     versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records})
     machines = sorted({"{machine}, {device}, threads: {threads}".format(**record["hardware"]) for record in records})
@@ -245,6 +286,7 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", choices=list(VARIANTS), help="may be repeated; default: today's plans"
     )
+    parser.add_argument("--grid", type=Path, help="folder of a bench-glue report whose students are rows here")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--threads", type=int, help="default: all")
     options = parser.parse_args()
@@ -256,6 +298,8 @@ def main() -> None:
             torch.set_num_threads(options.threads)
         transformers.utils.logging.disable_progress_bar()
         options.work.mkdir(parents=True, exist_ok=True)
+        if options.grid:
+            take(options.grid, options.task)
         for seed in map(int, options.seeds.split(",")):
             for name in options.only or _TODAY:
                 run(name, options.task, seed, options.teacher, options.data, options.work)

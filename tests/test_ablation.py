@@ -66,6 +66,25 @@ def test_records_and_report(ablation: Any, tmp_path: Path, monkeypatch: pytest.M
     assert all(f"| {name} | 1 |" in text for name in NAMES)
 
 
+def test_students_of_a_grid_are_rows(ablation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = BENCHMARKS.parent / "reports" / "glue-minilm"
+    monkeypatch.setattr(ablation, "RATIO", 19)
+    ablation.take(report, "mrpc")
+    taken = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert {"mrpc-all-of-it-seed0.json", "mrpc-low-rank-seed2.json", "mrpc-group-reduce-seed1.json"} <= taken.keys()
+    for record in taken.values():
+        cell = json.loads((report / "cells" / record["cell"] / "record.json").read_text())
+        assert record["scores"]["student_after"]["dev"]["f1"] == cell["score"]
+        assert record["scores"]["teacher"]["dev"]["f1"] == cell["score_teacher"]
+        assert (record["seed"], record["task"], cell["ratio_asked"]) == (cell["seed"], "mrpc", 19)
+        assert cell["made_by"]["task_stage"].items() >= {"batch_size": 8, "epochs": 4.0, "learning_rate": 5e-4}.items()
+    ablation.write_report()
+    auto = [r["scores"]["student_after"]["dev"]["f1"] for r in taken.values() if r["variant"] == "all of it"]
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"| all of it | {len(auto)} |" in text
+    assert f"| {100 * sum(auto) / len(auto):.2f} ± " in text
+
+
 def test_ideas_about_factors(ablation: Any) -> None:
     teacher = tiny_model()
     ids = token_ids(40)
