@@ -29,16 +29,19 @@ from compresskit.calibration.statistics import Calibration, _task_batches
 from compresskit.data.tasks import load_data, load_task
 from compresskit.model import checkpoint
 from compresskit.model.output import write_text
+from compresskit.model.weights import file_hash
 from compresskit.planning import blocks
 from compresskit.planning.recipe import Allocation
+from compresskit.planning.stage import DEFAULTS
 from compresskit.reporting.tables import markdown
+from compresskit.training.settings import with_settings
 from compresskit.training.working_folder import working_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "reports" / "ablation"
 RATIO = 19
-#: That ideas about factors read.
-IDEA_TOKENS = 16_384
+#: That ideas about factors read: as many as a calibration.
+IDEA_TOKENS = 65_536
 #: Of every student, as in the bench recipe bench-glue; SST-2 has 8 to 27 times the rows of the others.
 EPOCHS = {"sst2": 1.0}
 EPOCHS_OTHERWISE = 4.0
@@ -97,7 +100,7 @@ _TODAY = {
     "logits weight 5": Variant(training={"losses": {"logits": 5}}),
     "temperature 2": Variant(training={"temperature": 2}),
     "relations for attention scores": Variant(idea="relations"),
-    "relations, no hidden states": Variant(idea="relations", training={"losses": {"embedding": 0, "hidden": 0}}),
+    "relations alone of what is inside": Variant(idea="relations", training={"losses": {"embedding": 0, "hidden": 0}}),
     "factors twice as fast": Variant(idea="factors twice as fast"),
     "factors half as fast": Variant(idea="factors half as fast"),
     "one-sided factors": Variant(idea="one-sided"),
@@ -112,8 +115,15 @@ _TODAY = {
     "kronecker, uniform": Variant("kronecker", "uniform", weighed=False),
     "kronecker, uniform, weights kept": Variant("kronecker", "uniform", calibrated=False, weighed=False),
 }
+
+
+def counted_alike(name: str) -> str:
+    """The name of a row whose plan does not weigh matrices."""
+    return _ALIKE if name == _ALL_OF_IT else f"{name}, {_ALIKE}"
+
+
 VARIANTS = _TODAY | {
-    _ALIKE if name == _ALL_OF_IT else f"{name}, {_ALIKE}": replace(variant, weighed=False)
+    counted_alike(name): replace(variant, weighed=False)
     for name, variant in _TODAY.items()
     if variant.weighed and variant.idea is None
 }
@@ -170,32 +180,46 @@ def asked(name: str, task: str, seed: int) -> dict[str, Any]:
 
 
 def take(report: Path, task: str) -> None:
-    """Records of the students that a bench-glue report has."""
+    """Records of the students that a report of bench-glue has; a cell that was made otherwise is left out."""
     for path in sorted(report.glob(f"cells/*-{RATIO}x-{task}-seed*/record.json")):
-        one = json.loads(path.read_text(encoding="utf-8"))
-        name = _IN_GRID.get(one["method"])
-        if name is None or one["status"] != "finished" or record_of(task, name, one["seed"]).exists():
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        if cell["method"] not in _IN_GRID or cell["status"] != "finished":
             continue
-        scores = {
-            who: {"dev": {one["metric"]: one[key]}}
-            for who, key in (("student_before", "score_before"), ("teacher", "score_teacher"))
-        }
-        made = one["made_by"]
-        found = asked(name, task, one["seed"]) | {"cell": path.parent.name}
-        found["scores"] = scores | {"student_after": one["scores"]}
-        found |= {"seconds": one["seconds_distill"], "student": {"parameters": one["parameters"]}}
-        found |= {key: {k: made[key][k] for k in keys} for key, keys in _MADE_BY.items()}
-        found["data"] = {"splits": made["data"]}
-        write_text(record_of(task, name, one["seed"]), json.dumps(found, indent=1) + "\n")
+        name, made = _IN_GRID[cell["method"]], cell["made_by"]
+        if made.get("calibration", {}).get("weighed_by") != "predictions":
+            name = counted_alike(name)
+        found = asked(name, task, cell["seed"])
+        settings = with_settings(DEFAULTS["task"], found["training"]).model_dump()
+        if made["task_stage"] != settings or made["general"] or made["recipe"]["allocation"] != "error":
+            print(f"{path.parent.name}: not made as rows are here; left out", flush=True)
+        elif not record_of(task, name, cell["seed"]).exists():
+            before, teacher = ({"dev": {cell["metric"]: cell[f"score_{who}"]}} for who in ("before", "teacher"))
+            found["scores"] = {"student_before": before, "teacher": teacher, "student_after": cell["scores"]}
+            found |= {"cell": path.parent.name, "seconds": cell["seconds_distill"]}
+            found["student"] = {"parameters": cell["parameters"]}
+            found |= {key: {k: made[key][k] for k in keys} for key, keys in _MADE_BY.items()}
+            found["data"] = {"splits": made["data"]}
+            write_text(record_of(task, name, cell["seed"]), json.dumps(found, indent=1) + "\n")
 
 
 def run(name: str, task: str, seed: int, teacher: Path, data: Path, work: Path) -> None:
-    """One record."""
+    """One record. A cut that is there already is taken where teacher, ratio and plan are the same."""
     record = record_of(task, name, seed)
-    if record.is_file():
-        return
     variant, found = VARIANTS[name], asked(name, task, seed)
-    place = "-".join([task, variant.method, *(str(getattr(variant, key)) for key in _CUT)])
+    if record.is_file():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if different := [key for key in found if known.get(key) != found[key]]:
+            raise SystemExit(f"{record}: another {', '.join(different)} than this script's; move it away")
+        return
+    place = "-".join(
+        [
+            task,
+            f"{RATIO}x",
+            variant.method,
+            *(str(getattr(variant, key)) for key in _CUT),
+            file_hash(teacher / "model.safetensors")[:8],
+        ]
+    )
     place += f"-{slug(variant.idea)}" if variant.idea in ideas.CUTS else ""
     cut(variant, teacher, task, data, work / place)
     output = work / f"{task}-{slug(name)}-seed{seed}"
@@ -206,7 +230,7 @@ def run(name: str, task: str, seed: int, teacher: Path, data: Path, work: Path) 
             task=task,
             data=data,
             output=output,
-            resume=working_folder(output).exists(),
+            resume=working_folder(output).exists() and not output.exists(),
             overwrite=output.exists(),  # stopped between model and record: made again
             teacher_outputs=work / f"outputs-{task}{'-relations' if variant.idea == 'relations' else ''}",
             seed=seed,
@@ -252,9 +276,11 @@ def write_report() -> None:
         "teacher, fitted to the task's own rows, its plan weighed by how much predictions depend on each matrix; "
         "distilled with every loss in batches of 8 at learning rate 5e-4. Every other row changes what its name says; "
         "where that concerns the cut, its plan is made anew. *Counted alike*: every matrix as much as another, the "
-        "word embedding ten times. What relations, speeds of factors, one-sided and layer by layer mean says ideas.py; "
-        "the package does not have them. Single methods leave the table of positions dense, `auto` does not. Before: "
-        "without training; kept: the student's score over its teacher's.",
+        "word embedding ten times; so are, of necessity, those of the pre-trained checkpoint, by the weights, and "
+        "uniform ones are not weighed either: compare them with *matrices counted alike*. What relations, speeds of "
+        "factors, one-sided and layer by layer mean says [ideas.py](../../benchmarks/ideas.py); the package does not "
+        "have them. Single methods leave the table of positions dense, `auto` does not. Before: without training; "
+        "kept: the student's score over its teacher's; ± over seeds. Rows of one seed and of several stand together.",
     ]
     for task, found in by_task.items():
         one = found[0]
@@ -271,7 +297,12 @@ def write_report() -> None:
     versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records})
     machines = sorted({"{machine}, {device}, threads: {threads}".format(**record["hardware"]) for record in records})
     run = "`python benchmarks/ablation.py --task TASK --teacher FOLDER --data DIR"
-    lines += ["", f"{run}`; a row alone, such as one counted alike: `--only NAME` too.", ""]
+    lines += [
+        "",
+        f"{run}`; a row alone, such as one counted alike: `--only NAME` too; students that a report of bench-glue "
+        "has already: `--grid REPORT`.",
+        "",
+    ]
     lines += [*versions, *machines]
     write_text(OUTPUT / "README.md", "\n".join(lines).rstrip() + "\n")
 
@@ -303,6 +334,8 @@ def main() -> None:
         for seed in map(int, options.seeds.split(",")):
             for name in options.only or _TODAY:
                 run(name, options.task, seed, options.teacher, options.data, options.work)
+    elif options.grid:
+        parser.error("--grid needs --task")
     write_report()
 
 

@@ -85,9 +85,13 @@ def one_sided(student: PreTrainedModel, teacher: PreTrainedModel, rows: Rows) ->
     """Of low-rank layers A has columns of length 1 and B all of the size; otherwise both have an equal share."""
     for layer in student.modules():
         if isinstance(layer, LowRankLinear | LowRankEmbedding | GroupReduceEmbedding):
-            size = torch.linalg.vector_norm(layer.a, dim=0)
-            layer.a.div_(size)
-            layer.b.mul_(size[:, None])
+            pairs = [(layer.a, layer.b)]
+            if isinstance(layer, GroupReduceEmbedding):
+                pairs.append((layer.frequent_a, layer.frequent_b))
+            for a, b in pairs:
+                size = torch.linalg.vector_norm(a, dim=0)
+                a.div_(size)
+                b.mul_(size[:, None])
 
 
 @torch.no_grad()

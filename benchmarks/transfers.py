@@ -76,17 +76,23 @@ def run(report: Path, folder: Path, tasks: Sequence[str], rows: int | None) -> d
     kept = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"data": {}, "rows": []}
     paths = sorted(report.glob("cells/*/record.json"))
     records = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    keys = {one["key"] for one in records.values()}
+    kept["rows"] = [row for row in kept["rows"] if row["key"] in keys]
     for task in tasks:
         transfer = TRANSFERS[task]
+        mine = {path: one for path, one in records.items() if one["task"] == task and one["status"] == "finished"}
+        ready = [path for path in mine if (path / MODEL).is_dir()]
+        teacher = next((path for path in ready if mine[path]["method"] == "dense"), None)
+        if teacher is None:
+            print(f"{task}: no teacher with its model in {report}", flush=True)
+            continue
         data = read(transfer, folder, rows)
         if kept["data"].get(transfer) != data.record():
             kept["rows"] = [row for row in kept["rows"] if row["transfer"] != transfer]
-        kept["data"][transfer] = data.record()
+            kept["data"][transfer] = data.record()
         known = {row["key"] for row in kept["rows"] if row["transfer"] == transfer}
-        mine = {path: one for path, one in records.items() if one["task"] == task and one["status"] == "finished"}
-        teacher = next((path for path, one in mine.items() if one["method"] == "dense"), None)
-        todo = [path for path, one in mine.items() if one["key"] not in known and (path / MODEL).is_dir()]
-        if teacher is None or not todo:
+        todo = [path for path in ready if mine[path]["key"] not in known]
+        if not todo:
             continue
         taught = {"in_teacher": accuracy(mine[teacher]["scores"]), "out_teacher": measure(teacher / MODEL, data)}
         for path in todo:
@@ -96,6 +102,7 @@ def run(report: Path, folder: Path, tasks: Sequence[str], rows: int | None) -> d
             kept["rows"].append(row | {"out_score": measure(path / MODEL, data)})
             write_text(output, json.dumps(kept, indent=1) + "\n")
             print(kept["rows"][-1], flush=True)
+    write_text(output, json.dumps(kept, indent=1) + "\n")
     return kept
 
 
@@ -123,7 +130,7 @@ def main() -> None:
     ]
     text = ["# Out of distribution", "", "Accuracy, means over seeds; kept: a student's over its teacher's.", ""]
     command = f"python benchmarks/transfers.py --report {options.report} --data DIR"
-    text += [table(kept["rows"]), "", *lines, "", f"`{command}" + (f" --rows {options.rows}`" if options.rows else "`")]
+    text += [table(kept["rows"]), "", *lines, "", f"`{command}` (with `--rows` where only some rows were drawn)"]
     write_text(options.report / "transfers.md", "\n".join(text) + "\n")
 
 

@@ -40,20 +40,19 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_pictures() -> Iterator[None]:
-    """Trainings draw their losses, benchmarks their quality: a quarter of what their tests cost. Each kind is drawn
-    once, coarsely; after that its files are empty.
+    """Trainings draw their losses, benchmarks their quality: a quarter of what their tests cost. So each kind is drawn
+    once, coarsely; later files of that kind are copies.
     """
     save = Figure.savefig
-    drawn: set[str] = set()
+    drawn: dict[str, bytes] = {}
 
     def once(figure: Figure, to: Path, *, dpi: int) -> None:
         kind = to.stem.partition("-")[0]
         if kind in drawn:
-            to.write_bytes(b"")
+            to.write_bytes(drawn[kind])
         else:
-            figure.set_layout_engine("none")
             save(figure, to, dpi=dpi / 4)
-            drawn.add(kind)
+            drawn[kind] = to.read_bytes()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", once)

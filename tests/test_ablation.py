@@ -16,8 +16,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import compresskit
 from compresskit import api
+from compresskit.data import demo
+from compresskit.planning.stage import DEFAULTS
 from compresskit.training import losses
 from compresskit.training.attention import SCORES
+from compresskit.training.settings import with_settings
 from compresskit.training.trainer import DistillationTrainer
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -66,23 +69,73 @@ def test_records_and_report(ablation: Any, tmp_path: Path, monkeypatch: pytest.M
     assert all(f"| {name} | 1 |" in text for name in NAMES)
 
 
-def test_students_of_a_grid_are_rows(ablation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_every_row() -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import ablation
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    settings = {name: ablation.asked(name, "mrpc", 0)["training"] for name in ablation.VARIANTS}
+    stages = {name: with_settings(DEFAULTS["task"], training) for name, training in settings.items()}
+    plain = stages["all of it"]
+    changed = {name: {k for k, v in stage if v != getattr(plain, k)} for name, stage in stages.items()}
+    assert {name for name in changed if changed[name]} == {name for name, r in ablation.VARIANTS.items() if r.training}
+    assert stages["labels alone"].losses == dict.fromkeys(plain.losses, 0.0) | {"supervised": 1.0}
+    assert stages["no attention loss"].losses == {**plain.losses, "attention": 0.0}
+    assert (stages["batches of 32"].batch_size, stages["temperature 2"].temperature) == (32, 2)
+
+
+def test_students_of_a_grid_are_rows(
+    ablation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     report = BENCHMARKS.parent / "reports" / "glue-minilm"
     monkeypatch.setattr(ablation, "RATIO", 19)
     ablation.take(report, "mrpc")
+    said = capsys.readouterr().out
+    assert "all-MiniLM-L6-v2-auto-19x-mrpc-seed0" in said  # the rows of these tests are of 32 tokens
+    assert not list(tmp_path.glob("*.json"))
+    monkeypatch.setattr(ablation, "VARIANTS", {**ablation._TODAY})
+    ablation.take(report, "mrpc")
     taken = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert {"mrpc-all-of-it-seed0.json", "mrpc-low-rank-seed2.json", "mrpc-group-reduce-seed1.json"} <= taken.keys()
+    rows = ("all-of-it", "low-rank", "group-reduce", "kronecker")
+    assert taken.keys() == {f"mrpc-{row}-seed{seed}.json" for row in rows for seed in range(3)}
     for record in taken.values():
         cell = json.loads((report / "cells" / record["cell"] / "record.json").read_text())
         assert record["scores"]["student_after"]["dev"]["f1"] == cell["score"]
         assert record["scores"]["teacher"]["dev"]["f1"] == cell["score_teacher"]
-        assert (record["seed"], record["task"], cell["ratio_asked"]) == (cell["seed"], "mrpc", 19)
-        assert cell["made_by"]["task_stage"].items() >= {"batch_size": 8, "epochs": 4.0, "learning_rate": 5e-4}.items()
+        assert (record["seed"], record["method"], cell["ratio_asked"]) == (cell["seed"], cell["method"], 19)
+        assert cell["made_by"]["calibration"]["weighed_by"] == "predictions"
     ablation.write_report()
     auto = [r["scores"]["student_after"]["dev"]["f1"] for r in taken.values() if r["variant"] == "all of it"]
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert f"| all of it | {len(auto)} |" in text
     assert f"| {100 * sum(auto) / len(auto):.2f} ± " in text
+
+
+def test_cuts(ablation: Any, bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each field of a row changes."""
+    monkeypatch.setattr(demo, "folder", lambda: bench_folder / "model")
+    known = {}
+    for name, variant in {
+        "uniform": ablation.Variant("low-rank", "uniform", weighed=False),
+        "weights": ablation.Variant("low-rank", "uniform", calibrated=False, weighed=False),
+        "checkpoint": ablation.Variant(start="checkpoint", weighed=False),
+        "low-rank": ablation.Variant("low-rank", "error"),
+        "one-sided": ablation.Variant("low-rank", "error", idea="one-sided"),
+        "much of the embedding": ablation.Variant("low-rank", "error", embedding=1000),
+    }.items():
+        ablation.cut(variant, bench_folder / "teacher", "sst2", bench_folder / "data", tmp_path / name)
+        known[name] = compresskit.load(tmp_path / name)
+    table = "embeddings.word_embeddings"
+    ids = token_ids(4)
+    assert known["much of the embedding"].get_submodule(f"bert.{table}").a.numel() > (
+        known["low-rank"].get_submodule(f"bert.{table}").a.numel()
+    )
+    assert not hasattr(known["checkpoint"], "classifier")
+    fitted, plain = (known[name].state_dict() for name in ("uniform", "weights"))
+    assert {name: tensor.shape for name, tensor in fitted.items()} == {name: t.shape for name, t in plain.items()}
+    assert any(not torch.allclose(fitted[name], plain[name], atol=1e-2) for name in fitted)
+    torch.testing.assert_close(outputs(known["one-sided"], ids), outputs(known["low-rank"], ids), rtol=1e-4, atol=1e-5)
+    assert ablation.blocks._WORDS_WEIGHED != 1000
 
 
 def test_ideas_about_factors(ablation: Any) -> None:

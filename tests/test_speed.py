@@ -33,7 +33,8 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("method", list(decomposers()))
 def test_compiled_models_give_the_same_values_and_gradients(method: str) -> None:
     torch._dynamo.reset()
-    student = compresskit.compress(tiny_model("bert", "masked-lm", num_hidden_layers=1), method=method, ratio=3)
+    layers = 2 if method == "tucker" else 1  # that share factors
+    student = compresskit.compress(tiny_model("bert", "masked-lm", num_hidden_layers=layers), method=method, ratio=3)
     compiled = torch.compile(student, backend="aot_eager", fullgraph=True)
     for shape in ((3, 11), (1, 40)):
         ids = token_ids(*shape)

@@ -1,6 +1,6 @@
 """What a teacher says of a data set's rows, computed once and kept in files that students, seeds and epochs share.
 
-On a CPU the teacher is a third of the work of a step where it has six layers, and more where it has twelve.
+On a CPU the teacher is a quarter of a step or more where it has six layers, and more still where it has twelve.
 """
 
 from __future__ import annotations
