@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 import torch
 from conftest import BUDGET, Run, count, tiny_bench
+from filelock import FileLock
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
@@ -252,6 +255,24 @@ def test_damaged_records_are_refused(
     finally:
         path.write_text(before)
     assert read(path).status == "finished"
+
+
+def test_report_says_that_it_waits(whole: BenchResult, run: Run) -> None:
+    held = Event()
+
+    def other_process() -> None:
+        with FileLock(whole.folder / ".lock"):
+            held.set()
+            time.sleep(0.3)
+
+    thread = Thread(target=other_process)
+    thread.start()
+    held.wait()
+    answer = run("report", whole.folder)
+    thread.join()
+    assert answer.code == 0
+    assert "waiting for another process" in answer.out
+    assert "waiting" not in run("report", whole.folder).out
 
 
 def test_report_again_and_paste(whole: BenchResult, tmp_path: Path, run: Run) -> None:

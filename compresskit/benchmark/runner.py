@@ -136,8 +136,7 @@ def bench(
         cluster.run_all(todo, store, sources, watch, needs)
     else:
         _run_all(todo, store, sources, watch)
-    watch.says("waiting for the folder")
-    with store.alone():
+    with store.alone(lambda: watch.says("waiting for the folder")):
         try:
             _close(cells, store, sources, watch)
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,18 @@ class Store:
             yield all(locks.enter_context(_locked(folder)) for folder in folders)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """The whole folder for this process (its report, the closing phase); waits for another one."""
-        with FileLock(self.folder / _LOCK):
+    def alone(self, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """The whole folder for this process (its report, the closing phase); waits for another one, after ``waits``."""
+        lock = FileLock(self.folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waits()
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def _cell_folders(self) -> list[Path]:
         folder = self.folder / CELLS

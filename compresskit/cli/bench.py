@@ -129,7 +129,7 @@ def report(folder: Path, paste: Path | None, debug: bool) -> None:
     begin()
     store = Store(folder)
     store.grid()  # refused before a lock is made
-    with store.alone():
+    with store.alone(lambda: out.print(f"{folder}: waiting for another process", markup=False)):
         records = reports.render(store)
     if paste is not None:
         reports.paste(folder, paste)
