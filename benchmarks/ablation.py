@@ -190,9 +190,8 @@ def take(report: Path, task: str) -> None:
             name = counted_alike(name)
         found = asked(name, task, cell["seed"])
         settings = with_settings(DEFAULTS["task"], found["training"]).model_dump() | {"precision": "fp32"}  # a CPU's
-        same = all(
-            settings.get(key) == value for key, value in made["task_stage"].items()
-        )  # newer settings are not in it
+        recorded = made["task_stage"].items()  # settings that are newer than the cell are not in it
+        same = all(settings.get(key) == value for key, value in recorded)
         if not same or made["general"] or made["recipe"]["allocation"] != "error":
             print(f"{path.parent.name}: not made as rows are here; left out", flush=True)
         elif not record_of(task, name, cell["seed"]).exists():
