@@ -171,6 +171,8 @@ def test_labels_of_teacher_and_task_differ(run: Run, bench_folder: Path, tmp_pat
 def test_models_that_cannot_be_scored(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     task = ("--task", "sst2", "--data", bench_folder / "data", "--max-length", "32")
     refused(run("evaluate", "--model", bench_folder / "student", *task), "no head")
+    for length in ("-5", "0", "7"):
+        refused(run("evaluate", "--model", bench_folder / "teacher", *task[:-1], length), "max_length", "8")
     squad = tmp_path / "squad"
     transformers.AutoModelForQuestionAnswering.from_pretrained(bench_folder / "model").save_pretrained(squad)
     shutil.copy(bench_folder / "model" / "tokenizer.json", squad)

@@ -383,7 +383,8 @@ def test_a_task_in_commands_and_from_python(bench_folder: Path, pairs: Path, run
     rows = ["--calibration-task", task, "--data", str(pairs)]
     result = run(*line, *rows, "--output", "first")
     assert result.code == 0, result.err
-    assert f"--task {task} --data {pairs} --output first-pairs" in result.out
+    lesson = f"--student first --task {task} --data {pairs} --output first-pairs"
+    assert f"distill --teacher TASK_TEACHER {lesson}" in result.out  # this model has no head
     record = json.loads(Path("first/compression.json").read_text())["calibration"]
     assert (record["text"]["source"], record["text"]["task"]) == ("rows.tsv", "pairs")
     card = Path("first/README.md").read_text()

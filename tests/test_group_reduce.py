@@ -87,6 +87,18 @@ def test_frequent_words_are_kept_best_and_errors_are_as_predicted() -> None:
     assert predicted[0] < 0.95 * low.output_errors(WORDS, [plain], known, known)[0]
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_a_table_of_low_rank_is_recovered_though_nothing_is_left_for_frequent_words(scale: float) -> None:
+    """What is left is rounding noise, whose directions must not be counted twice."""
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(V, 4, generator=generator) @ torch.randn(4, D, generator=generator)
+    weight[:50] *= scale
+    spec = GroupReduceSpec(rank=8, words=50, extra=20)
+    table, _ = made(Known(weight), spec)
+    assert float((table - weight).norm() / weight.norm()) < 1e-5
+    assert METHOD.errors(WORDS, [spec], Known(weight)) == pytest.approx([0.0], abs=1e-3)
+
+
 def test_without_counts_the_first_rows_are_frequent() -> None:
     weight = torch.randn(V, D, generator=torch.Generator().manual_seed(2)).double()
     known = Known(weight)

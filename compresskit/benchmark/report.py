@@ -246,7 +246,7 @@ def _threads(count: int) -> str:
 
 def _budget(stage: dict[str, Any]) -> str:
     """A stage's settings in words."""
-    amount = f"{stage['epochs']:g} epochs"
+    amount = f"{stage['epochs']:g} epoch" + "s" * (stage["epochs"] != 1)
     for name in ("max_steps", "max_tokens"):
         if stage[name] is not None:
             amount = f"{stage[name]:,} {name.removeprefix('max_')}"

@@ -47,7 +47,8 @@ class Store:
             InputError: it holds cells of another configuration and ``overwrite`` is False, or cannot be written.
         """
         wanted = {cell.folder for cell in cells}
-        foreign = [folder for folder in self._cell_folders() if folder.name not in wanted]
+        foreign = [folder for folder in self._folders(CELLS) if folder.name not in wanted]
+        starts = {cell.start for cell in cells}
         if foreign and not overwrite:
             raise InputError(
                 f"output {self.folder}: holds {len(foreign)} cells of another configuration, model, data, version or "
@@ -63,6 +64,10 @@ class Store:
             write_text(self.folder / MARKER, json.dumps(data, indent=1) + "\n")
             for folder in foreign:
                 self._remove(folder)
+            if overwrite:
+                for folder in self._folders(GENERAL):
+                    if folder.name not in starts:
+                        self._remove(folder)
             (self.folder / CELLS).mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"output {self.folder}: cannot be written: {error.strerror or error}") from None
@@ -104,7 +109,7 @@ class Store:
 
     def records(self) -> list[Record]:
         """Every record in the folder. Raises InputError: one is damaged or edited."""
-        return [read(folder / RECORD) for folder in self._cell_folders() if (folder / RECORD).exists()]
+        return [read(folder / RECORD) for folder in self._folders(CELLS) if (folder / RECORD).exists()]
 
     def record(self, cell: Cell) -> Record | None:
         """The cell's record, if it has one."""
@@ -147,8 +152,8 @@ class Store:
         finally:
             lock.release()
 
-    def _cell_folders(self) -> list[Path]:
-        folder = self.folder / CELLS
+    def _folders(self, name: str) -> list[Path]:
+        folder = self.folder / name
         return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from compresskit.data import EMBEDDED
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
+    from compresskit.data.tasks import TaskData
     from compresskit.model.checkpoint import Checkpoint
     from compresskit.planning.planner import Plan
     from compresskit.planning.recipe import Recipe
@@ -72,6 +74,7 @@ def compress(
     size_bytes = None if size is None else parse_size(size)
     prepare(seed, threads, device)
     from compresskit.api import choose_recipe, find_calibration, find_statistics
+    from compresskit.data.tasks import TaskData
     from compresskit.model import checkpoint as checkpoints
     from compresskit.model import output as outputs
     from compresskit.model.sources import ModelSource
@@ -113,11 +116,13 @@ def compress(
         megabytes = write_compressed(dense, plan, temporary, folder.name)
     show(dense, plan, megabytes)
     out.print(f"Written to {folder}/ (weights, tokenizer, recipe.yaml, compression.json, model card)", markup=False)
-    teacher = f"--teacher {model} " if model else ""
-    lesson = f"--text FILE --output {folder}-general"
-    if calibration_task is not None:
-        where = f" --data {data}" if data is not None else ""
-        lesson = f"--task {calibration_task}{where} --output {folder}-{Path(calibration_task).stem}"
+    if calibration_task is None:
+        lesson = ["--text", "FILE", "--output", f"{folder}-general"]
+    else:
+        lesson = ["--task", calibration_task, *(["--data", data] if data is not None else [])]
+        lesson += ["--output", f"{folder}-{Path(calibration_task).stem}"]
+    teacher = model if not isinstance(text, TaskData) or _predicts(dense, text) else "TASK_TEACHER"
+    following = [*(["--teacher", teacher] if teacher else []), "--student", str(folder), *lesson]
     methods = {assignment.method for assignment in plan.assignments}
     out.print(
         # Not for Kronecker products, which lose by it (docs/results.md).
@@ -127,12 +132,23 @@ def compress(
             else ""
         )
         + f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
-        f"  compresskit distill {teacher}--student {folder} {lesson}\n"
-        f"Load it:\n  python -c \"import compresskit; model = compresskit.load('{folder}')\"",
+        f"  compresskit distill {shlex.join(following)}\n"
+        f"Load it:\n  python -c {shlex.quote(f'import compresskit; model = compresskit.load({str(folder)!r})')}",
         soft_wrap=True,
         highlight=False,
         markup=False,
     )
+
+
+def _predicts(dense: Checkpoint, rows: TaskData) -> bool:
+    """Whether the model can teach the task."""
+    from compresskit.calibration.sensitivity import NoPredictionsError, check_predicts
+
+    try:
+        check_predicts(dense.model, rows, dense.untrained)
+    except NoPredictionsError:
+        return False
+    return True
 
 
 @click.command()

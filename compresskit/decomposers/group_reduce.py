@@ -286,6 +286,7 @@ class _Table:
         rest = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - common @ common.T
         left = rest @ gram @ rest
         own = linalg.leading((left + left.T) / 2, extra)[1]
+        own = own - common @ (common.T @ own)  # where little is left, directions are rounding noise
         captured = sum(float((basis * (part @ basis)).sum()) for basis, part in ((common, self._gram), (own, left)))
         return common, own, captured
 

@@ -76,7 +76,7 @@ def _bootstrap(folder: Path, model: PreTrainedModel) -> dict[str, bytes]:
     classes = {auto: found.__name__ for auto, found in known.items() if found and found.__name__ in wanted}
     config["auto_map"] = {auto: f"{BOOTSTRAP}.{name}" for auto, name in classes.items()}
     # Classes of its own, since saving such a model copies the file that defines its class.
-    code = ['"""Loads this model with trust_remote_code=True. Needs compresskit: pip install compresskit"""', ""]
+    code = ['"""Loads this model with trust_remote_code=True. Needs the package compresskit."""', ""]
     code += ["import compresskit  # lets transformers read the factorised layers", "import transformers"]
     for name in dict.fromkeys(classes.values()):
         code += ["", "", f"class {name}(transformers.{name}):", f'    """{name} with factorised layers."""']

@@ -20,14 +20,13 @@ from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.quantizer import is_compressed, quantizer_of
 from compresskit.model.sentence import pooling
 from compresskit.model.tokenizer import find_tokenizer
-from compresskit.planning.stage import FINE_TUNING, StageName
+from compresskit.planning.stage import DEFAULTS, FINE_TUNING, StageName
 from compresskit.training.evaluation import Progress, score
 from compresskit.training.job import Job, Result, sequence_length
 from compresskit.training.objective import check_fit
-from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
+from compresskit.training.settings import recipe_stage, split_settings, start_processes, with_settings
 from compresskit.training.similarity import score_similarity
 from compresskit.training.working_folder import working_folder
-from compresskit.validation import validate
 
 ModelLike = PreTrainedModel | str | Path | None
 
@@ -175,7 +174,7 @@ def evaluate(
             kind ``similarity`` needs no head: sentence vectors are the mean over the tokens of the last layer, or the
             first token where the folder is a sentence-transformers model that takes it.
         task, data, tokenizer, progress: as for :func:`finetune`.
-        max_length: tokens; default: the task's own.
+        max_length: tokens, at least 8; default: the task's own.
         batch_size: sequences at a time.
         device: ``auto`` or ``cpu``.
 
@@ -185,7 +184,8 @@ def evaluate(
     Raises:
         InputError: says what is wrong with model or data.
     """
-    options: Options = validate(Options, {"device": device}, "settings")
+    explicit, options = split_settings({"max_length": max_length, "batch_size": batch_size, "device": device})
+    with_settings(DEFAULTS["task"], explicit)  # refuses what no stage may have
     declared = task if isinstance(task, Task) else load_task(task)
     start_processes(options)
     examples = load_data(declared, None if data is None else Path(data), train=False)
