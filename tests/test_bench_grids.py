@@ -138,6 +138,11 @@ def test_one_stage_1_for_all_tasks_and_seeds(bench_folder: Path, tmp_path: Path)
     assert [record.status for record in shared.records] == ["finished"] * 10
     starts = sorted((tmp_path / "shared" / "general").iterdir())
     assert [start.name.rpartition("-")[0] for start in starts] == ["model-half-layers", "model-low-rank-3x"]
+    gone = starts[0].with_name("of-another-configuration")
+    gone.mkdir()
+    (gone / ".lock").touch()
+    tiny_bench(bench_folder, tmp_path / "shared", share_general=True, overwrite=True, **grid)
+    assert sorted((tmp_path / "shared" / "general").iterdir()) == starts
     own = tiny_bench(bench_folder, tmp_path / "own", **{**grid, "seeds": (0,), "tasks": grid["tasks"][1:]})
     assert not (tmp_path / "own" / "general").exists()
     students = {
