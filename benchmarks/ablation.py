@@ -278,11 +278,16 @@ def write_report() -> None:
         "teacher, fitted to the task's own rows, its plan weighed by how much predictions depend on each matrix; "
         "distilled with every loss in batches of 8 at learning rate 5e-4. Every other row changes what its name says; "
         "where that concerns the cut, its plan is made anew. *Counted alike*: every matrix as much as another, the "
-        "word embedding ten times; so are, of necessity, those of the pre-trained checkpoint, by the weights, and "
-        "uniform ones are not weighed either: compare them with *matrices counted alike*. What relations, speeds of "
-        "factors, one-sided and layer by layer mean says [ideas.py](../../benchmarks/ideas.py); the package does not "
-        "have them. Single methods leave the table of positions dense, `auto` does not. Before: without training; "
-        "kept: the student's score over its teacher's; ± over seeds. Rows of one seed and of several stand together.",
+        "word embedding ten times. Plans of the pre-trained checkpoint, by the weights, and uniform ones are never "
+        "weighed: compare them with *matrices counted alike*. "
+        + (
+            "What relations, speeds of factors, one-sided and layer by layer mean says "
+            "[ideas.py](../../benchmarks/ideas.py); the package does not have them. "
+            if any("idea" in record for record in records)
+            else ""
+        )
+        + "Single methods leave the table of positions dense, `auto` does not. Before: without training; kept: the "
+        "student's score over its teacher's; ± over seeds. Rows of one seed and of several stand together.",
     ]
     for task, found in by_task.items():
         one = found[0]
