@@ -385,6 +385,7 @@ def test_a_task_in_commands_and_from_python(bench_folder: Path, pairs: Path, run
     assert result.code == 0, result.err
     lesson = f"--student first --task {task} --data {pairs} --output first-pairs"
     assert f"distill --teacher TASK_TEACHER {lesson}" in result.out  # this model has no head
+    assert """python -c 'import compresskit; model = compresskit.load("first")'""" in result.out
     record = json.loads(Path("first/compression.json").read_text())["calibration"]
     assert (record["text"]["source"], record["text"]["task"]) == ("rows.tsv", "pairs")
     card = Path("first/README.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -123,6 +124,7 @@ def compress(
         lesson += ["--output", f"{folder}-{Path(calibration_task).stem}"]
     teacher = model if not isinstance(text, TaskData) or _predicts(dense, text) else "TASK_TEACHER"
     following = [*(["--teacher", teacher] if teacher else []), "--student", str(folder), *lesson]
+    load = f"import compresskit; model = compresskit.load({json.dumps(str(folder), ensure_ascii=False)})"
     methods = {assignment.method for assignment in plan.assignments}
     out.print(
         # Not for Kronecker products, which lose by it (docs/results.md).
@@ -133,7 +135,7 @@ def compress(
         )
         + f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
         f"  compresskit distill {shlex.join(following)}\n"
-        f"Load it:\n  python -c {shlex.quote(f'import compresskit; model = compresskit.load({str(folder)!r})')}",
+        f"Load it:\n  python -c {shlex.quote(load)}",
         soft_wrap=True,
         highlight=False,
         markup=False,

@@ -276,7 +276,10 @@ class _Table:
         return self._order[:words].sort().values
 
     def bases(self, spec: Spec) -> tuple[Tensor, Tensor, float]:
-        """Orthonormal B^T (n, rank) and C^T (n, extra), and how much of the weighted energy they keep."""
+        """Orthonormal B^T (n, rank) and C^T (n, extra), orthogonal to it, and how much weighted energy they keep.
+
+        Where less is left than ``extra`` directions, the others of C^T are noise, not of length 1.
+        """
         (words, extra), rank = _extra(spec), _low_rank(spec).rank
         if words not in self._grams:
             rows = self.frequent(words)
