@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import itertools
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,7 +13,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +35,10 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _little_to_collect() -> None:
     """What is imported stays: every training looks for garbage, and would go through all of it for 0.3 s."""
+    gc.collect()
     gc.freeze()
 
 
@@ -56,6 +60,34 @@ def _few_pictures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_traces() -> Iterator[None]:
+    """Tracing takes most of an export's time; what has the same class, configuration and weights is traced once."""
+    try:
+        import onnx_ir
+
+        from compresskit.exporting import graph
+    except ImportError:  # without the extra nothing is exported
+        yield
+        return
+    trace = graph.to_graph
+    traced: dict[str, Any] = {}
+
+    def once(model: PreTrainedModel, opset: int) -> Any:
+        config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+        digest = hashlib.sha256(repr((type(model), opset, config)).encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().float().numpy().tobytes())
+        key = digest.hexdigest()
+        if key not in traced:
+            traced[key] = onnx_ir.to_proto(trace(model, opset))
+        return onnx_ir.from_proto(traced[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "to_graph", once)
         yield
 
 
@@ -89,6 +121,21 @@ def tiny_model(family: str = "bert", head: str = "base", seed: int = 0, **change
         if parameter.dim() == 1:  # biases start as zeros, which would hide a lost one
             parameter.data += 0.1 * torch.randn_like(parameter)
     return model
+
+
+def every_pair(*columns: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Rows of one value a column, in which each value meets each value of every other column (three columns at most).
+
+    A tenth of a second more for each family, head and method adds up: all combinations take four times as long.
+    """
+    values = [list(column) for column in columns]
+    short, *long = sorted(range(len(values)), key=lambda number: len(values[number]))
+    rows = []
+    for places in itertools.product(*(range(len(values[number])) for number in long)):
+        row = {number: values[number][place] for number, place in zip(long, places, strict=True)}
+        row[short] = values[short][sum(places) % len(values[short])]
+        rows.append(tuple(row[number] for number in range(len(values))))
+    return rows
 
 
 def token_ids(batch: int = 3, length: int = 11, vocabulary: int = 499) -> torch.Tensor:

@@ -231,13 +231,10 @@ def test_hub_id_offline(run: Run) -> None:
     refused(run("compress", "--model", "google-bert/bert-base-uncased", "--method", "low-rank", "--ratio", 2), "hub")
 
 
-@pytest.mark.parametrize("answering", [False, True])
-def test_hub_id_without_network_answers_within_ten_seconds(answering: bool, tmp_path: Path) -> None:
+def test_hub_id_without_network_answers_within_ten_seconds(tmp_path: Path) -> None:
     """A hub that refuses connections, and one that accepts and then says nothing."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        if answering:
-            server.listen()
         environment = os.environ | {
             "HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}",
             "HF_HOME": str(tmp_path),
@@ -245,24 +242,23 @@ def test_hub_id_without_network_answers_within_ten_seconds(answering: bool, tmp_
 
         def inspect(offline: str) -> tuple[subprocess.CompletedProcess[str], float]:
             start = time.monotonic()
-            done = subprocess.run(
-                [sys.executable, "-m", "compresskit", "inspect", "--model", "google-bert/bert-base-uncased"],
-                env=environment | {"HF_HUB_OFFLINE": offline},
-                capture_output=True,
-                text=True,
-                cwd=tmp_path,
-            )
+            line = [sys.executable, "-m", "compresskit", "inspect", "--model", "google-bert/bert-base-uncased"]
+            environ = environment | {"HF_HUB_OFFLINE": offline}
+            done = subprocess.run(line, env=environ, capture_output=True, text=True, cwd=tmp_path)
             return done, time.monotonic() - start
 
         # Starting Python and torch takes long on a busy machine: what the same command takes without asking comes off.
         offline, starting = inspect("1")
-        done, seconds = inspect("0")
+        refusing = inspect("0")
+        server.listen()
+        silent = inspect("0")
     assert offline.returncode == 2
     assert starting < 60
-    assert seconds < 10 + 2 * starting
-    assert done.returncode == 2
-    assert "the hub cannot be reached" in done.stderr
-    assert "Traceback" not in done.stderr
+    for done, seconds in (refusing, silent):
+        assert seconds < 10 + 2 * starting
+        assert done.returncode == 2
+        assert "the hub cannot be reached" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_output_that_cannot_be_written(run: Run, tiny_folder: Path) -> None:

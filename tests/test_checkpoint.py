@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, HEADS, count, outputs, tiny_model, token_ids
+from conftest import FAMILIES, HEADS, count, every_pair, outputs, tiny_model, token_ids
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -30,9 +30,7 @@ def factorised(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
     return {n: m for n, m in model.named_modules() if isinstance(m, FactorisedLinear | FactorisedEmbedding)}
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "head", "method"), every_pair(FAMILIES, HEADS, METHODS))
 def test_compress_save_reload(family: str, head: str, method: str, tmp_path: Path) -> None:
     dense = tiny_model(family, head)
     before = copy.deepcopy(dense.state_dict())
@@ -56,9 +54,7 @@ def test_compress_save_reload(family: str, head: str, method: str, tmp_path: Pat
     assert not list(tmp_path.glob("*/*.bin"))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "head", "method"), every_pair(FAMILIES, HEADS, METHODS))
 def test_to_dense_is_an_ordinary_model(family: str, head: str, method: str, tmp_path: Path) -> None:
     student = compresskit.compress(tiny_model(family, head), method=method, ratio=2.5)
     expected = outputs(student)
@@ -76,21 +72,19 @@ def test_to_dense_is_an_ordinary_model(family: str, head: str, method: str, tmp_
     torch.testing.assert_close(outputs(student), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_folder_loads_under_other_heads(family: str, method: str, tmp_path: Path) -> None:
-    for head in HEADS:
-        student = compresskit.compress(tiny_model(family, head), method=method, ratio=2)
-        student.save_pretrained(tmp_path / head)
-        hidden = student.base_model(input_ids=token_ids())[0]
-        for other in HEADS:
-            loaded = HEADS[other].from_pretrained(tmp_path / head)
-            assert torch.equal(loaded.base_model(input_ids=token_ids())[0], hidden)
-            assert all(parameter.isfinite().all() for parameter in loaded.parameters())
-            if other == "masked-lm" and head != "masked-lm":
-                assert loaded.get_output_embeddings().bias.abs().sum() == 0
-            if other == "masked-lm":
-                assert any(isinstance(module, TiedHead) for module in loaded.modules())
+@pytest.mark.parametrize(("family", "head", "method"), every_pair(FAMILIES, HEADS, METHODS))
+def test_folder_loads_under_other_heads(family: str, head: str, method: str, tmp_path: Path) -> None:
+    student = compresskit.compress(tiny_model(family, head), method=method, ratio=2)
+    student.save_pretrained(tmp_path)
+    hidden = student.base_model(input_ids=token_ids())[0]
+    for other in HEADS:
+        loaded = HEADS[other].from_pretrained(tmp_path)
+        assert torch.equal(loaded.base_model(input_ids=token_ids())[0], hidden)
+        assert all(parameter.isfinite().all() for parameter in loaded.parameters())
+        if other == "masked-lm" and head != "masked-lm":
+            assert loaded.get_output_embeddings().bias.abs().sum() == 0
+        if other == "masked-lm":
+            assert any(isinstance(module, TiedHead) for module in loaded.modules())
 
 
 def test_tied_decoder_neither_grows_nor_forms_the_table(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +21,9 @@ import pytest
 import yaml
 from conftest import Run, reviews, tiny_model, write_tsv
 from datasets import Dataset
-from huggingface_hub import HfApi, constants
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from test_push import Hub, serving
+from test_push import Hub, push, serving
 from transformers import AutoModel, AutoTokenizer
 
 import compresskit
@@ -35,7 +33,6 @@ from compresskit.benchmark.grid import load_grid
 from compresskit.cli import cli
 from compresskit.data import demo
 from compresskit.data.tasks import load_data, load_task
-from compresskit.reporting import publish
 from compresskit.training import job
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,12 +148,8 @@ class Reader:
         if arguments[0] == "bench":
             arguments += [*SHORT_BENCH, "0" if "--task" in arguments else "100"]
             arguments += [] if "--methods" in arguments else ["--methods", "low-rank,tucker"]
-        with self.monkeypatch.context() as patch:
-            if arguments[0] == "push":
-                patch.setattr(constants, "HF_HUB_OFFLINE", False)
-                patch.setattr(publish, "HfApi", partial(HfApi, endpoint=self.hub.address))
-                patch.setenv("HF_TOKEN", "hf_secret")
-            result = self.run(*arguments)
+        words = arguments[1:]
+        result = push(self.hub, self.run, *words) if arguments[0] == "push" else self.run(*arguments)
         assert result.code == 0, f"compresskit {shlex.join(arguments)}: {result.err}"
 
     def python(self, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import Run, count, token_ids
+from conftest import Run, count, every_pair, token_ids
 from transformers import PreTrainedModel
 
 import compresskit
@@ -102,9 +102,7 @@ def factors_without_gradient(model: PreTrainedModel, ids: torch.Tensor) -> set[s
     return {name for name, factor in factors.items() if factor.grad is None or not factor.grad.any()}
 
 
-@pytest.mark.parametrize("method", list(decomposers()))
-@pytest.mark.parametrize("head", ["classifier", "masked-lm"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "head", "method"), every_pair(FAMILIES, ["classifier", "masked-lm"], decomposers()))
 def test_family(family: str, head: str, method: str, tmp_path: Path) -> None:
     dense = build(family, head)
     heads = tied_heads(dense)

@@ -48,20 +48,28 @@ def test_uniform_reaches_the_ratio_on_the_embedded_checkpoint(
     assert max(ratios) / min(ratios) < math.exp(2 * 3 * 0.15)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ratio", [min(RATIOS), max(RATIOS)])
-@pytest.mark.parametrize("method", METHODS)
-def test_error_allocation_reaches_the_ratio(minilm: PreTrainedModel, method: str, ratio: float) -> None:
-    plan = make_plan(minilm, for_method(method, ratio, "error"), ModelSource(minilm))
-    assert ratio <= plan.ratio <= 1.01 * ratio
+@pytest.fixture(scope="module")
+def two_layers(embedded: Path) -> PreTrainedModel:
+    """Two layers and 8,000 words of the embedded checkpoint: every shape of every matrix is looked at."""
+    model = AutoModel.from_pretrained(embedded, num_hidden_layers=2)
+    model.resize_token_embeddings(8000)
+    return model
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_error_allocation_has_less_error_than_uniform(minilm: PreTrainedModel, method: str) -> None:
-    source = ModelSource(minilm)
+def test_error_allocation_reaches_the_ratio(two_layers: PreTrainedModel, method: str) -> None:
+    source = ModelSource(two_layers)
+    for ratio in (2, 19):
+        plan = make_plan(two_layers, for_method(method, ratio, "error"), source)
+        assert ratio <= plan.ratio <= 1.01 * ratio
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_error_allocation_has_less_error_than_uniform(two_layers: PreTrainedModel, method: str) -> None:
+    source = ModelSource(two_layers)
     total = {}
     for allocation in ("uniform", "error"):
-        plan = make_plan(minilm, for_method(method, 8, allocation), source, predict_errors=True)
+        plan = make_plan(two_layers, for_method(method, 8, allocation), source, predict_errors=True)
         assert 8 <= plan.ratio <= 1.01 * 8
         norms = [math.hypot(*(float(source.read(t).norm()) for t in a.group.targets)) for a in plan.assignments]
         total[allocation] = math.hypot(*(a.error * norm for a, norm in zip(plan.assignments, norms, strict=True)))
@@ -148,7 +156,7 @@ def test_flops_are_torchs_count_with_eager_attention() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_larger_ratio_is_a_smaller_model(method: str) -> None:
     dense = skeleton(tiny_model(hidden_size=96, intermediate_size=384))
-    sizes = [make_plan(dense, for_method(method, ratio)).parameters_after for ratio in np.arange(1.2, 6, 0.2)]
+    sizes = [make_plan(dense, for_method(method, ratio)).parameters_after for ratio in np.arange(1.2, 6, 0.4)]
     assert sizes == sorted(sizes, reverse=True)
 
 

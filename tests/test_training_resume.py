@@ -46,13 +46,13 @@ def _dies(log: Path, arguments: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "kill_at"),
-    [("task", 15), ("task", 65), ("general", 16)],
-    ids=["first epoch", "later epoch", "masked words, later epoch"],
+    [("task", 65), ("general", 16)],
+    ids=["task", "masked words"],
 )
 def test_killed_and_resumed_run_ends_in_the_same_weights(
     bench_folder: Path, masked_lm: Path, tmp_path: Path, stage: str, kill_at: int
 ) -> None:
-    """A checkpoint every 10 steps (25 an epoch; of masked words every 3 of 7); SIGKILL between two of them."""
+    """A checkpoint every 10 steps (25 an epoch; of masked words every 3 of 7); SIGKILL between two of a later epoch."""
     every = 10 if stage == "task" else 3
     settings = ["--batch-size", "16", "--epochs", "3", "--save-every", str(every), "--learning-rate", "0.003"]
     settings += ["--device", "cpu", "--threads", "1", "--dropout", "0.1", "--max-length", "32"]
