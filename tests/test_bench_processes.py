@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -103,15 +101,15 @@ def test_locked_cells_are_waited_for(bench_folder: Path, tmp_path: Path, monkeyp
 def test_interrupt_says_how_to_continue(bench_folder: Path, tmp_path: Path) -> None:
     grid = {"version": 1, "ratios": [3], "baselines": ["dense"], "general": {"max_length": 32, "max_steps": 5000}}
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
-    line = [sys.executable, "-m", "compresskit", "bench", "--recipe", "grid.yaml", "--output", "out"]
-    line += ["--model", str(bench_folder / "model"), "--text", str(bench_folder / "text.txt"), "--threads", "1"]
-    process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ)
+    line = ["bench", "--recipe", tmp_path / "grid.yaml", "--output", tmp_path / "out"]
+    line += ["--model", bench_folder / "model", "--text", bench_folder / "text.txt", "--threads", "1"]
+    process = start(tmp_path / "log", *line)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("out/cells/*/model.checkpoints")) and process.poll() is None:
+    while not list(tmp_path.glob("out/cells/*/model.checkpoints")) and process.is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 130, said
+    os.kill(process.pid, signal.SIGINT)
+    code, said = finish(process), (tmp_path / "log").read_text()
+    assert code == 130, said
     assert "Finished cells are kept: the same command continues." in said
     assert "Traceback" not in said

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from conftest import Run, outputs, refused, tiny_model
+from faults.command import enter, finish, start
 from safetensors.torch import load_file
 
 import compresskit
@@ -190,26 +193,35 @@ def test_multiple_choice(run: Run, tiny_folder: Path) -> None:
     assert type(compresskit.load("small")).__name__ == "BertForMultipleChoice"
 
 
+def _slow_to_save(log: Path, arguments: list[str]) -> None:
+    """The command, which stays a minute before it renames what it has written."""
+    save = checkpoint.save
+
+    def slow(*parts: Any) -> None:
+        save(*parts)
+        print("saved", flush=True)
+        time.sleep(60)
+
+    checkpoint.save = slow
+    enter(log, arguments)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_leaves_nothing_half_written(number: int, tmp_path: Path, tiny_folder: Path) -> None:
     """A real signal to a real process, sent once its temporary folder is there."""
-    work = tmp_path / "work"
+    work, log = tmp_path / "work", tmp_path / "log"
     work.mkdir()
-    slow = "import time; from compresskit.model import checkpoint as c; s = c.save\n"
-    slow += "def save(*a):\n    s(*a)\n    print('saved', flush=True)\n    time.sleep(60)\n"
-    slow += "c.save = save\nfrom compresskit.__main__ import main; main()"
-    arguments = ["compress", "--model", str(tiny_folder), "--method", "low-rank", "--ratio", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow, *arguments], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "saved\n"
+    arguments = ["compress", "--model", tiny_folder, "--method", "low-rank", "--ratio", "2", "--output", work / "small"]
+    process = start(log, *arguments, target=_slow_to_save)
+    deadline = time.monotonic() + 120
+    while not log.exists() or "saved" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert len(list(work.iterdir())) == 1  # the temporary folder
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "interrupted" in errors
-    assert "Traceback" not in errors
+    os.kill(process.pid, number)
+    assert finish(process) == 130
+    assert "interrupted" in log.read_text()
+    assert "Traceback" not in log.read_text()
     assert list(work.iterdir()) == []
 
 

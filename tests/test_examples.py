@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +17,18 @@ from transformers import pipeline
 import compresskit
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a program says, in this process, which has the libraries loaded."""
+
+    def call(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
 
 
 def run(*line: object, **environment: str) -> str:
@@ -58,7 +72,7 @@ def test_classify_without_torch(bench_folder: Path, device: Path, tmp_path: Path
         assert float(share) == pytest.approx(expected["score"], abs=0.05)
 
 
-def test_sentence_search(small_sentence: Path, tmp_path: Path) -> None:
+def test_sentence_search(example: Callable[..., str], small_sentence: Path, tmp_path: Path) -> None:
     sentences = [
         "Cats sleep on warm sofas.",
         "The stock market fell.",
@@ -66,20 +80,20 @@ def test_sentence_search(small_sentence: Path, tmp_path: Path) -> None:
         "Bread needs yeast.",
     ]
     (tmp_path / "sentences.txt").write_text("\n".join(sentences), encoding="utf-8")
-    said = run(EXAMPLES / "sentence_search.py", small_sentence, "where do kittens rest", tmp_path / "sentences.txt")
+    said = example("sentence_search.py", small_sentence, "where do kittens rest", tmp_path / "sentences.txt")
     best = said.splitlines()[0].split("\t")
     assert best[1] == sentences[0]
     assert 0 < float(best[0]) <= 1
 
 
-def test_continue_training(bench_folder: Path, tmp_path: Path) -> None:
+def test_continue_training(example: Callable[..., str], bench_folder: Path, tmp_path: Path) -> None:
     student = tmp_path / "student"
     compresskit.compress(bench_folder / "teacher", method="kronecker", ratio=3).save_pretrained(student)
     for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
         (student / file).write_bytes((bench_folder / "model" / file).read_bytes())
     rows = [(text, ["bad", "good"][int(label)]) for text, label in reviews(400, seed=3)]
     write_tsv(tmp_path / "reviews.tsv", "text\tlabel", rows)
-    run(EXAMPLES / "continue_training.py", student, tmp_path / "reviews.tsv", tmp_path / "better")
+    example("continue_training.py", student, tmp_path / "reviews.tsv", tmp_path / "better")
     model = compresskit.load(tmp_path / "better")
     assert model.config.id2label == {0: "bad", 1: "good"}
     assert count(model) == count(compresskit.load(student))
