@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ _forks.set_forkserver_preload(["compresskit.benchmark.runner", "compresskit.cli"
 
 def enter(log: Path, arguments: list[str]) -> None:
     """In the new process: what the command line does, with all it says in a file."""
+    gc.freeze()  # the libraries stay: to look through them for garbage takes half a second each time
     with log.open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
