@@ -124,11 +124,12 @@ def tiny_model(family: str = "bert", head: str = "base", seed: int = 0, **change
 
 
 def every_pair(*columns: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """Rows of one value a column, in which each value meets each value of every other column (three columns at most).
+    """Rows of one value a column, in which each value meets each value of every other of the three columns.
 
-    A tenth of a second more for each family, head and method adds up: all combinations take four times as long.
+    Half a second for each family, head and method adds up: all combinations take two to four times as long.
     """
     values = [list(column) for column in columns]
+    assert len(values) == 3
     short, *long = sorted(range(len(values)), key=lambda number: len(values[number]))
     rows = []
     for places in itertools.product(*(range(len(values[number])) for number in long)):

@@ -13,15 +13,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
+import huggingface_hub
 import pytest
 import torch
 import transformers
 from conftest import Run, refused, tiny_model
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 import compresskit
 from compresskit.data import demo
-from compresskit.model import checkpoint
+from compresskit.model import checkpoint, hub
 
 BAD_CHOICES = {
     "unknown method": (("--method", "kroneker", "--ratio", 3), "did you mean 'kronecker'"),
@@ -254,11 +257,28 @@ def test_hub_id_without_network_answers_within_ten_seconds(tmp_path: Path) -> No
         silent = inspect("0")
     assert offline.returncode == 2
     assert starting < 60
-    for done, seconds in (refusing, silent):
-        assert seconds < 10 + 2 * starting
-        assert done.returncode == 2
-        assert "the hub cannot be reached" in done.stderr
-        assert "Traceback" not in done.stderr
+    for hub_is, (done, seconds) in {"refusing": refusing, "silent": silent}.items():
+        assert seconds < 10 + 2 * starting, hub_is
+        assert done.returncode == 2, hub_is
+        assert "the hub cannot be reached" in done.stderr, hub_is
+        assert "Traceback" not in done.stderr, hub_is
+
+
+def test_a_data_set_of_a_silent_hub_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards the libraries look into their caches alone: they would ask five times, with a line for each."""
+    asked, switches = [], [(module, "HF_HUB_OFFLINE") for module in (huggingface_hub.constants, datasets.config)]
+    for switch in switches:
+        monkeypatch.setattr(*switch, False)
+
+    def silent(*_: object, **__: object) -> None:
+        asked.append("hub")
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(HfApi, "dataset_info", silent)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: asked.append([getattr(*s) for s in switches]))
+    hub.load_dataset("owner/name", None, split="train")
+    assert asked == ["hub", [True, True]]
+    assert [getattr(*switch) for switch in switches] == [False, False]
 
 
 def test_output_that_cannot_be_written(run: Run, tiny_folder: Path) -> None:

@@ -215,7 +215,8 @@ def test_interruption_leaves_nothing_half_written(number: int, tmp_path: Path, t
     process = start(log, *arguments, target=_slow_to_save)
     deadline = time.monotonic() + 120
     while not log.exists() or "saved" not in log.read_text():
-        assert time.monotonic() < deadline
+        assert process.is_alive(), log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
     assert len(list(work.iterdir())) == 1  # the temporary folder
     os.kill(process.pid, number)

@@ -24,6 +24,7 @@ def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """What a program says, in this process, which has the libraries loaded."""
 
     def call(name: str, *arguments: object) -> str:
+        assert "\nimport compresskit  # noqa" in (EXAMPLES / name).read_text()  # here it is imported already
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return capsys.readouterr().out

@@ -62,6 +62,8 @@ def test_compiled_models_give_the_same_values_and_gradients(method: str, whole: 
             gradients.append([p.grad.clone() for p in student.parameters() if p.grad is not None])
         torch.testing.assert_close(*logits)
         torch.testing.assert_close(*gradients)
+    with torch.no_grad():  # where layers may take another way
+        torch.testing.assert_close(compiled(input_ids=ids)[0], student(input_ids=ids)[0])
 
 
 @pytest.mark.parametrize("method", list(decomposers()))
@@ -134,7 +136,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from /proc")
 def test_memory_stays_below_the_checkpoint(deep: Path, tmp_path: Path) -> None:
     def peak(model: Path) -> int:
-        line = [sys.executable, "-m", "compresskit", "compress", "--model", str(model), "--method", "kronecker"]
+        line = [sys.executable, "-m", "compresskit", "compress", "--model", str(model), "--method", "low-rank"]
         line += ["--ratio", "19", "--output", str(tmp_path / f"{model.name}-out")]
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
         highest = 0

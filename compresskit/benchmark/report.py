@@ -50,6 +50,10 @@ _LEGEND = (
     "pass of batch 32 add. Error: ‖W − W'‖ / ‖W‖ over all factorised matrices, before training. Before: score before "
     "training. Kept: score / the teacher's."
 )
+_ALL_TASKS = (
+    "All tasks: scores, ratios and seconds of distillation are means over tasks; sizes, times of the model, error and "
+    "seconds of compression are of the first task's students."
+)
 
 
 def render(store: Store) -> tuple[Record, ...]:
@@ -271,6 +275,8 @@ def _readme(
     for section, table in found:
         parts += [f"## Everything, {section}", "", markdown(*comparison.full(table)), ""]
     parts += [_LEGEND, ""]
+    if any("all tasks" in section for section, _ in found):
+        parts += [_ALL_TASKS, ""]
     troubles = [line for _, table in found for line in comparison.problems(table)]
     if troubles:
         parts += ["## Without a result", "", *(f"- {plain(line)}" for line in dict.fromkeys(troubles)), ""]
