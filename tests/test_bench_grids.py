@@ -16,6 +16,7 @@ from transformers import AutoModel
 import compresskit
 from compresskit.benchmark import sources
 from compresskit.benchmark.baselines import with_fewer_layers
+from compresskit.benchmark.grid import Grid
 from compresskit.planning.recipe import for_method
 
 STAGE = {"max_length": 32, "learning_rate": 3e-3, "epochs": 2}
@@ -235,6 +236,13 @@ def test_one_task_may_have_other_seeds_and_settings(bench_folder: Path, tmp_path
     assert f"{100 * kept:.1f} " in row
     with pytest.raises(compresskit.InputError, match="task of per_task"):
         tiny_bench(bench_folder, tmp_path / "other", **{**grid, "per_task": {"cola": {"seeds": (1,)}}})
+    # Fewer tasks than a recipe has: what it says of the others does not matter.
+    base = {"models": (str(bench_folder / "model"),), "text": str(bench_folder / "text.txt"), "latency_rounds": 1}
+    base |= {"methods": ("low-rank",), "ratios": (3,), "baselines": ("dense",)}
+    recipe = Grid.model_validate({**base, **grid, "per_task": {**grid["per_task"], one: {"seeds": (0,)}}})
+    less = compresskit.bench(recipe, output=tmp_path / "less", tasks=(two,))
+    found = {(record.task, record.method, record.seed): record.score for record in less.records}
+    assert found == {name: rows[name].score for name in (("two", "dense", 1), ("two", "low-rank", 1))}
 
 
 def test_newer_fields_of_recipes_leave_keys_alone() -> None:

@@ -114,6 +114,8 @@ def bench(
         raise InputError("a Ray address or GPUs per cell are for the executor ray")
     start = recipe if isinstance(recipe, Grid) else Grid() if recipe is None else load_grid(recipe)
     given = {name: value for name, value in changes.items() if value is not None}
+    if start.per_task and "tasks" in given:  # what a recipe says of tasks that are not asked for does not matter
+        given.setdefault("per_task", {task: start.per_task[task] for task in start.per_task if task in given["tasks"]})
     grid: Grid = validate(Grid, start.model_dump() | given, "bench").checked()
     for form in grid.exports:
         check_extra(form)
