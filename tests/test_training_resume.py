@@ -161,6 +161,7 @@ def test_interrupt_leaves_a_run_to_resume(bench_folder: Path, tmp_path: Path) ->
     deadline = time.monotonic() + 120
     while not list(work.glob("checkpoint-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert process.is_alive(), log.read_text()
     os.kill(process.pid, signal.SIGINT)
     assert finish(process) == 130
     assert "--resume" in log.read_text()

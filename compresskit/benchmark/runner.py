@@ -98,7 +98,8 @@ def bench(
             here. The closing phase runs here.
         ray_address: of the cluster. Default: the one that runs on this machine.
         gpus_per_cell: that a cell takes of its node, also a share; on a cluster only.
-        changes: fields of :class:`Grid` that replace the recipe's.
+        changes: fields of :class:`Grid` that replace the recipe's. With other ``tasks``, its ``per_task`` loses what is
+            said of tasks that are not among them.
 
     Raises:
         InputError: refused before any cell runs: bad grid, model, data or folder; a damaged record.
