@@ -26,14 +26,14 @@ from transformers import AutoTokenizer
 
 import compresskit
 from compresskit.calibration.statistics import Calibration, _task_batches
-from compresskit.data.tasks import load_data, load_task
+from compresskit.markup import markdown
 from compresskit.model import checkpoint
-from compresskit.model.output import write_text
 from compresskit.model.weights import file_hash
 from compresskit.planning import blocks
 from compresskit.planning.recipe import Allocation
 from compresskit.planning.stage import DEFAULTS
-from compresskit.reporting.tables import markdown
+from compresskit.storage.writing import write_text
+from compresskit.tasks.task import load_data, load_task
 from compresskit.training.settings import with_settings
 from compresskit.training.working_folder import working_folder
 

@@ -26,12 +26,12 @@ from compresskit.decomposers.base import Group
 from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.registry import decomposers, get
 from compresskit.decomposers.tucker import TuckerSpec
+from compresskit.markup import markdown
 from compresskit.model.sources import ModelSource
 from compresskit.model.targets import find_targets
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import for_method
-from compresskit.reporting.tables import markdown
 
 RATIO = 19
 REPEATS = 3

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from compresskit.decomposers import contraction as model
 from compresskit.decomposers.kronecker import _dense
-from compresskit.reporting.tables import markdown
+from compresskit.markup import markdown
 
 #: (m1, n1, m2, n2, terms): the paper's layers and mirrors, what the planner offers for MiniLM, and sums of terms.
 SHAPES = [

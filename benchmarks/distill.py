@@ -42,9 +42,9 @@ def measure(which: str, data: Path, losses: dict[str, float], threads: int) -> d
     import transformers
 
     import compresskit
-    from compresskit.data import demo
-    from compresskit.data.encoding import encode
-    from compresskit.data.tasks import load_data, load_task
+    from compresskit.model import demo
+    from compresskit.tasks.encoding import encode
+    from compresskit.tasks.task import load_data, load_task
 
     torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()
@@ -190,7 +190,7 @@ def main() -> None:
 def write_report(runs: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> None:
     """README.md and results.json."""
     from compresskit import __version__
-    from compresskit.reporting.tables import markdown
+    from compresskit.markup import markdown
 
     speeds = {name: [run["tokens_per_second"] for run in found] for name, found in runs.items()}
     peaks = {name: max(run["peak_megabytes"] for run in found) for name, found in runs.items()}

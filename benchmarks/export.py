@@ -23,10 +23,10 @@ from timing import made_on, side_by_side
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import compresskit
-from compresskit.data.tasks import load_data, load_task
 from compresskit.exporting.graph import to_graph
+from compresskit.markup import markdown
 from compresskit.model.checkpoint import copy_tokenizer
-from compresskit.reporting.tables import markdown
+from compresskit.tasks.task import load_data, load_task
 
 REPORT = Path(__file__).resolve().parents[1] / "reports" / "export"
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "classify_onnx.py"

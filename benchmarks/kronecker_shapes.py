@@ -23,9 +23,9 @@ import transformers
 from torch import Tensor
 
 import compresskit
-from compresskit.data import demo
+from compresskit.markup import markdown
+from compresskit.model import demo
 from compresskit.planning.recipe import Recipe, Rule
-from compresskit.reporting.tables import markdown
 
 OUTPUT = Path(__file__).resolve().parents[1] / "reports" / "minilm-kronecker-shapes"
 STEPS, BATCH, LENGTH, RATE, SEED = 500, 16, 32, 1e-3, 0

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from timing import REPORT, made_on
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from compresskit.reporting.tables import markdown
+from compresskit.markup import markdown
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

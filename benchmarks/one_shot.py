@@ -23,16 +23,15 @@ import transformers
 
 import compresskit
 from compresskit.calibration.statistics import Calibration, calibrate
-from compresskit.data import demo
 from compresskit.data.corpus import Corpus, find_corpus
 from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear, output_error
-from compresskit.model import checkpoint
+from compresskit.markup import markdown
+from compresskit.model import checkpoint, demo
 from compresskit.model.sources import ModelSource
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import for_method
-from compresskit.reporting.tables import markdown
 
 METHODS = ("kronecker", "low-rank", "tensor-train", "tucker")
 WAYS = [*((method, allocation) for method in METHODS for allocation in ("uniform", "error")), ("auto", "error")]

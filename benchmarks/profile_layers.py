@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from compresskit.decomposers.kronecker import KroneckerLinear
-from compresskit.reporting.tables import markdown
+from compresskit.markup import markdown
 
 CALLS = 300
 #: torch's names of operations, as a reader knows them.

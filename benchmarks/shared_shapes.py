@@ -19,15 +19,14 @@ from typing import Any
 import torch
 import transformers
 
-from compresskit.data import demo
 from compresskit.decomposers import registry
 from compresskit.decomposers.base import COST_TOKENS, Group, Spec
 from compresskit.decomposers.tensor_train import TensorTrainSpec
 from compresskit.decomposers.tucker import TuckerSpec
-from compresskit.model import checkpoint
+from compresskit.markup import markdown
+from compresskit.model import checkpoint, demo
 from compresskit.model.sources import ModelSource
 from compresskit.model.targets import find_targets
-from compresskit.reporting.tables import markdown
 
 OUTPUT = Path(__file__).resolve().parents[1] / "reports" / "minilm-shared-shapes"
 RATIOS = (5, 8, 19, 30)

@@ -27,9 +27,9 @@ import compresskit
 from compresskit.decomposers.base import Group, Target
 from compresskit.decomposers.kronecker import KroneckerLinear
 from compresskit.decomposers.registry import decomposers, get
+from compresskit.markup import markdown
 from compresskit.model import checkpoint
 from compresskit.model.measure import count_flops
-from compresskit.reporting.tables import markdown
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

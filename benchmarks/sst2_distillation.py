@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compresskit.reporting.tables import markdown
+from compresskit.markup import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "reports" / "sst2-distillation"

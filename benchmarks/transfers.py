@@ -19,11 +19,11 @@ import torch
 import transformers
 
 from compresskit.benchmark.cells import MODEL
-from compresskit.data.tasks import TaskData, load_data, load_task
+from compresskit.markup import markdown
 from compresskit.model import checkpoint
-from compresskit.model.output import write_text
 from compresskit.model.tokenizer import find_tokenizer
-from compresskit.reporting.tables import markdown
+from compresskit.storage.writing import write_text
+from compresskit.tasks.task import TaskData, load_data, load_task
 from compresskit.training.evaluation import score
 
 TRANSFERS = {"sst2": "imdb", "mrpc": "paws", "rte": "hans"}

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from compresskit.benchmark.runner import bench
     from compresskit.errors import CompresskitError, InputError, WorkError
     from compresskit.exporting.formats import export
+    from compresskit.folders.publish import push
+    from compresskit.folders.verification import verify
     from compresskit.planning.stage import Stage
-    from compresskit.reporting.publish import push
-    from compresskit.reporting.verification import verify
     from compresskit.training.stages import distill, evaluate, finetune
     from compresskit.training.trainer import DistillationTrainer
 
@@ -33,13 +33,13 @@ _PUBLIC = {
     "to_dense": "compresskit.api",
     "bench": "compresskit.benchmark.runner",
     "export": "compresskit.exporting.formats",
-    "push": "compresskit.reporting.publish",
+    "push": "compresskit.folders.publish",
     "distill": "compresskit.training.stages",
     "evaluate": "compresskit.training.stages",
     "finetune": "compresskit.training.stages",
     "DistillationTrainer": "compresskit.training.trainer",
     "Stage": "compresskit.planning.stage",
-    "verify": "compresskit.reporting.verification",
+    "verify": "compresskit.folders.verification",
     "CompresskitError": "compresskit.errors",
     "InputError": "compresskit.errors",
     "WorkError": "compresskit.errors",

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from compresskit.calibration.statistics import TOKENS, Calibration, calibrate
 from compresskit.data.corpus import Corpus, find_corpus
-from compresskit.data.tasks import TaskData, load_data, load_task
 from compresskit.errors import InputError, unknown
 from compresskit.model import checkpoint
 from compresskit.model.checkpoint import Checkpoint
@@ -23,6 +22,7 @@ from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import Plan, Progress, make_plan, silent
 from compresskit.planning.recipe import Allocation, Objective, Recipe, check_ratio, for_method, load_recipe
+from compresskit.tasks.task import TaskData, load_data, load_task
 
 ModelLike = PreTrainedModel | str | Path | None
 Text = str | Path | Corpus

@@ -32,3 +32,8 @@ def unknown(what: str, given: str, allowed: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return InputError(f"unknown {what} {given!r}: {hint}known: {', '.join(names) or 'none'}")
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text, short and on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -27,9 +27,8 @@ from transformers import PreTrainedModel
 import compresskit
 from compresskit import cli
 from compresskit.benchmark.runner import BenchResult
-from compresskit.data import demo
 from compresskit.errors import InputError
-from compresskit.model import checkpoint
+from compresskit.model import checkpoint, demo
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()

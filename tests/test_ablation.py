@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import compresskit
 from compresskit import api
-from compresskit.data import demo
+from compresskit.model import demo
 from compresskit.planning.stage import DEFAULTS
 from compresskit.training import losses
 from compresskit.training.attention import SCORES

@@ -23,8 +23,8 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 import compresskit
-from compresskit.data import demo
-from compresskit.model import checkpoint, hub
+from compresskit.model import checkpoint, demo
+from compresskit.storage import hub
 
 BAD_CHOICES = {
     "unknown method": (("--method", "kroneker", "--ratio", 3), "did you mean 'kronecker'"),

@@ -23,7 +23,7 @@ from compresskit import InputError
 from compresskit.benchmark import cells as work
 from compresskit.benchmark import sources
 from compresskit.benchmark.records import read
-from compresskit.benchmark.report import command
+from compresskit.benchmark.report.render import command
 from compresskit.benchmark.runner import BenchResult
 from compresskit.benchmark.store import Store
 

@@ -18,7 +18,7 @@ from compresskit import InputError
 from compresskit.benchmark import runner
 from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.quality import find_passages
-from compresskit.benchmark.report import command
+from compresskit.benchmark.report.render import command
 from compresskit.benchmark.runner import BenchResult
 from compresskit.benchmark.sources import Sources
 from compresskit.benchmark.store import Store

@@ -16,7 +16,6 @@ import compresskit
 from compresskit import InputError
 from compresskit.calibration.statistics import Calibration, calibrate
 from compresskit.data.corpus import batches, find_corpus
-from compresskit.data.tasks import load_data, load_task
 from compresskit.decomposers import linalg, tensor_train, weighted
 from compresskit.decomposers.base import Group, Spec, Target
 from compresskit.decomposers.kronecker import KroneckerSpec
@@ -28,6 +27,7 @@ from compresskit.model.targets import find_targets
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import for_method
+from compresskit.tasks.task import load_data, load_task
 
 M, N, V = 24, 36, 90
 LINEAR = tuple(Target(f"layer{i}", "linear", "ffn", (M, N)) for i in range(3))

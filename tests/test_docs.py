@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from compresskit.benchmark.report import tables
+from compresskit.benchmark.report.render import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 

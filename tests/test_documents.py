@@ -31,8 +31,8 @@ from compresskit import api
 from compresskit.benchmark import latency
 from compresskit.benchmark.grid import load_grid
 from compresskit.cli import cli
-from compresskit.data import demo
-from compresskit.data.tasks import load_data, load_task
+from compresskit.model import demo
+from compresskit.tasks.task import load_data, load_task
 from compresskit.training import job
 
 ROOT = Path(__file__).resolve().parents[1]

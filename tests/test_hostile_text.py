@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from test_report_tables import record
 
 from compresskit import InputError
+from compresskit import markup as text
 from compresskit.benchmark.records import ExportRecord, frame, read, write
-from compresskit.data import files
 from compresskit.data.corpus import Corpus
-from compresskit.reporting import text
-from compresskit.reporting.training import _stage_text
+from compresskit.folders.training import _stage_text
+from compresskit.storage import files
 from compresskit.validation import parse_mapping
 
 COMPRESS = ("--method", "low-rank", "--ratio", 2)

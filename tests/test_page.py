@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from test_report_tables import example
 
-from compresskit.reporting import comparison
-from compresskit.reporting.page import page
+from compresskit.benchmark.report import comparison
+from compresskit.benchmark.report.page import page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -24,8 +24,8 @@ from compresskit.decomposers.base import ROLES, Decomposer, Group, Spec, Target
 from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.registry import decomposers
 from compresskit.errors import InputError, UnreachableError
+from compresskit.markup import fenced, plain
 from compresskit.planning.recipe import Recipe, parse_recipe
-from compresskit.reporting.text import fenced, plain
 from compresskit.validation import parse_mapping
 
 METHODS = sorted(decomposers())

@@ -22,8 +22,8 @@ from conftest import Result, Run, outputs, refused, tiny_model
 from huggingface_hub import HfApi, constants
 
 import compresskit
+from compresskit.folders import publish
 from compresskit.model import checkpoint
-from compresskit.reporting import publish
 
 
 class Hub(ThreadingHTTPServer):
@@ -229,5 +229,5 @@ def test_refused_before_anything_is_sent(
     (small / "README.md").unlink()
     refused(run("push", small, "small"), "has no model card")
     shutil.copy(tiny_folder / "config.json", small / "README.md")
-    monkeypatch.setattr("compresskit.reporting.publish.get_token", lambda: None)
+    monkeypatch.setattr("compresskit.folders.publish.get_token", lambda: None)
     refused(run("push", small, "small"), "no token for the hub: log in with `hf auth login`, or set HF_TOKEN")

@@ -14,8 +14,8 @@ from compresskit.benchmark import latency
 from compresskit.benchmark.grid import GENERAL, Grid
 from compresskit.benchmark.quality import Encoded, Passages, closeness, retrieval
 from compresskit.benchmark.records import Record, frame
-from compresskit.benchmark.report import command
-from compresskit.reporting import comparison
+from compresskit.benchmark.report import comparison
+from compresskit.benchmark.report.render import command
 
 
 def record(method: str, asked: float | None, task: str, seed: int, score: float | None, **changes: Any) -> Record:

@@ -21,7 +21,6 @@ from transformers import (
 from compresskit.api import find_statistics, plan
 from compresskit.calibration.sensitivity import _informative, sensitivities
 from compresskit.calibration.statistics import Calibration, calibrate
-from compresskit.data.tasks import TaskData, load_data, load_task
 from compresskit.decomposers.base import Target
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint
@@ -29,6 +28,7 @@ from compresskit.model.sources import ModelSource
 from compresskit.model.targets import find_targets
 from compresskit.planning.planner import Plan, make_plan
 from compresskit.planning.recipe import for_method
+from compresskit.tasks.task import TaskData, load_data, load_task
 
 #: Relative size of a change, and how often it is made.
 SIZE, DRAWS = 0.01, 25

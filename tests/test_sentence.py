@@ -18,7 +18,8 @@ from transformers import AutoModel, AutoTokenizer
 import compresskit
 from compresskit import InputError
 from compresskit.decomposers.base import FactorisedEmbedding
-from compresskit.model import checkpoint, hub, sentence
+from compresskit.model import checkpoint, sentence
+from compresskit.storage import hub
 
 SENTENCES = ["A man is eating food.", "Someone has a meal.", "The stock market fell sharply on Monday."]
 

@@ -14,10 +14,10 @@ import pytest
 import compresskit
 from compresskit.benchmark.grid import Grid, TaskChanges
 from compresskit.cli import cli
-from compresskit.data.tasks import Hub, Task
 from compresskit.decomposers.registry import decomposers
 from compresskit.planning.recipe import Recipe, Rule
 from compresskit.planning.stage import Stage
+from compresskit.tasks.task import Hub, Task
 
 pytest.importorskip("mkdocs", reason="the extra 'docs' is not installed")
 

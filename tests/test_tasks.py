@@ -13,12 +13,13 @@ import transformers
 from conftest import tiny_model, vocabulary, write_tsv
 
 import compresskit
-from compresskit.data import metrics, squad
 from compresskit.data.corpus import EMBEDDED, find_corpus, sequences
-from compresskit.data.encoding import encode, positions
-from compresskit.data.heads import map_labels
-from compresskit.data.tasks import load_data, load_task, shipped_tasks
 from compresskit.errors import InputError
+from compresskit.model.positions import positions
+from compresskit.tasks import metrics, squad
+from compresskit.tasks.encoding import encode
+from compresskit.tasks.labels import map_labels
+from compresskit.tasks.task import load_data, load_task, shipped_tasks
 
 GLUE = {"cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"}
 

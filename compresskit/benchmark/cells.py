@@ -26,18 +26,19 @@ from compresskit.benchmark.sources import Sources
 from compresskit.calibration.statistics import Calibration
 from compresskit.data.corpus import Part
 from compresskit.decomposers.base import SharedFactors
-from compresskit.errors import InputError, UnreachableError, WorkError
+from compresskit.errors import InputError, UnreachableError, WorkError, one_line
+from compresskit.folders.compressed import write_compressed
+from compresskit.folders.compression import resolved_recipe
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.measure import count_flops
-from compresskit.model.output import one_line, output_folder, write_text
+from compresskit.model.output import output_folder
 from compresskit.model.sources import ModelSource
 from compresskit.model.targets import count_parameters, find_targets
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import Recipe
-from compresskit.reporting.compressed import write_compressed
-from compresskit.reporting.record import resolved_recipe
+from compresskit.storage.writing import write_text
 from compresskit.training import stages
 from compresskit.training.evaluation import Runnable, score
 from compresskit.training.job import sequence_length

@@ -19,8 +19,7 @@ from compresskit.benchmark.records import Record
 from compresskit.benchmark.runner import PATIENCE, Todo, Watcher, failure, settle
 from compresskit.benchmark.sources import Sources, versions
 from compresskit.benchmark.store import Store
-from compresskit.errors import InputError, WorkError
-from compresskit.model.output import one_line
+from compresskit.errors import InputError, WorkError, one_line
 
 #: How often a cell whose worker died is continued elsewhere.
 RETRIES = 3

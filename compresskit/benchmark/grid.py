@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from compresskit.data.tasks import load_task
 from compresskit.decomposers import registry
 from compresskit.decomposers.base import AUTO
 from compresskit.errors import InputError, unknown
 from compresskit.planning.recipe import Allocation, Recipe, check_ratio, for_method, load_recipe, shipped_recipes
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage
+from compresskit.tasks.task import load_task
 from compresskit.training.settings import split_settings, with_settings
 from compresskit.validation import parse_mapping, read_named, validate
 

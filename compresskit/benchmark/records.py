@@ -12,9 +12,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compresskit.benchmark.grid import Export
+from compresskit.benchmark.report.comparison import share_kept
 from compresskit.errors import InputError
-from compresskit.model.output import write_text
-from compresskit.reporting.comparison import share_kept
+from compresskit.storage.writing import write_text
 from compresskit.validation import validate
 
 FORMAT_VERSION: Literal[1] = 1

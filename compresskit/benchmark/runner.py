@@ -18,7 +18,7 @@ from compresskit.benchmark import cells as work
 from compresskit.benchmark import exports, latency
 from compresskit.benchmark.grid import Cell, Grid, load_grid
 from compresskit.benchmark.records import Record, digest
-from compresskit.benchmark.report import render
+from compresskit.benchmark.report.render import render
 from compresskit.benchmark.sources import Sources
 from compresskit.benchmark.stand_in import timed_folder
 from compresskit.benchmark.store import Store

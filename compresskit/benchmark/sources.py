@@ -20,15 +20,15 @@ from compresskit.benchmark.records import digest
 from compresskit.calibration.statistics import Calibration, calibrate
 from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus, Part
-from compresskit.data.encoding import check_length, positions
-from compresskit.data.files import file_hash
-from compresskit.data.tasks import Task, TaskData, load_data, load_task
 from compresskit.decomposers import registry
 from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.positions import check_length, positions
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.recipe import Recipe
+from compresskit.storage.files import file_hash
+from compresskit.tasks.task import Task, TaskData, load_data, load_task
 from compresskit.training.job import DEFAULT_LENGTH
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy")

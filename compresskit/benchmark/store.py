@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from compresskit.benchmark.grid import Cell, Grid
 from compresskit.benchmark.records import FORMAT_VERSION, RECORD, Record, read, write
 from compresskit.errors import InputError
-from compresskit.model.output import write_text
+from compresskit.storage.writing import write_text
 from compresskit.validation import validate
 
 #: Says that a folder is a benchmark's, and which grid it holds.

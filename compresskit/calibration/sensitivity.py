@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.data.heads import check_head, map_labels
-from compresskit.data.tasks import TaskData
 from compresskit.errors import InputError
 from compresskit.model.targets import find_targets
+from compresskit.tasks.labels import check_head, map_labels
+from compresskit.tasks.task import TaskData
 
 #: Tokens that are read: one number per matrix needs fewer than a second moment. And in a batch: a backward pass keeps
 #: what every layer computed.

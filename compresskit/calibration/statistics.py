@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from compresskit.calibration import sensitivity
 from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus
-from compresskit.data.encoding import encode, positions
-from compresskit.data.tasks import TRAIN, TaskData
 from compresskit.decomposers.base import Target
 from compresskit.errors import InputError
+from compresskit.model.positions import positions
 from compresskit.model.targets import find_targets
+from compresskit.tasks.encoding import encode
+from compresskit.tasks.task import TRAIN, TaskData
 
 #: Tokens that are read where nobody says: a second moment of 3072 columns needs some tens of thousands.
 TOKENS = 65_536

@@ -123,7 +123,7 @@ def report(folder: Path, paste: Path | None, debug: bool) -> None:
 
     --paste FILE replaces what stands in FILE between `<!-- bench: FOLDER -->` and `<!-- /bench -->`.
     """
-    from compresskit.benchmark import report as reports
+    from compresskit.benchmark.report import render as reports
     from compresskit.benchmark.store import Store
 
     begin()
@@ -144,8 +144,8 @@ def _budget(settings: dict[str, Any], **budget: float) -> dict[str, Any]:
 
 def _closing_words(result: BenchResult, seconds: float) -> None:
     from compresskit.benchmark.records import frame
-    from compresskit.reporting import comparison
-    from compresskit.reporting.tables import grid
+    from compresskit.benchmark.report import comparison
+    from compresskit.cli.tables import grid
 
     for title, table in comparison.sections(frame(result.records)):
         columns, rows = comparison.summary(table)

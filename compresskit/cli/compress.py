@@ -15,10 +15,10 @@ from compresskit.data import EMBEDDED
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
-    from compresskit.data.tasks import TaskData
     from compresskit.model.checkpoint import Checkpoint
     from compresskit.planning.planner import Plan
     from compresskit.planning.recipe import Recipe
+    from compresskit.tasks.task import TaskData
 
 
 @click.command()
@@ -75,13 +75,13 @@ def compress(
     size_bytes = None if size is None else parse_size(size)
     prepare(seed, threads, device)
     from compresskit.api import choose_recipe, find_calibration, find_statistics
-    from compresskit.data.tasks import TaskData
+    from compresskit.folders.compressed import write_compressed
     from compresskit.model import checkpoint as checkpoints
     from compresskit.model import output as outputs
     from compresskit.model.sources import ModelSource
     from compresskit.planning.apply import apply_plan
     from compresskit.planning.planner import make_plan
-    from compresskit.reporting.compressed import write_compressed
+    from compresskit.tasks.task import TaskData
 
     def chosen(at_ratio: float | None) -> Recipe:
         options = {"allocation": allocation, "objective": objective, "allow_slow": allow_slow}
@@ -159,8 +159,8 @@ def inspect(model: str | None, as_class: str | None, seed: int, threads: int | N
     """Show every matrix: role, shape, share of the model, and how compressible it is."""
     prepare(seed, threads, device)
 
+    from compresskit.cli.inspection import inspection_tables
     from compresskit.model import checkpoint as checkpoints
-    from compresskit.reporting.inspection import inspection_tables
 
     with reading(model):
         dense = checkpoints.read(model, as_class, device)
@@ -175,10 +175,10 @@ def inspect(model: str | None, as_class: str | None, seed: int, threads: int | N
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def methods(**_: Any) -> None:
     """List the registered methods and the shipped recipes."""
+    from compresskit.cli.tables import grid
     from compresskit.decomposers.base import AUTO
     from compresskit.decomposers.registry import broken, decomposers, source
     from compresskit.planning.recipe import load_recipe, shipped_recipes
-    from compresskit.reporting.tables import grid
 
     rows = [(name, method.summary, method.reference, source(name)) for name, method in decomposers().items()]
     rows.append((AUTO, "for every matrix the method and shape with the least error, best with --calibration", "", ""))
@@ -215,7 +215,7 @@ def _ratio_of_size(dense: Checkpoint, size: int) -> float:
 
 def show(dense: Checkpoint, plan: Plan, megabytes: tuple[float, float] | None = None) -> None:
     """The plan's two tables and its notes."""
-    from compresskit.reporting.tables import plan_table, totals_table
+    from compresskit.cli.tables import plan_table, totals_table
 
     out.print(plan_table(plan))
     out.print(totals_table(plan, megabytes))

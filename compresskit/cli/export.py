@@ -30,8 +30,8 @@ FORMATS = ("onnx", "onnx-int8", "dense")
 def export(folder: str, format_: Any, output: Path | None, threads: int | None, debug: bool, **options: Any) -> None:
     """Write a compressed model for another runtime: ONNX, where factors stay factors, or an ordinary checkpoint."""
     prepare(0, threads)
+    from compresskit.cli.tables import grid
     from compresskit.exporting.formats import export as write
-    from compresskit.reporting.tables import grid
 
     target = output or Path(f"{Path(folder).resolve().name}-{format_}")
     with err.status(f"writing {format_}"):

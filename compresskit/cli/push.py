@@ -18,7 +18,7 @@ from compresskit.cli.common import err, out, prepare
 def push(folder: Path, repository: str, private: bool | None, auto_map: bool, debug: bool) -> None:
     """Put a compressed folder on the hub as REPO (owner/name): weights, tokenizer, model card, results."""
     prepare(0, None)
-    from compresskit.reporting.publish import push as publish
+    from compresskit.folders.publish import push as publish
 
     with err.status("uploading"):
         address = publish(folder, repository, private=private, auto_map=auto_map)

@@ -142,7 +142,7 @@ def evaluate(model: str, task: str | None, debug: bool, threads: int | None, see
     if task is None:
         raise InputError("--task is needed: what to score; `compresskit tasks` lists what is there")
     prepare(seed, threads)
-    from compresskit.reporting.tables import grid
+    from compresskit.cli.tables import grid
     from compresskit.training import stages
 
     with progress_bar() as progress:
@@ -160,8 +160,8 @@ def evaluate(model: str, task: str | None, debug: bool, threads: int | None, see
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def tasks(debug: bool) -> None:
     """List the tasks that come with compresskit."""
-    from compresskit.data.tasks import load_task, shipped_tasks
-    from compresskit.reporting.tables import grid
+    from compresskit.cli.tables import grid
+    from compresskit.tasks.task import load_task, shipped_tasks
 
     declared = [load_task(name) for name in sorted(shipped_tasks())]
     rows = [
@@ -207,8 +207,8 @@ def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
 
 
 def _report(result: Result, following: str = "") -> None:
-    from compresskit.reporting.tables import grid
-    from compresskit.reporting.training import score_rows
+    from compresskit.cli.tables import grid
+    from compresskit.folders.training import score_rows
 
     record = result.record
     columns, rows = score_rows(record)

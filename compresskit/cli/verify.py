@@ -21,7 +21,7 @@ def verify(folder: Path, **_: Any) -> None:
     One line per finding and exit code 1; exit code 0 where all is as recorded.
     """
     prepare(0, None)
-    from compresskit.reporting import verification
+    from compresskit.folders import verification
 
     with err.status(escape(f"verifying {folder}")):
         findings = verification.verify(folder)

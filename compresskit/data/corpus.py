@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
-from compresskit.data import EMBEDDED, files
+from compresskit.data import EMBEDDED
 from compresskit.errors import InputError
-from compresskit.model import hub
+from compresskit.storage import files, hub
 
 #: One document in so many is held out of the part ``training``.
 HELD_OUT_SHARE = 5

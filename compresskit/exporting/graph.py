@@ -16,9 +16,8 @@ from onnxscript import optimizer
 from transformers import PreTrainedModel
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-from compresskit.errors import WorkError
+from compresskit.errors import WorkError, one_line
 from compresskit.exporting.agreement import example_inputs
-from compresskit.model.output import one_line
 
 #: Bytes of a constant up to which the optimiser may compute with it: shapes and scalars, but no factor. Above that it
 #: would multiply small factors out and keep a transposed copy of a tied table.

@@ -15,15 +15,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from compresskit.data import demo
-from compresskit.errors import InputError
-from compresskit.model import hub, sentence
-from compresskit.model.output import TOKENIZER_FILES, one_line
+from compresskit.errors import InputError, one_line
+from compresskit.model import demo, sentence
+from compresskit.model.output import TOKENIZER_FILES
 from compresskit.model.quantizer import QUANT_METHOD, is_compressed, mount_config, quantizer_of
 from compresskit.model.sizes import check_config, check_sizes
 from compresskit.model.sources import check_finite
 from compresskit.model.targets import base_prefix, check_supported, find_targets
 from compresskit.model.weights import Stored, check_folder, check_unchanged, read_headers, read_tensor, weight_files
+from compresskit.storage import hub
 from compresskit.validation import read_json
 
 __all__ = ["MODEL_CLASSES", "Checkpoint", "is_vocabulary", "load_compressed", "read", "save", "weight_files"]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from compresskit.errors import InputError, WorkError
+from compresskit.errors import InputError
 from compresskit.model import sentence
+from compresskit.storage.writing import new_folder
 
 #: One of them is present in every folder that compresskit wrote.
 MARKER = "compression.json"
@@ -39,19 +35,8 @@ def output_folder(output: Path, overwrite: bool) -> Iterator[Path]:
         InputError: before the block: ``output`` exists (and may not be overwritten) or cannot be written.
     """
     check_output(output, overwrite)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.part-", dir=output.parent))
-    except OSError as error:
-        raise InputError(f"output {output}: cannot be written: {error.strerror or error}") from None
-    try:
+    with new_folder(output) as temporary:
         yield temporary
-        _open_permissions(temporary)
-        _move_into_place(temporary, output)
-    except (OSError, SafetensorError) as error:
-        raise WorkError(f"output {output}: could not be written: {one_line(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -76,48 +61,3 @@ def check_output(output: Path, overwrite: bool) -> None:
 def is_ours(name: str) -> bool:
     """Whether compresskit writes files of this name."""
     return _OUR_FILES.fullmatch(name) is not None
-
-
-def _open_permissions(folder: Path) -> None:
-    """The permissions that any new file gets: those of temporary folders and of safetensors are for secrets."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def _move_into_place(temporary: Path, output: Path) -> None:
-    if not output.exists():
-        temporary.rename(output)
-        return
-    retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.parent))
-    try:
-        output.rename(retired / output.name)
-        temporary.rename(output)
-    except BaseException:  # an interrupt between the two renames must not lose the old result
-        if not output.exists() and (retired / output.name).exists():
-            (retired / output.name).rename(output)
-        with suppress(OSError):
-            retired.rmdir()  # only if empty: what could not be put back stays where it is
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file complete or not at all; several processes may do so at once, the last one stays."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def one_line(error: BaseException) -> str:
-    """The error's text, short and on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -11,8 +11,7 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedModel
 
-from compresskit.errors import InputError
-from compresskit.model.output import one_line
+from compresskit.errors import InputError, one_line
 from compresskit.model.quantizer import QUANT_METHOD, CompresskitConfig, mount_config
 from compresskit.model.weights import Stored
 

@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from compresskit.data.files import file_hash
-from compresskit.errors import InputError
-from compresskit.model.output import MARKER, one_line
+from compresskit.errors import InputError, one_line
+from compresskit.model.output import MARKER
 from compresskit.model.sentence import module_folders
+from compresskit.storage.files import file_hash
 from compresskit.validation import read_json
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

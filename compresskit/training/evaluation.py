@@ -12,12 +12,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from compresskit.data import squad
-from compresskit.data.encoding import encode
-from compresskit.data.heads import check_head, map_labels
-from compresskit.data.metrics import METRICS
-from compresskit.data.tasks import TRAIN, Split, TaskData
 from compresskit.planning.stage import Stage
+from compresskit.tasks import squad
+from compresskit.tasks.encoding import encode
+from compresskit.tasks.labels import check_head, map_labels
+from compresskit.tasks.metrics import METRICS
+from compresskit.tasks.task import TRAIN, Split, TaskData
 from compresskit.training.attention import attention_kept
 from compresskit.training.batches import MaskingCollator
 from compresskit.training.objective import TARGETS, Objective, count_items

@@ -21,15 +21,16 @@ from transformers import (
 )
 
 from compresskit.data import corpus as corpora
-from compresskit.data.encoding import check_length, encode, positions
-from compresskit.data.heads import check_head, map_labels
-from compresskit.data.tasks import TRAIN, Task, TaskData
 from compresskit.errors import InputError
+from compresskit.folders import training as reports
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.positions import check_length, positions
 from compresskit.planning.stage import Stage
-from compresskit.reporting import training as reports
+from compresskit.tasks.encoding import encode
+from compresskit.tasks.labels import check_head, map_labels
+from compresskit.tasks.task import TRAIN, Task, TaskData
 from compresskit.training.attention import attention_kept
 from compresskit.training.batches import MaskingCollator
 from compresskit.training.evaluation import Progress, held_out_losses, score

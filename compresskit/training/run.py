@@ -14,8 +14,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from compresskit.errors import InputError
-from compresskit.model.output import one_line
+from compresskit.errors import InputError, one_line
 from compresskit.planning.stage import Stage
 from compresskit.training.batches import LengthBatchSampler
 from compresskit.training.evaluation import Progress

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from compresskit.data.metrics import METRICS
-from compresskit.data.tasks import TaskData
 from compresskit.model.sentence import Pooling
+from compresskit.tasks.metrics import METRICS
+from compresskit.tasks.task import TaskData
 from compresskit.training.evaluation import BATCH_SIZE, Progress
 
 

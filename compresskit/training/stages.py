@@ -11,8 +11,6 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from compresskit.data import corpus as corpora
-from compresskit.data.heads import check_head, map_labels
-from compresskit.data.tasks import Task, load_data, load_task
 from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
@@ -21,6 +19,8 @@ from compresskit.model.quantizer import is_compressed, quantizer_of
 from compresskit.model.sentence import pooling
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, StageName
+from compresskit.tasks.labels import check_head, map_labels
+from compresskit.tasks.task import Task, load_data, load_task
 from compresskit.training.evaluation import Progress, score
 from compresskit.training.job import Job, Result, sequence_length
 from compresskit.training.objective import check_fit

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["compresskit.benchmark.runner", "compresskit.cli", "compresskit.reporting.verification"])
+_forks.set_forkserver_preload(["compresskit.benchmark.runner", "compresskit.cli", "compresskit.folders.verification"])
 
 
 def enter(log: Path, arguments: list[str]) -> None:

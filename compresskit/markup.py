@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -28,3 +28,9 @@ def calibration_text(calibration: Mapping[str, Any]) -> str:
     """What a plan or record says it was calibrated on, e.g. ``65,536 tokens of wiki.txt``."""
     text = calibration["text"]
     return f"{calibration['tokens']:,} tokens of {text['source']}" + (f" ({text['task']})" if "task" in text else "")
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

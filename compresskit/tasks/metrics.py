@@ -44,5 +44,5 @@ METRICS: dict[str, Callable[[Values, Values, int], float]] = {
     ),
 }
 
-#: Metrics of answers to questions, computed by :mod:`compresskit.data.squad`.
+#: Metrics of answers to questions, computed by :mod:`compresskit.tasks.squad`.
 SPAN_METRICS = ("span_f1", "exact_match")

@@ -13,10 +13,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
-from compresskit.errors import InputError, WorkError
+from compresskit.errors import InputError, WorkError, one_line
 from compresskit.model import sentence
 from compresskit.model.checkpoint import MODEL_CLASSES, load_compressed
-from compresskit.model.output import TRAINING, is_ours, one_line
+from compresskit.model.output import TRAINING, is_ours
 
 CARD = "README.md"
 RESULTS = ".eval_results/compresskit.yaml"

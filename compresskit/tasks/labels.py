@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from compresskit.data.tasks import Task
 from compresskit.errors import InputError
+from compresskit.tasks.task import Task
 
 _HEADS = {
     "classification": (modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "sequence classification"),

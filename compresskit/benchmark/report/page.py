@@ -12,8 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from compresskit.reporting.comparison import NOT_KNOWN, Column, pareto, used_columns
-from compresskit.reporting.plots import GREY, MARKERS, styles
+from compresskit.benchmark.report.comparison import NOT_KNOWN, Column, pareto, used_columns
+from compresskit.benchmark.report.plots import GREY, MARKERS, styles
 
 _SYMBOLS = dict(
     zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
@@ -29,7 +29,7 @@ def page(title: str, found: Sequence[tuple[str, pd.DataFrame]], facts: Mapping[s
 
     Args:
         title: of the page.
-        found: (title, table) of :func:`compresskit.reporting.comparison.sections`.
+        found: (title, table) of :func:`compresskit.benchmark.report.comparison.sections`.
         facts: what the report says beside its tables: ``lead``, ``quality`` and ``lines`` (name, text).
         version: of compresskit.
     """
@@ -46,7 +46,7 @@ def page(title: str, found: Sequence[tuple[str, pd.DataFrame]], facts: Mapping[s
         for name, figure in (("ratio", _against_ratio(table)), ("speed", _against_speed(table))):
             if figure is not None:
                 plots.append({"id": f"plot-{number}-{name}", "section": section, "json": _safe(figure.to_json())})
-    folder = resources.files("compresskit.reporting")
+    folder = resources.files("compresskit.benchmark.report")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(

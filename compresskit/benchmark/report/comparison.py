@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from compresskit.reporting.tables import markdown
+from compresskit.markup import markdown
 
 NOT_KNOWN = "N/A"
 _GROUP = ["model", "task", "method", "kind", "ratio_asked"]

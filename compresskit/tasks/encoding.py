@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel
 
-from compresskit.data import squad
-from compresskit.data.tasks import Split, Task
-from compresskit.errors import InputError
+from compresskit.tasks import squad
+from compresskit.tasks.task import Split, Task
 
 #: Tokens that two windows of one paragraph share.
 STRIDE = 128
@@ -41,23 +39,3 @@ def encode(
     columns.pop("attention_mask", None)
     columns["length"] = [len(ids) for ids in columns["input_ids"]]
     return Dataset.from_dict(columns)
-
-
-def positions(model: PreTrainedModel) -> int | None:
-    """How many tokens the model takes at most; None where its positions are relative."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return limit - module.padding_idx - 1  # the roberta kind starts to count behind the padding
-    return limit
-
-
-def check_length(model: PreTrainedModel, max_length: int) -> None:
-    """Refuse sequences longer than the model's position table. Raises InputError."""
-    limit = positions(model)
-    if limit is not None and max_length > limit:
-        raise InputError(
-            f"max length {max_length}: {type(model).__name__} has {limit} positions; choose at most {limit}"
-        )

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from compresskit.data import files, metrics, squad
 from compresskit.errors import InputError, unknown
-from compresskit.model import hub
+from compresskit.storage import files, hub
+from compresskit.tasks import metrics, squad
 from compresskit.validation import parse_mapping, read_named, validate
 
 TRAIN, DEV = "train", "dev"
@@ -58,7 +58,7 @@ class Task(_Strict):
         files: split -> file (or alternatives) below the data folder. ``train`` and ``dev`` are what commands use; any
             further split is scored too where it is there.
         hub: where the task lies on the hub, for use without a data folder.
-        metrics: names of :data:`compresskit.data.metrics.METRICS`; the first one is the primary metric.
+        metrics: names of :data:`compresskit.tasks.metrics.METRICS`; the first one is the primary metric.
         max_length: default length in tokens.
         bad_lines: ``refuse`` (default) or ``skip`` lines with the wrong number of fields, with a note.
         holdout: the share of ``train`` that serves as ``dev`` where no such file is there (seed 0, stated in a note).
@@ -174,7 +174,7 @@ class TaskData:
 
 def shipped_tasks() -> dict[str, Any]:
     """Name -> declaration of every task that comes with compresskit."""
-    folder = resources.files("compresskit") / "data" / "declarations"
+    folder = resources.files("compresskit.tasks") / "declarations"
     return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
 
 

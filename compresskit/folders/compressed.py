@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from compresskit.folders.card import model_card
+from compresskit.folders.compression import compression_record, resolved_recipe
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.output import MARKER
 from compresskit.model.weights import fingerprints
 from compresskit.planning.planner import Plan
-from compresskit.reporting.card import model_card
-from compresskit.reporting.record import compression_record, resolved_recipe
 
 
 def write_compressed(student: Checkpoint, plan: Plan, folder: Path, title: str) -> tuple[float, float]:

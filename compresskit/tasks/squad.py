@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from compresskit.data.files import open_text
 from compresskit.errors import InputError
+from compresskit.storage.files import open_text
 
 #: Spans longer than this many tokens are not answers (as in BERT's own evaluation).
 MAX_ANSWER_TOKENS = 30

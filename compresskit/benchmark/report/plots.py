@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from compresskit.benchmark.report.comparison import pareto
 from compresskit.decomposers.base import AUTO
 from compresskit.decomposers.registry import decomposers
-from compresskit.reporting.comparison import pareto
 
 #: Okabe and Ito's colours, which most eyes tell apart; baselines are grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")

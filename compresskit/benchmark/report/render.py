@@ -15,13 +15,12 @@ from compresskit import __version__
 from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.quality import METRIC
 from compresskit.benchmark.records import FORMAT_VERSION, Record, frame
+from compresskit.benchmark.report import comparison, plots
+from compresskit.benchmark.report.page import page
 from compresskit.benchmark.store import Store
 from compresskit.errors import InputError
-from compresskit.model.output import write_text
-from compresskit.reporting import comparison, plots
-from compresskit.reporting.page import page
-from compresskit.reporting.tables import markdown
-from compresskit.reporting.text import calibration_text, cell, fenced, plain
+from compresskit.markup import calibration_text, cell, fenced, markdown, plain
+from compresskit.storage.writing import write_text
 
 _WITHOUT_LABELS = (
     f"Quality without labels on held-out text: **score** is the {METRIC}, the mean cosine between the sentence vectors "

@@ -17,15 +17,14 @@ import torch
 from accelerate import PartialState
 
 from compresskit import __version__
-from compresskit.data.files import file_hash
 from compresskit.errors import InputError
+from compresskit.markup import markdown, plain
 from compresskit.model.checkpoint import Checkpoint, weight_files
 from compresskit.model.output import MARKER, TRAINING
 from compresskit.model.quantizer import is_compressed
 from compresskit.model.targets import count_parameters
 from compresskit.model.weights import fingerprints
-from compresskit.reporting.tables import markdown
-from compresskit.reporting.text import plain
+from compresskit.storage.files import file_hash
 from compresskit.validation import read_json
 
 FORMAT_VERSION = 1

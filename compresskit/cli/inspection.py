@@ -8,12 +8,12 @@ import numpy as np
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from compresskit.cli.tables import grid
 from compresskit.decomposers import linalg
 from compresskit.decomposers.base import Target, row_blocks
 from compresskit.model.sources import ModelSource
 from compresskit.model.targets import convolutions, count_parameters, find_targets, tied_heads
 from compresskit.planning.planner import Progress
-from compresskit.reporting.tables import grid
 
 #: Share of the squared norm that the column "rank 90 %" asks for.
 ENERGY = 0.9

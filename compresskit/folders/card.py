@@ -7,11 +7,11 @@ import shlex
 from huggingface_hub import ModelCard, ModelCardData
 
 from compresskit.data import EMBEDDED
+from compresskit.markup import calibration_text, fenced, markdown, plain
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.planning.planner import Plan
 from compresskit.planning.recipe import Recipe
-from compresskit.reporting.tables import markdown, plan_columns, plan_rows, total_rows
-from compresskit.reporting.text import calibration_text, fenced, plain
+from compresskit.planning.summary import plan_columns, plan_rows, total_rows
 
 _TEXT = """---
 {data}

@@ -9,6 +9,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
+from compresskit.folders.compression import FORMAT_VERSION
+from compresskit.folders.training import read_stages
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.measure import count_flops
 from compresskit.model.output import MARKER, TRAINING
@@ -16,8 +18,6 @@ from compresskit.model.quantizer import quantizer_of
 from compresskit.model.targets import count_parameters
 from compresskit.model.weights import changed_files, fingerprints
 from compresskit.planning.recipe import load_recipe
-from compresskit.reporting.record import FORMAT_VERSION
-from compresskit.reporting.training import read_stages
 from compresskit.validation import read_json
 
 _RECIPE = "recipe.yaml"

@@ -1,0 +1,44 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from compresskit.planning.planner import Plan
+from compresskit.planning.summary import plan_columns, plan_rows, total_rows
+
+
+def plan_table(plan: Plan) -> Table:
+    """The plan, group by group."""
+    caption = "error: ||W - W'|| / ||W||, mean over the matrices"
+    if plan.calibration is not None:
+        caption += f"; output error: ||(W - W') X|| / ||W X|| on {plan.calibration['tokens']:,} tokens X of calibration"
+    return grid(plan_columns(plan), plan_rows(plan), left=(0, 3, 4), caption=caption)
+
+
+def totals_table(plan: Plan, megabytes: tuple[float, float] | None = None) -> Table:
+    """The totals, before and after."""
+    return grid(
+        ("total", "before", "after", "ratio"),
+        total_rows(plan, megabytes),
+        left=(0, 3),
+        caption="MB = 10^6 bytes; FLOPs = 2 x multiply-adds, one sequence of 128 tokens",
+    )
+
+
+def grid(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: Sequence[int],
+    caption: str | None = None,
+) -> Table:
+    """A table with the columns ``left`` aligned left, the others right. Long cells fold, nothing is cut off."""
+    table = Table(caption=caption, caption_justify="left")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index in left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table

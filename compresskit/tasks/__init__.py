@@ -1,0 +1,1 @@
+"""Tasks: what is read, what labels mean, how answers are scored."""
