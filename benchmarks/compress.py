@@ -24,7 +24,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 
 from compresskit.decomposers.base import Group
 from compresskit.decomposers.kronecker import KroneckerSpec
-from compresskit.decomposers.registry import decomposers, get
+from compresskit.decomposers.registry import METHODS, get
 from compresskit.decomposers.tucker import TuckerSpec
 from compresskit.markup import markdown
 from compresskit.model.sources import ModelSource
@@ -66,7 +66,7 @@ def read_and_write(model: PreTrainedModel, folder: Path) -> float:
 def whole(model: PreTrainedModel, seconds: float) -> list[dict[str, Any]]:
     """Plan and factorise, every method, in multiples of reading and writing."""
     rows = []
-    for method in decomposers():
+    for method in METHODS.all():
         for allocation in ("uniform", "error"):
             times = []
             for _ in range(REPEATS if allocation == "uniform" else 1):

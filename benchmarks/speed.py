@@ -26,7 +26,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 import compresskit
 from compresskit.decomposers.base import Group, Target
 from compresskit.decomposers.kronecker import KroneckerLinear
-from compresskit.decomposers.registry import decomposers, get
+from compresskit.decomposers.registry import METHODS, get
 from compresskit.markup import markdown
 from compresskit.model import checkpoint
 from compresskit.model.measure import count_flops
@@ -219,7 +219,7 @@ def models(rounds: int) -> list[dict[str, Any]]:
     dense = BertModel(BertConfig()).eval()
     found: dict[str, PreTrainedModel] = {"dense": dense, "without linear layers": _hollow(dense)}
     found |= {name: compresskit.compress(dense, recipe=name) for name in RECIPES}
-    found |= {f"{name} {RATIO}x": compresskit.compress(dense, method=name, ratio=RATIO) for name in decomposers()}
+    found |= {f"{name} {RATIO}x": compresskit.compress(dense, method=name, ratio=RATIO) for name in METHODS.all()}
     found[f"kronecker {RATIO}x, latency"] = compresskit.compress(
         dense, method="kronecker", ratio=RATIO, objective="latency"
     )
@@ -266,7 +266,7 @@ def training(rounds: int) -> list[dict[str, Any]]:
     The student's share of a distillation step: what the frozen teacher computes beside it is the same for all.
     """
     dense = checkpoint.read(None).model.float()
-    students = {name: compresskit.compress(dense, method=name, ratio=RATIO) for name in decomposers()}
+    students = {name: compresskit.compress(dense, method=name, ratio=RATIO) for name in METHODS.all()}
     rows = []
     for threads in (1, 2):
         torch.set_num_threads(threads)

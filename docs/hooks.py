@@ -81,10 +81,10 @@ def _model(module: str, name: str) -> type[BaseModel]:
 
 
 def _methods() -> str:
-    from compresskit.decomposers.registry import decomposers
+    from compresskit.decomposers.registry import METHODS
 
     parts = []
-    for name, method in decomposers().items():
+    for name, method in METHODS.all().items():
         about = inspect.cleandoc(method.options_type.__doc__ or "").partition("\n\nAttributes:")[0]
         parts.append(f"### {name}\n\n{method.summary}\n\n{_plain(about)}\n\n{_keys(method.options_type)}")
     return "\n\n".join(parts)

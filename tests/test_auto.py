@@ -16,7 +16,7 @@ from compresskit.calibration.statistics import calibrate
 from compresskit.data.corpus import find_corpus
 from compresskit.decomposers.base import Decomposer, Group, Spec, Target
 from compresskit.decomposers.low_rank import LowRankSpec
-from compresskit.decomposers.registry import decomposers, get, register
+from compresskit.decomposers.registry import METHODS, get, register
 from compresskit.decomposers.tensor_train import TensorTrainSpec
 from compresskit.decomposers.tucker import TuckerSpec
 from compresskit.model.sources import ModelSource
@@ -168,7 +168,7 @@ def test_blocks_and_partitions() -> None:
     rule = Rule(role=("ffn",), method="auto")
 
     def tasks(method: str, groups: Sequence[Group]) -> list[Task]:
-        decomposer: Decomposer = decomposers()[method]
+        decomposer: Decomposer = METHODS.all()[method]
         return [Task(group, decomposer, rule) for group in groups]
 
     given = [*tasks("low-rank", alone), *tasks("tucker", pairs[:1]), *tasks("kronecker", alone[1:])]

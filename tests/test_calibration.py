@@ -20,7 +20,7 @@ from compresskit.decomposers import linalg, tensor_train, weighted
 from compresskit.decomposers.base import Group, Spec, Target
 from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.low_rank import LowRankSpec
-from compresskit.decomposers.registry import decomposers, get
+from compresskit.decomposers.registry import METHODS, get
 from compresskit.decomposers.tensor_train import TensorTrainSpec
 from compresskit.decomposers.tucker import TuckerSpec
 from compresskit.model.targets import find_targets
@@ -280,7 +280,7 @@ def test_statistics_leave_the_model_alone(bench_folder: Path) -> None:
 # -- plans, folders, commands -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", sorted(decomposers()))
+@pytest.mark.parametrize("method", sorted(METHODS.all()))
 def test_every_method_from_the_api(method: str, bench_folder: Path, tmp_path: Path) -> None:
     given = {"method": method, "ratio": 3, "calibration": bench_folder / "text.txt"}
     model = compresskit.compress(bench_folder / "model", **given)

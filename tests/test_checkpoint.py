@@ -18,12 +18,12 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 import compresskit
 from compresskit import InputError
 from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear, TiedHead
-from compresskit.decomposers.registry import decomposers
+from compresskit.decomposers.registry import METHODS
 from compresskit.model import checkpoint
 from compresskit.model.targets import find_targets
 from compresskit.planning.recipe import Recipe
 
-METHODS = list(decomposers())
+METHODS = list(METHODS.all())
 
 
 def factorised(model: PreTrainedModel) -> dict[str, torch.nn.Module]:

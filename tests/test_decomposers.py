@@ -10,7 +10,7 @@ from compresskit.decomposers import kronecker as kronecker_module
 from compresskit.decomposers.base import Decomposer, Group, Spec, Target, TiedHead
 from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.low_rank import LowRankSpec
-from compresskit.decomposers.registry import decomposers, get, register
+from compresskit.decomposers.registry import METHODS, get, register
 from compresskit.decomposers.tensor_train import TensorTrainSpec
 from compresskit.decomposers.tucker import TuckerSpec
 from compresskit.errors import InputError
@@ -55,7 +55,7 @@ def build(decomposer: Decomposer, group: Group, spec: Spec, weight: torch.Tensor
 def cases() -> list[tuple[str, str, Spec]]:
     """(method, target, spec): the candidates at three budgets, and a few more shapes."""
     found = []
-    for name, decomposer in decomposers().items():
+    for name, decomposer in METHODS.all().items():
         for kind, target in TARGETS.items():
             group = Group("layer", (target,))
             specs: dict[Spec, None] = {}

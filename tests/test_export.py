@@ -20,7 +20,7 @@ import compresskit
 from compresskit import InputError
 from compresskit.cli.export import FORMATS
 from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear
-from compresskit.decomposers.registry import decomposers
+from compresskit.decomposers.registry import METHODS
 from compresskit.exporting import formats
 from compresskit.exporting.agreement import example_inputs
 from compresskit.exporting.graph import to_graph  # before conftest puts its store of traced models in this place
@@ -28,7 +28,7 @@ from compresskit.exporting.int8 import to_int8
 from compresskit.model import checkpoint
 from compresskit.model.targets import count_parameters
 
-METHODS = list(decomposers())
+METHODS = list(METHODS.all())
 OTHER_HEADS = {
     "tokens": transformers.AutoModelForTokenClassification,
     "answers": transformers.AutoModelForQuestionAnswering,

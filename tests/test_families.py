@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 import compresskit
 from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear, TiedHead
-from compresskit.decomposers.registry import decomposers
+from compresskit.decomposers.registry import METHODS
 from compresskit.model.targets import find_targets, tied_heads
 
 SIZES = {
@@ -102,7 +102,7 @@ def factors_without_gradient(model: PreTrainedModel, ids: torch.Tensor) -> set[s
     return {name for name, factor in factors.items() if factor.grad is None or not factor.grad.any()}
 
 
-@pytest.mark.parametrize(("family", "head", "method"), every_pair(FAMILIES, ["classifier", "masked-lm"], decomposers()))
+@pytest.mark.parametrize(("family", "head", "method"), every_pair(FAMILIES, ["classifier", "masked-lm"], METHODS.all()))
 def test_family(family: str, head: str, method: str, tmp_path: Path) -> None:
     dense = build(family, head)
     heads = tied_heads(dense)

@@ -14,9 +14,9 @@ from test_decomposers import OneWeight, build
 
 import compresskit
 from compresskit.decomposers.base import Group, Target
-from compresskit.decomposers.registry import decomposers
+from compresskit.decomposers.registry import METHODS
 
-METHODS = sorted(decomposers())
+METHODS = sorted(METHODS.all())
 TARGET = Target("layer", "linear", "ffn", (48, 96), bias=True)
 
 
@@ -41,7 +41,7 @@ MATRICES = {
 @pytest.mark.parametrize("method", METHODS)
 def test_awkward_matrices(method: str, kind: str, dtype: torch.dtype) -> None:
     """Finite factors, and an error as predicted, never above that of leaving the matrix out."""
-    decomposer, group, weight = decomposers()[method], Group("layer", (TARGET,)), MATRICES[kind].to(dtype)
+    decomposer, group, weight = METHODS.all()[method], Group("layer", (TARGET,)), MATRICES[kind].to(dtype)
     spec = decomposer.candidates(group, TARGET.parameters // 3, allow_slow=True)[0]
     layer = build(decomposer, group, spec, weight)
     assert all(parameter.isfinite().all() for parameter in layer.parameters())

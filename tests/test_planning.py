@@ -17,7 +17,7 @@ from compresskit import InputError
 from compresskit.decomposers import registry
 from compresskit.decomposers.base import Group, Target
 from compresskit.decomposers.kronecker import KroneckerSpec
-from compresskit.decomposers.registry import decomposers
+from compresskit.decomposers.registry import METHODS
 from compresskit.model.measure import count_flops
 from compresskit.model.sources import ModelSource
 from compresskit.model.targets import find_targets, skeleton
@@ -26,7 +26,7 @@ from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import Allocation, Recipe, Rule, for_method, load_recipe
 
 RATIOS = (2, 3, 5, 8, 12, 19, 30)
-METHODS = list(decomposers())
+METHODS = list(METHODS.all())
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from conftest import Run, tiny_model
 
 import compresskit
 from compresskit import InputError
-from compresskit.decomposers import registry
 from compresskit.decomposers.base import Group
 from compresskit.decomposers.low_rank import LowRank
+from compresskit.decomposers.registry import METHODS, get, register
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "plugin"
 
@@ -24,9 +25,9 @@ EVERYTHING = """
 import sys
 from pathlib import Path
 import compresskit, torch
-from compresskit.decomposers.registry import get, source
+from compresskit.decomposers.registry import get, METHODS
 root, output = Path(sys.argv[1]), Path(sys.argv[2])
-print("package:", source("randomized-svd"))
+print("package:", METHODS.source("randomized-svd"))
 plan = compresskit.plan(root / "model", method="randomized-svd", ratio=3, allocation="error")
 assert 3 <= plan.ratio < 3.2, plan.ratio
 student = compresskit.compress(root / "model", method="randomized-svd", ratio=3)
@@ -70,16 +71,11 @@ def test_a_real_package(bench_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
-    """A registry that has yet to look for plug-ins, and the entry points it will find."""
+def fresh() -> Iterator[list[EntryPoint]]:
+    """The entry points that the registry will find once it is asked; none so far."""
     points: list[EntryPoint] = []
-    registry.decomposers()
-    for name in ("_registry", "_plugins", "_broken"):
-        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
-    monkeypatch.setattr(registry, "_loaded", False)
-    monkeypatch.setattr(registry, "_refused", "")
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
-    return points
+    with METHODS.with_plugins(points):
+        yield points
 
 
 class Renamed(LowRank):
@@ -91,14 +87,14 @@ class Twin(LowRank):
 
 
 def point(name: str, value: str) -> EntryPoint:
-    return EntryPoint(name=name, value=value, group=registry.GROUP)
+    return EntryPoint(name=name, value=value, group=METHODS.group)
 
 
 def test_a_plugin_is_a_method(fresh: list[EntryPoint]) -> None:
     fresh.append(point("renamed", "test_plugins:Renamed"))
-    assert "renamed" in registry.decomposers()
-    assert registry.source("renamed") == "test_plugins:Renamed"
-    assert registry.source("low-rank") == "compresskit"
+    assert "renamed" in METHODS.all()
+    assert METHODS.source("renamed") == "test_plugins:Renamed"
+    assert METHODS.source("low-rank") == "compresskit"
     assert compresskit.compress(tiny_model(), method="renamed", ratio=3)
 
 
@@ -124,15 +120,13 @@ def test_a_broken_plugin_is_listed_and_refused(
     assert f"method {name!r} cannot be loaded: plug-in of {value}" in answer.err
     assert reason in answer.err
     # The others are not harmed.
-    assert registry.get("low-rank").name == "low-rank"
+    assert get("low-rank").name == "low-rank"
 
 
 def test_plugins_may_register_themselves(fresh: list[EntryPoint]) -> None:
-    registry.decomposers()
-    registry._loaded = False
-    registry.register(Renamed)  # as a module with @register does when it is imported
+    register(Renamed)  # as a module with @register does when it is imported
     fresh.append(point("renamed", "test_plugins:Renamed"))
-    assert registry.get("renamed").name == "renamed"
+    assert get("renamed").name == "renamed"
 
 
 def test_two_methods_of_one_name_are_refused(fresh: list[EntryPoint], run: Run) -> None:
@@ -154,7 +148,7 @@ def test_the_example_is_near_the_best_low_rank(monkeypatch: pytest.MonkeyPatch) 
     factors = method.factorise(group, spec, OneWeight(weight))
     error = float((weight - factors["layer.a"] @ factors["layer.b"]).norm() / weight.norm())
     assert method.errors(group, [spec], OneWeight(weight)) == pytest.approx([error], rel=1e-5)
-    best = registry.get("low-rank").errors(group, [spec], OneWeight(weight))[0]
+    best = get("low-rank").errors(group, [spec], OneWeight(weight))[0]
     assert best <= error < 1.01 * best
     zero = OneWeight(torch.zeros_like(weight))
     assert method.errors(group, [spec], zero) == [0.0]

@@ -22,13 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import compresskit
 from compresskit.decomposers.base import ROLES, Decomposer, Group, Spec, Target
 from compresskit.decomposers.kronecker import KroneckerSpec
-from compresskit.decomposers.registry import decomposers
+from compresskit.decomposers.registry import METHODS
 from compresskit.errors import InputError, UnreachableError
 from compresskit.markup import fenced, plain
 from compresskit.planning.recipe import Recipe, parse_recipe
 from compresskit.validation import parse_mapping
 
-METHODS = sorted(decomposers())
+METHODS = sorted(METHODS.all())
 #: Relative to the largest number of the result.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
@@ -40,7 +40,7 @@ few = settings(deadline=None, derandomize=True, max_examples=12)
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[Decomposer, Group, Spec]:
     """A method, a matrix of any shape, and one of the specs that fit it, fast or slow."""
-    method = decomposers()[draw(st.sampled_from(METHODS))]
+    method = METHODS.all()[draw(st.sampled_from(METHODS))]
     kind = draw(st.sampled_from(["linear", "embedding"]))
     shape = (draw(st.integers(2, 60)), draw(st.integers(2, 60)))
     target = Target("layer", kind, "embedding" if kind == "embedding" else "ffn", shape, bias=draw(st.booleans()))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import compresskit
 from compresskit import InputError
-from compresskit.decomposers.registry import decomposers
+from compresskit.decomposers.registry import METHODS
 from compresskit.folders.compression import resolved_recipe
 from compresskit.model.sources import ModelSource
 from compresskit.model.targets import find_targets
@@ -100,7 +100,7 @@ def test_shipped_recipes_are_valid_and_round_trip(name: str) -> None:
     assert recipe.distill.general.learning_rate == 1e-3
 
 
-@pytest.mark.parametrize("method", list(decomposers()))
+@pytest.mark.parametrize("method", list(METHODS.all()))
 @pytest.mark.parametrize("allocation", ["uniform", "error"])
 def test_the_resolved_recipe_repeats_the_plan(method: str, allocation: str, dense: PreTrainedModel) -> None:
     plan = make_plan(dense, for_method(method, 3, allocation), ModelSource(dense))

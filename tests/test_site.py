@@ -14,7 +14,7 @@ import pytest
 import compresskit
 from compresskit.benchmark.grid import Grid, TaskChanges
 from compresskit.cli import cli
-from compresskit.decomposers.registry import decomposers
+from compresskit.decomposers.registry import METHODS
 from compresskit.planning.recipe import Recipe, Rule
 from compresskit.planning.stage import Stage
 from compresskit.tasks.task import Hub, Task
@@ -59,7 +59,7 @@ def test_commands_are_those_of_the_program(site: Path) -> None:
 
 def test_recipe_keys_are_those_of_the_schemas(site: Path) -> None:
     page = read(site / "recipes.html")
-    options = [method.options_type for method in decomposers().values()]
+    options = [method.options_type for method in METHODS.all().values()]
     described = (Recipe, Rule, Stage, Task, Hub, Grid, TaskChanges, *options)
     for model in described:
         for key in model.model_fields:

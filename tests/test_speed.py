@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, PreTrainedModel
 
 import compresskit
-from compresskit.decomposers.registry import decomposers
+from compresskit.decomposers.registry import METHODS
 
 
 class Largest(TorchDispatchMode):
@@ -45,7 +45,7 @@ class Factorised(torch.nn.Module):
         return (self.head(hidden),)
 
 
-@pytest.mark.parametrize(("method", "whole"), [("low-rank", True), *((method, False) for method in decomposers())])
+@pytest.mark.parametrize(("method", "whole"), [("low-rank", True), *((method, False) for method in METHODS.all())])
 def test_compiled_models_give_the_same_values_and_gradients(method: str, whole: bool) -> None:
     torch._dynamo.reset()
     layers = 2 if method == "tucker" else 1  # that share factors
@@ -66,7 +66,7 @@ def test_compiled_models_give_the_same_values_and_gradients(method: str, whole: 
         torch.testing.assert_close(compiled(input_ids=ids)[0], student(input_ids=ids)[0])
 
 
-@pytest.mark.parametrize("method", list(decomposers()))
+@pytest.mark.parametrize("method", list(METHODS.all()))
 def test_exported_layers_take_any_batch(method: str) -> None:
     student = compresskit.compress(tiny_model(), method=method, ratio=3)
     layer = student.requires_grad_(False).encoder.layer[0].intermediate.dense.eval()
@@ -80,7 +80,7 @@ def test_exported_layers_take_any_batch(method: str) -> None:
         torch.testing.assert_close(traced(x), layer(x))
 
 
-@pytest.mark.parametrize("method", list(decomposers()))
+@pytest.mark.parametrize("method", list(METHODS.all()))
 def test_look_up_and_tied_head_never_form_the_table(method: str) -> None:
     dense = tiny_model("bert", "masked-lm", vocab_size=4999)
     student = compresskit.compress(dense, method=method, ratio=4)
@@ -89,7 +89,7 @@ def test_look_up_and_tied_head_never_form_the_table(method: str) -> None:
     assert largest.size < 4999 * 48 / 2
 
 
-@pytest.mark.parametrize("method", list(decomposers()))
+@pytest.mark.parametrize("method", list(METHODS.all()))
 def test_autocast_computes_in_half_precision(method: str) -> None:
     student = compresskit.compress(tiny_model(), method=method, ratio=3)
     layer = student.encoder.layer[0].intermediate.dense

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, pipeline
 
 import compresskit
 from compresskit.decomposers.base import FactorisedEmbedding
-from compresskit.decomposers.registry import decomposers
+from compresskit.decomposers.registry import METHODS
 
 TEXT = "the film was good"
 
@@ -53,7 +53,7 @@ def hidden(model: PreTrainedModel) -> torch.Tensor:
         return model(input_ids=token_ids())[0].float()
 
 
-@pytest.fixture(params=list(decomposers()))
+@pytest.fixture(params=list(METHODS.all()))
 def shards(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, torch.Tensor]:
     """A compressed folder in several files, and what its model computes."""
     student = compresskit.compress(tiny_model(), method=request.param, ratio=2).eval()

@@ -165,7 +165,7 @@ class Grid(BaseModel):
 
     def all_methods(self) -> tuple[str, ...]:
         """The methods, the registered ones where none are named."""
-        return self.methods or tuple(registry.decomposers())
+        return self.methods or tuple(registry.METHODS.all())
 
     def stage(self, what: str) -> dict[str, Any]:
         """All settings of one kind of training run, defaults included, as plain data. Raises InputError."""
@@ -201,13 +201,13 @@ class Grid(BaseModel):
 
     def _recipe(self, method: str, ratio: float) -> Recipe:
         """A method or recipe at that ratio; every student gets the grid's training, so a recipe's own is dropped."""
-        if method == AUTO or method in registry.decomposers():
+        if method == AUTO or method in registry.METHODS.all():
             allocation = None if method == AUTO else self.allocation
             return for_method(method, ratio, allocation, calibration_tokens=self.calibration_tokens)
         if Path(method).suffix not in (".yaml", ".yml") and method not in shipped_recipes():
-            raise unknown("method or recipe", method, [*registry.decomposers(), AUTO, *shipped_recipes()])
+            raise unknown("method or recipe", method, [*registry.METHODS.all(), AUTO, *shipped_recipes()])
         recipe = load_recipe(method)
-        if recipe.name in (*BASELINES, AUTO, *registry.decomposers()):
+        if recipe.name in (*BASELINES, AUTO, *registry.METHODS.all()):
             raise InputError(f"recipe {method}: is called {recipe.name!r} like a baseline or method; rename it")
         return recipe.model_copy(update={"distill": None, "ratio": None if recipe.explicit else ratio})
 

@@ -177,12 +177,12 @@ def methods(**_: Any) -> None:
     """List the registered methods and the shipped recipes."""
     from compresskit.cli.tables import grid
     from compresskit.decomposers.base import AUTO
-    from compresskit.decomposers.registry import broken, decomposers, source
+    from compresskit.decomposers.registry import METHODS
     from compresskit.planning.recipe import load_recipe, shipped_recipes
 
-    rows = [(name, method.summary, method.reference, source(name)) for name, method in decomposers().items()]
+    rows = [(name, method.summary, method.reference, METHODS.source(name)) for name, method in METHODS.all().items()]
     rows.append((AUTO, "for every matrix the method and shape with the least error, best with --calibration", "", ""))
-    rows += [(name, f"BROKEN: {reason}", "", "") for name, reason in broken().items()]
+    rows += [(name, f"BROKEN: {reason}", "", "") for name, reason in METHODS.broken().items()]
     out.print(grid(("method", "what it does", "published in", "package"), rows, left=(0, 1, 2, 3)))
     recipes = [(name, load_recipe(name).description) for name in sorted(shipped_recipes())]
     out.print(grid(("recipe", "what it is"), recipes, left=(0, 1)))

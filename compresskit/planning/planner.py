@@ -218,7 +218,7 @@ def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[Task]:
     for rule, chosen in apply_rules(recipe, targets):
         if rule.method == DENSE:
             continue
-        rivals = registry.decomposers().values() if rule.method == AUTO else [registry.get(rule.method)]
+        rivals = registry.METHODS.all().values() if rule.method == AUTO else [registry.get(rule.method)]
         for decomposer, group in ((rival, group) for rival in rivals for group in rival.groups(chosen)):
             if rule.method == AUTO and not decomposer.has_own_form(group):
                 continue

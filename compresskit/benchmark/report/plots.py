@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from compresskit.benchmark.report.comparison import pareto
 from compresskit.decomposers.base import AUTO
-from compresskit.decomposers.registry import decomposers
+from compresskit.decomposers.registry import METHODS
 
 #: Okabe and Ito's colours, which most eyes tell apart; baselines are grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -23,7 +23,7 @@ GREY = "#6b7280"
 def styles(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Colour and marker of every method, the same in every report for registered ones; baselines grey."""
     students = dict.fromkeys(table[table["kind"] == "student"]["method"])
-    everyone = dict.fromkeys([*sorted(decomposers()), AUTO, *students])
+    everyone = dict.fromkeys([*sorted(METHODS.all()), AUTO, *students])
     looks = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(everyone)}
     found = {name: looks[name] for name in students}
     for i, name in enumerate(dict.fromkeys(table[table["kind"] == "baseline"]["method"])):
