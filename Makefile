@@ -30,12 +30,12 @@ docs: install
 
 # About half an hour on an otherwise idle machine; 8 GB of disk. Other packages to compare with come first.
 bench-speed: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/contraction.py
-	$(BIN)/python benchmarks/profile_layers.py
-	$(BIN)/python benchmarks/compress.py
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments]'
+	$(BIN)/python experiments/speed.py
+	$(BIN)/python experiments/contraction.py
+	$(BIN)/python experiments/profile_layers.py
+	$(BIN)/python experiments/compress.py
+	$(BIN)/python experiments/memory.py
 
 install: $(VENV)/.installed
 

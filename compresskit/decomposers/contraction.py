@@ -21,7 +21,7 @@ Batched = Literal["a", "b", ""]
 
 #: Costs in multiples of a large GEMM's time for one FLOP, measured on one x86 core with AVX-512: a number read or
 #: written; one written by a transposing copy; one of a result whose rows are shorter than a vector; the call of one
-#: small product in a batch; a number of a gradient that is summed over the batch. benchmarks/contraction.py measures
+#: small product in a batch; a number of a gradient that is summed over the batch. experiments/contraction.py measures
 #: how often they pick the fastest way, and fits them anew.
 _MOVE, _TRANSPOSE, _SHORT_RESULT, _CALL, _GRADIENT = 6, 40, 120, 5000, 30
 #: A gradient for every token may be so many times as large as the token's input and output.

@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: timing side by side, and what a report says about the machine."""
+"""What these programs share: timing side by side, and what a report says about the machine."""
 
 from __future__ import annotations
 
@@ -66,3 +66,11 @@ def made_on() -> str:
         f"{torch.backends.cpu.get_cpu_capability()}; Python {platform.python_version()}, {versions}; "
         f"commit {git_state() or 'unknown'}; load average {os.getloadavg()[0]:.1f} at the end.\n"
     )
+
+
+def milliseconds(times: Mapping[str, Time]) -> dict[str, dict[str, float]]:
+    """The times as a row of a report's JSON file has them."""
+    return {
+        "milliseconds": {name: 1e3 * time.median for name, time in times.items()},
+        "spread": {name: 1e3 * time.spread for name, time in times.items()},
+    }

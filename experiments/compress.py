@@ -1,6 +1,6 @@
 """How long compression takes: against reading and writing the checkpoint, full SVDs and tensorly.
 
-Run: python benchmarks/compress.py
+Run: python experiments/compress.py
 A BERT_BASE-shaped random checkpoint at 19x. Writes compression.md and compression.json into reports/speed/.
 """
 

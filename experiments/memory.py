@@ -1,6 +1,6 @@
 """Peak anonymous memory and time of compressing checkpoints of growing size.
 
-Run: python benchmarks/memory.py [--keep FOLDER]
+Run: python experiments/memory.py [--keep FOLDER]
 Makes XLM-R-shaped random checkpoints (bfloat16, sharded) of 0.28, 0.56 and 3.5 billion parameters, compresses each one
 in a process of its own and writes memory.md, memory.json and memory.png into reports/speed/. Needs 8 GB of disk.
 """
@@ -147,7 +147,7 @@ def write(rows: list[dict[str, Any]]) -> None:
     ]  # fmt: skip
     (REPORT / "memory.md").write_text(
         "# Memory by checkpoint size\n\n"
-        f"`python benchmarks/memory.py`: XLM-R-shaped random checkpoints (bfloat16, shards of {SHARD // 10**6} MB), "
+        f"`python experiments/memory.py`: XLM-R-shaped random checkpoints (bfloat16, shards of {SHARD // 10**6} MB), "
         f"`compresskit compress --ratio {RATIO}`, one process each. Peak: the largest RssAnon of /proc, read every "
         "20 ms, the interpreter and all libraries included. Allowed: 1.5 x the largest tensor in fp32 + 1 GB.\n\n"
         + markdown(columns, table)

@@ -1,6 +1,6 @@
 """Where the time goes in the layers that are slower than the fastest peer by layers.json: torch's profiler on both.
 
-Run: python benchmarks/profile_layers.py    (after speed.py; half a minute on an idle machine)
+Run: python experiments/profile_layers.py    (after speed.py; half a minute on an idle machine)
 Writes profile.md into reports/speed/.
 """
 
@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from speed import Module, peers
+from speed_layers import Module, peers
 from timing import REPORT, made_on
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -41,7 +41,7 @@ def main() -> None:
     rows = [row for measurement in measured for row in compared(measurement)]
     text = f"""# Layers that a peer computes faster
 
-`python benchmarks/profile_layers.py`: every case of [the report](README.md) in which the fastest peer is ahead,
+`python experiments/profile_layers.py`: every case of [the report](README.md) in which the fastest peer is ahead,
 {CALLS} calls of each under torch's profiler, one thread. Microseconds per call by kind of operation; the rest is views
 and the dispatcher, which the profiler itself makes longer.
 

@@ -1,7 +1,7 @@
 """How good the cost model of Kronecker layers is: every way is timed, its pick compared with the fastest, and its
 constants fitted to the times of this machine.
 
-Run: python benchmarks/contraction.py    (a minute on an idle machine)
+Run: python experiments/contraction.py    (a minute on an idle machine)
 Writes contraction.md and contraction.json into reports/speed/. To take over fitted constants, write them into
 compresskit/decomposers/contraction.py: nothing is tuned at import.
 """
@@ -59,10 +59,10 @@ def main() -> None:
     heads = ("constants", "fastest picked", "mean loss", "median loss", "largest loss")
     text = f"""# The cost model of Kronecker layers
 
-`python benchmarks/contraction.py`: {len(cases)} cases ({len(SHAPES)} shapes, {", ".join(map(str, TOKENS))} tokens), one
-thread, forward, float32, {rounds} rounds. Every way of `compresskit/decomposers/contraction.py` was timed side by side
-with the others; loss: time of the way that the model picks over the time of the fastest one, less 1. The fit sees the
-cases that it is judged by.
+`python experiments/contraction.py`: {len(cases)} cases ({len(SHAPES)} shapes, {", ".join(map(str, TOKENS))} tokens),
+one thread, forward, float32, {rounds} rounds. Every way of `compresskit/decomposers/contraction.py` was timed side by
+side with the others; loss: time of the way that the model picks over the time of the fastest one, less 1. The fit sees
+the cases that it is judged by.
 
 {markdown(heads, [_row(*x) for x in losses.items()])}
 

@@ -25,4 +25,4 @@ with tempfile.TemporaryDirectory() as folder:
         console.print(Text.from_ansi(done.stdout))
 # A page shows it in its reader's font: nothing is fetched from elsewhere.
 drawn = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="compresskit"), flags=re.DOTALL)
-Path(__file__).with_name("session.svg").write_text(drawn, encoding="utf-8")
+(Path(__file__).resolve().parents[1] / "docs" / "session.svg").write_text(drawn, encoding="utf-8")
