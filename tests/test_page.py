@@ -12,7 +12,7 @@ import pytest
 from test_report_tables import example
 
 from compresskit.benchmark.report import comparison
-from compresskit.benchmark.report.page import page
+from compresskit.benchmark.report.page import page, plotly_script
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -34,6 +34,13 @@ def test_page_is_self_contained(file: Path) -> None:
     assert not re.search(r"(src|href)=\"(?!data:)", head)
     assert "&lt;/script&gt;&lt;b&gt;boom&lt;/b&gt;" in text
     assert "<b>boom" not in text
+
+
+def test_pages_may_share_the_script() -> None:
+    facts = {"lead": "", "quality": "", "lines": []}
+    text = page("Made smaller", comparison.sections(example()), facts, "0.0", script="../plotly.min.js")
+    assert '<script src="../plotly.min.js"></script>' in text
+    assert len(text) < len(plotly_script()) / 20
 
 
 @pytest.fixture(scope="module")

@@ -74,11 +74,22 @@ def test_public_names_are_documented(site: Path) -> None:
         assert name == "__version__" or f'id="compresskit.{name}"' in page, name
 
 
+def test_every_benchmark_has_its_page_and_all_share_one_script(site: Path) -> None:
+    folders = [file.parent.name for file in ROOT.glob("reports/*/bench.json")]
+    assert len(folders) >= 5
+    for name in folders:
+        page = site / "reports" / name / "index.html"
+        assert '<script src="../plotly.min.js">' in read(page)
+        assert page.stat().st_size < 500_000
+        assert '<a href="index.html">' in read(page.with_name("overview.html"))
+    assert "Plotly" in (site / "reports" / "plotly.min.js").read_text(encoding="utf-8")
+
+
 def test_links_and_generated_parts_are_whole(site: Path) -> None:
     checked = 0
     for page in site.rglob("*.html"):
-        if (page.name == "index.html" and "reports" in page.parts) or page.name == "404.html":
-            continue  # a benchmark's own page; a page that servers show anywhere
+        if page.name == "404.html":
+            continue  # a page that servers show anywhere
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"<!-- (keys|methods|commands)|:(func|class|data):", text), page
         for link in re.findall(r'(?:href|src)="([^"#]+)[^"]*"', text):

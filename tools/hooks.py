@@ -1,8 +1,9 @@
 """What mkdocs does here beside rendering docs/: see mkdocs.yml.
 
 README.md is the start page. A file of the repository that a page links to comes along, so that one link serves readers
-of the repository and of the site. ``<!-- keys: package.module.Model -->`` becomes a table of a pydantic model's keys,
-``<!-- methods -->`` the registered methods with the keys of each, ``<!-- commands -->`` the command line.
+of the repository and of the site. The page of every benchmark in reports/ is made from its records; all of these share
+one script. ``<!-- keys: package.module.Model -->`` becomes a table of a pydantic model's keys, ``<!-- methods -->`` the
+registered methods with the keys of each, ``<!-- commands -->`` the command line.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 
+from compresskit.benchmark.report.page import plotly_script
+from compresskit.benchmark.report.render import web_page
+
 ROOT = Path(__file__).resolve().parents[1]
+#: Where the pages of all reports find the script that draws their plots.
+PLOTLY = "reports/plotly.min.js"
+#: The page of a report, in its folder.
+PAGE = "index.html"
 _LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")
 #: A cross-reference of Sphinx in a docstring, as Markdown and as HTML has it.
 _ROLE = re.compile(r":(?:class|func|data|meth|mod):(<code>|`+)~?(?:[\w.]+\.)?(\w+)(</code>|`+)")
@@ -41,6 +49,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, _place(path), abs_src_path=str(path)))
         if path.suffix == ".md":
             todo += [_target(path, link) for link in _LINK.findall(path.read_text(encoding="utf-8"))]
+    files.append(File.generated(config, PLOTLY, content=plotly_script()))
+    for folder in _benchmarks():
+        script = os.path.relpath(PLOTLY, folder.relative_to(ROOT))
+        place = (folder / PAGE).relative_to(ROOT).as_posix()
+        files.append(File.generated(config, place, content=web_page(folder, script)))
     return files
 
 
@@ -53,6 +66,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return os.path.relpath(_place(target), Path(_place(path)).parent) if target.is_file() else found[1]
 
     markdown = _LINK.sub(link, markdown)
+    if path.name == "README.md" and path.parent in _benchmarks():
+        markdown = markdown.replace(f"`{PAGE}`", f"[{PAGE}]({PAGE})")
     markdown = re.sub(r"<!-- keys: (\S+)\.(\w+) -->", lambda found: _keys(_model(*found.groups())), markdown)
     for marker, made in (("<!-- methods -->", _methods), ("<!-- commands -->", _commands)):
         if marker in markdown:
@@ -63,6 +78,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 def on_page_content(content: str, **_: Any) -> str:
     """Cross-references that docstrings write for Sphinx."""
     return _ROLE.sub(r"\1\2\3", content)
+
+
+def _benchmarks() -> list[Path]:
+    """The folders of the committed benchmarks."""
+    return [file.parent for file in sorted(ROOT.glob("reports/*/bench.json"))]
 
 
 def _target(path: Path, link: str) -> Path:

@@ -1,4 +1,4 @@
-"""The benchmark as one self-contained web page: sortable, filterable table, plots that answer the mouse, no network."""
+"""The benchmark as a web page without a network: a table that sorts and filters, plots that answer the mouse."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ _ASKED = Column("asked", "ratio_asked", 0, "times smaller, as asked")
 _SPREAD = Column("± kept", "kept_spread", 1, "standard deviation over the seeds, points", 100)
 
 
-def page(title: str, found: Sequence[tuple[str, pd.DataFrame]], facts: Mapping[str, Any], version: str) -> str:
+def page(
+    title: str,
+    found: Sequence[tuple[str, pd.DataFrame]],
+    facts: Mapping[str, Any],
+    version: str,
+    script: str | None = None,
+) -> str:
     """The page as text.
 
     Args:
@@ -32,6 +38,8 @@ def page(title: str, found: Sequence[tuple[str, pd.DataFrame]], facts: Mapping[s
         found: (title, table) of :func:`compresskit.benchmark.report.comparison.sections`.
         facts: what the report says beside its tables: ``lead``, ``quality`` and ``lines`` (name, text).
         version: of compresskit.
+        script: Where the page finds the file of :func:`plotly_script`, as a link of the page. Default: the page holds
+            the script itself, which is 4.8 MB.
     """
     used = [_ASKED, *used_columns(table for _, table in found)]
     used += [_SPREAD] if any(table[_SPREAD.name].notna().any() for _, table in found) else []
@@ -56,9 +64,16 @@ def page(title: str, found: Sequence[tuple[str, pd.DataFrame]], facts: Mapping[s
         sections=[section for section, _ in found],
         plots=plots,
         facts=facts,
-        plotly=get_plotlyjs(),
+        script=script,
+        plotly=plotly_script() if script is None else "",
         version=version,
     )
+
+
+def plotly_script() -> str:
+    """The script that draws the plots: plotly.js, which several pages may share."""
+    text: str = get_plotlyjs()
+    return text
 
 
 def _cell(value: Any, column: Column) -> dict[str, str]:

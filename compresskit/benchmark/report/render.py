@@ -58,9 +58,7 @@ _ALL_TASKS = (
 def render(store: Store) -> tuple[Record, ...]:
     """Write the report of a benchmark's folder; returns its records. Raises InputError: there are none."""
     grid = store.grid()
-    records = tuple(_ordered(store.records(), grid))
-    if not records:
-        raise InputError(f"report {store.folder}: holds no records; `compresskit bench` makes some")
+    records = _records(store)
     folder = store.folder
     cells = frame(records)
     found = comparison.sections(cells)
@@ -81,13 +79,17 @@ def render(store: Store) -> tuple[Record, ...]:
     return records
 
 
+def web_page(folder: Path, script: str) -> str:
+    """The page of a benchmark's folder as text; ``script`` as in :func:`compresskit.benchmark.report.page.page`."""
+    store = Store(folder)
+    records = _records(store)
+    facts = _facts(records, store.grid(), store.missing())
+    return page(_title(records), comparison.sections(frame(records)), facts, __version__, script)
+
+
 def tables(folder: Path) -> str:
     """The tables of kept as Markdown, for another document."""
-    store = Store(folder)
-    records = list(_ordered(store.records(), store.grid()))
-    if not records:
-        raise InputError(f"report {folder}: holds no records")
-    return comparison.summary_markdown(comparison.sections(frame(records)))
+    return comparison.summary_markdown(comparison.sections(frame(_records(Store(folder)))))
 
 
 def paste(folder: Path, document: Path) -> None:
@@ -130,6 +132,14 @@ def _words(value: Any) -> str:
     if not isinstance(value, tuple):
         return shlex.quote(str(value))
     return ",".join(str(entry).removesuffix(".0") for entry in value)
+
+
+def _records(store: Store) -> tuple[Record, ...]:
+    """The records of a folder in the order of its grid. Raises InputError: there are none."""
+    records = tuple(_ordered(store.records(), store.grid()))
+    if not records:
+        raise InputError(f"report {store.folder}: holds no records; `compresskit bench` makes some")
+    return records
 
 
 def _ordered(records: list[Record], grid: Grid) -> list[Record]:
