@@ -98,7 +98,7 @@ def train(
         callbacks=callbacks,
     )
     if arguments.bf16 and options.use_cpu and trainer.loss.attention_maps is None:
-        # The backward of torch's fused attention is slow in bf16 on CPUs (figures in docs/design.md).
+        # The backward of torch's fused attention is slow in bf16 on CPUs (figures in docs/algorithms.md).
         model.set_attn_implementation("eager")
     with dropout(model, stage.dropout), own_forward(model):
         if resume_from is not None and resume_from.name == f"checkpoint-{steps}":
