@@ -22,7 +22,8 @@ from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import Plan, Progress, make_plan, silent
 from compresskit.planning.recipe import Allocation, Objective, Recipe, check_ratio, for_method, load_recipe
-from compresskit.tasks.task import TaskData, load_data, load_task
+from compresskit.tasks.loading import load_data, load_task
+from compresskit.tasks.rows import TaskData
 
 ModelLike = PreTrainedModel | str | Path | None
 Text = str | Path | Corpus

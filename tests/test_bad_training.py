@@ -56,7 +56,7 @@ def test_bad_rows(run: Run, bench_folder: Path, tmp_path: Path, train: str | byt
     [
         (OWN.replace("name: own", "nmae: own"), ["unknown key 'nmae'", "'name'"]),
         (OWN.replace("[accuracy]", "[acuracy]"), ["unknown metric 'acuracy'", "did you mean 'accuracy'"]),
-        (OWN.replace("[accuracy]", "[span_f1]"), ["metric span_f1 does not fit kind classification"]),
+        (OWN.replace("[accuracy]", "[span_f1]"), ["unknown metric 'span_f1'", "known: accuracy"]),
         (OWN.replace("[text]", "[a, b, c]"), ["inputs"]),
         (OWN + "kind: regression\nlabels: {a: b}\n", ["labels are for classification"]),
         ("just text", ["must be a mapping"]),

@@ -8,7 +8,6 @@ import transformers
 from conftest import vocabulary
 
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
-from compresskit.training.run import tokens_seen
 
 LENGTHS = np.random.default_rng(0).integers(1, 60, 1003)
 
@@ -57,8 +56,8 @@ def test_token_budget() -> None:
     sampler = LengthBatchSampler(LENGTHS, 16)
     for tokens in (1, 1000, int(LENGTHS.sum()), int(2.5 * LENGTHS.sum())):
         steps = sampler.steps_for_tokens(tokens)
-        assert tokens_seen(sampler, steps) >= tokens
-        assert steps == 1 or tokens_seen(sampler, steps - 1) < tokens
+        assert sampler.tokens(steps) >= tokens
+        assert steps == 1 or sampler.tokens(steps - 1) < tokens
 
 
 def test_masks_follow_from_seed_epoch_and_sequence(tmp_path) -> None:

@@ -27,7 +27,7 @@ from compresskit.model.targets import find_targets
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import for_method
-from compresskit.tasks.task import load_data, load_task
+from compresskit.tasks.loading import load_data, load_task
 
 M, N, V = 24, 36, 90
 LINEAR = tuple(Target(f"layer{i}", "linear", "ffn", (M, N)) for i in range(3))

@@ -32,7 +32,7 @@ from compresskit.benchmark import latency
 from compresskit.benchmark.grid import load_grid
 from compresskit.cli import cli
 from compresskit.model import demo
-from compresskit.tasks.task import load_data, load_task
+from compresskit.tasks.loading import load_data, load_task
 from compresskit.training import job
 
 ROOT = Path(__file__).resolve().parents[1]

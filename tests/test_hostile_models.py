@@ -25,7 +25,7 @@ from compresskit import InputError
 
 __all__ = ["fresh"]  # a fixture
 
-from compresskit.tasks.task import Task
+from compresskit.tasks.declaration import Task
 from compresskit.validation import validate
 
 COMPRESS = ("--method", "low-rank", "--ratio", 2)

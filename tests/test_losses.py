@@ -11,9 +11,11 @@ from conftest import FAMILIES, tiny_model
 from torch.nn import functional as F
 
 from compresskit.planning.stage import Stage
+from compresskit.tasks import losses as answers
+from compresskit.tasks.predictions import count_items
 from compresskit.training import losses
 from compresskit.training.attention import SCORES, expose_attention
-from compresskit.training.objective import Objective, count_items
+from compresskit.training.objective import Objective
 
 LENGTHS = (5, 3, 1)
 
@@ -63,19 +65,19 @@ def test_kl_of_softened_distributions(temperature: float) -> None:
         q = [math.exp(x / temperature) for x in s]
         p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
         expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) * temperature**2
-    loss = losses.logits_loss(student, teacher, 3, temperature=temperature)
+    loss = answers.logits_loss(student, teacher, 3, temperature=temperature)
     assert loss.item() == pytest.approx(expected / 3, rel=1e-5)
-    assert losses.logits_loss(teacher, teacher, 3, temperature=temperature).item() == pytest.approx(0, abs=1e-6)
+    assert answers.logits_loss(teacher, teacher, 3, temperature=temperature).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_logits_mse_and_regression() -> None:
     student, teacher = random(3, 4, seed=1), random(3, 4, seed=2)
-    assert losses.logits_loss(student, teacher, 3, form="mse").item() == pytest.approx(
+    assert answers.logits_loss(student, teacher, 3, form="mse").item() == pytest.approx(
         F.mse_loss(student, teacher).item(), rel=1e-5
     )
     # One output has no distribution: kl would be 0 whatever the student says.
     one, other = random(3, 1, seed=1), random(3, 1, seed=2)
-    assert losses.logits_loss(one, other, 3).item() == pytest.approx(F.mse_loss(one, other).item(), rel=1e-5)
+    assert answers.logits_loss(one, other, 3).item() == pytest.approx(F.mse_loss(one, other).item(), rel=1e-5)
 
 
 def test_padding_in_spans_is_no_class() -> None:
@@ -91,12 +93,12 @@ def test_padding_in_spans_is_no_class() -> None:
         for b, n in enumerate(LENGTHS)
     )
     student.requires_grad_()
-    losses.logits_loss(student, closed, 3).backward()
+    answers.logits_loss(student, closed, 3).backward()
     assert student.grad is not None
     assert torch.isfinite(student.grad).all()
     assert (student.grad[~mask().bool()] == 0).all()
-    assert losses.logits_loss(student, closed, 3).item() == pytest.approx(expected / 3, rel=1e-4)
-    mse = losses.logits_loss(student, closed, 3, form="mse").item()
+    assert answers.logits_loss(student, closed, 3).item() == pytest.approx(expected / 3, rel=1e-4)
+    mse = answers.logits_loss(student, closed, 3, form="mse").item()
     rows = [((student[b, :n] - teacher[b, :n]) ** 2).mean().item() for b, n in enumerate(LENGTHS)]
     assert mse == pytest.approx(np.mean(rows), rel=1e-5)
 
@@ -104,14 +106,14 @@ def test_padding_in_spans_is_no_class() -> None:
 def test_supervised_terms() -> None:
     logits, labels = random(3, 4), torch.tensor([0, 3, 1])
     expected = F.cross_entropy(logits, labels).item()
-    assert losses.supervised_loss(logits, labels, 3).item() == pytest.approx(expected, rel=1e-5)
-    tokens, wanted = random(3, 5, 7), torch.full((3, 5), losses.IGNORED)
+    assert answers.supervised_loss(logits, labels, 3).item() == pytest.approx(expected, rel=1e-5)
+    tokens, wanted = random(3, 5, 7), torch.full((3, 5), answers.IGNORED)
     wanted[0, 1], wanted[2, 0] = 4, 6
-    assert losses.supervised_loss(tokens, wanted, 2).item() == pytest.approx(
+    assert answers.supervised_loss(tokens, wanted, 2).item() == pytest.approx(
         F.cross_entropy(tokens.reshape(-1, 7), wanted.reshape(-1), ignore_index=-100).item(), rel=1e-5
     )
     scores, numbers = random(3, 1), torch.tensor([0.5, 2.0, 5.0])
-    assert losses.supervised_loss(scores, numbers, 3).item() == pytest.approx(
+    assert answers.supervised_loss(scores, numbers, 3).item() == pytest.approx(
         F.mse_loss(scores[:, 0], numbers).item(), rel=1e-5
     )
 
@@ -154,7 +156,7 @@ def test_shares_of_micro_batches_add_up_and_gradients_flow(family: str) -> None:
 def test_a_batch_without_labels_has_no_loss() -> None:
     model = tiny_model(head="masked-lm")
     objective = Objective(model, model, Stage(losses=ALL), [], masked=True)
-    inputs = batch(slice(None)) | {"labels": torch.full((3, 5), losses.IGNORED)}
+    inputs = batch(slice(None)) | {"labels": torch.full((3, 5), answers.IGNORED)}
     counts = count_items(inputs)
     targets = {"labels": inputs.pop("labels")}
     outputs = model(**inputs, **objective.wanted)

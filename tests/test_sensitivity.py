@@ -28,7 +28,8 @@ from compresskit.model.sources import ModelSource
 from compresskit.model.targets import find_targets
 from compresskit.planning.planner import Plan, make_plan
 from compresskit.planning.recipe import for_method
-from compresskit.tasks.task import TaskData, load_data, load_task
+from compresskit.tasks.loading import load_data, load_task
+from compresskit.tasks.rows import TaskData
 
 #: Relative size of a change, and how often it is made.
 SIZE, DRAWS = 0.01, 25

@@ -17,7 +17,7 @@ from compresskit.cli import cli
 from compresskit.decomposers.registry import METHODS
 from compresskit.planning.recipe import Recipe, Rule
 from compresskit.planning.stage import Stage
-from compresskit.tasks.task import Hub, Task
+from compresskit.tasks.declaration import Hub, Task
 
 pytest.importorskip("mkdocs", reason="the extra 'docs' is not installed")
 

@@ -17,9 +17,9 @@ from compresskit.data.corpus import EMBEDDED, find_corpus, sequences
 from compresskit.errors import InputError
 from compresskit.model.positions import positions
 from compresskit.tasks import metrics, squad
-from compresskit.tasks.encoding import encode
 from compresskit.tasks.labels import map_labels
-from compresskit.tasks.task import load_data, load_task, shipped_tasks
+from compresskit.tasks.loading import load_data, load_task, shipped_tasks
+from compresskit.tasks.registry import KINDS
 
 GLUE = {"cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"}
 
@@ -301,7 +301,8 @@ def test_encoding_cuts_and_keeps_lengths(tokenizer, tmp_path: Path) -> None:
     write_tsv(tmp_path / "dev.tsv", "text\tkind", [("good", "y")])
     task = load_task(own_task(tmp_path, "tsv"))
     data = load_data(task, tmp_path)
-    encoded = encode(task, data.splits["train"], tokenizer, 12, {"x": 0, "y": 1})
+    model = tiny_model(head="classifier", id2label={0: "x", 1: "y"}, label2id={"x": 0, "y": 1})
+    encoded = KINDS.get(task.kind).encode(data, data.splits["train"], tokenizer, 12, model)
     assert encoded["length"] == [12, 3]
     assert encoded["labels"] == [0, 1]
     assert "attention_mask" not in encoded.column_names

@@ -13,6 +13,7 @@ from conftest import Run, refused, tiny_bench, tiny_model, weights
 from datasets import Dataset
 
 import compresskit
+from compresskit.tasks.predictions import PLAIN
 from compresskit.training import taught
 
 
@@ -94,7 +95,7 @@ def test_kept_outputs_are_those_of_the_model(tmp_path: Path) -> None:
             **{k: v for k, v in batch.items() if k != "length"}, output_hidden_states=True, output_attentions=True
         )
 
-    kept = taught.teach(run, data, collate, tmp_path, [], half=False)
+    kept = taught.teach(run, data, collate, tmp_path, [], predictions=PLAIN, half=False)
     assert kept is not None
     chosen = [2, 0]
     found, wanted = kept.batch(chosen, 19), run(collate([data[row] for row in chosen]))

@@ -15,8 +15,6 @@ from datasets import Dataset
 import compresskit
 from compresskit.errors import InputError, WorkError
 from compresskit.planning.stage import Stage
-from compresskit.training.run import train
-from compresskit.training.settings import Options
 
 TASK = {"task": "sst2", "max_length": 32, "device": "cpu"}
 
@@ -288,28 +286,36 @@ def test_plain_loop_gives_the_same_gradients(bench_folder: Path, tmp_path: Path)
     """The Trainer with its batches by length, against a loop of three lines on the same batch."""
     teacher = tiny_model(head="classifier", seed=1)
     rows = [{"input_ids": [2, *range(10, 10 + n), 3], "labels": n % 2} for n in range(4, 12)]
-    students = [tiny_model(head="classifier", seed=2) for _ in range(2)]
+    still = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    students = [tiny_model(head="classifier", seed=2, **still) for _ in range(2)]
     tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
     collator = transformers.DataCollatorWithPadding(tokenizer)
-    stage = Stage(
-        losses={"hidden": 1, "supervised": 1}, batch_size=8, learning_rate=1e-2, warmup=0, weight_decay=0, dropout=0
-    )
+    stage = Stage(losses={"hidden": 1, "supervised": 1})
     found = {}
 
     class Keep(transformers.TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model, **_):
             found.update({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
 
-    train(
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8,
+        max_steps=1,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        learning_rate=1e-2,
+        weight_decay=0,
+    )
+    compresskit.DistillationTrainer(
         students[0],
         teacher,
-        Dataset.from_list(rows),
-        collator,
-        stage,
-        Options(max_steps=1, device="cpu"),
-        tmp_path,
+        stage=stage,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        data_collator=collator,
         callbacks=[Keep()],
-    )
+    ).train()
     batch = collator([dict(row) for row in rows])
     labels = batch.pop("labels")
     with torch.no_grad():

@@ -39,9 +39,11 @@ from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import Recipe
 from compresskit.storage.writing import write_text
+from compresskit.tasks.kind import Scoring
+from compresskit.tasks.predicting import Runnable
 from compresskit.training import stages
-from compresskit.training.evaluation import Runnable, score
-from compresskit.training.job import sequence_length
+from compresskit.training.data import sequence_length
+from compresskit.training.evaluation import score
 from compresskit.training.working_folder import working_folder
 
 #: Of a cell: the model that was scored, and what it is made from on the way.
@@ -344,8 +346,8 @@ def score_on_task(cell: Cell, sources: Sources, model: PreTrainedModel, run: Run
     """
     assert cell.task is not None
     task, data = sources.task(cell.task)
-    length = sequence_length(sources.grid.of(cell.task).stage("task")["max_length"], task, None)
-    found = score(model, sources.tokenizer(cell.origin), data, length, run=run)
+    length = sequence_length(sources.grid.of(cell.task).stage("task")["max_length"], task)
+    found = score(Scoring(model, sources.tokenizer(cell.origin), length, run=run), data)
     mean = float(np.mean([values[task.primary] for values in found.values()]))
     return {"metric": task.primary, "score": mean, "scores": dict(found)}
 

@@ -15,7 +15,7 @@ from compresskit.decomposers.base import AUTO
 from compresskit.errors import InputError, unknown
 from compresskit.planning.recipe import Allocation, Recipe, check_ratio, for_method, load_recipe, shipped_recipes
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage
-from compresskit.tasks.task import load_task
+from compresskit.tasks.loading import evaluation_only, load_task
 from compresskit.training.settings import split_settings, with_settings
 from compresskit.validation import parse_mapping, read_named, validate
 
@@ -133,7 +133,7 @@ class Grid(BaseModel):
         for method in self.all_methods():
             self._recipe(method, self.ratios[0])
         for task in self.tasks:
-            if load_task(task).evaluation_only:
+            if evaluation_only(load_task(task)):
                 raise InputError(f"task {task}: is for evaluation only, so nothing can be trained on it")
         if self.data is not None and not self.tasks:
             raise InputError("data belongs to a task: give --task")

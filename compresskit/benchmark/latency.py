@@ -15,7 +15,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from compresskit.benchmark.records import Latency, Timing
-from compresskit.training.evaluation import Runnable
+from compresskit.tasks.predicting import Runnable
 
 #: Sequences at a time; the first one is the table's ``latency``.
 BATCHES = (1, 32)

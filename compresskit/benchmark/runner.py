@@ -24,8 +24,8 @@ from compresskit.benchmark.stand_in import timed_folder
 from compresskit.benchmark.store import Store
 from compresskit.errors import InputError, WorkError, unknown
 from compresskit.exporting.formats import check_extra
+from compresskit.tasks.predicting import Runnable
 from compresskit.training import taught
-from compresskit.training.evaluation import Runnable
 from compresskit.validation import validate
 
 Executor = Literal["local", "ray"]

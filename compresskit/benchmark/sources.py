@@ -28,8 +28,10 @@ from compresskit.model.positions import check_length, positions
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.recipe import Recipe
 from compresskit.storage.files import file_hash
-from compresskit.tasks.task import Task, TaskData, load_data, load_task
-from compresskit.training.job import DEFAULT_LENGTH
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.loading import load_data, load_task
+from compresskit.tasks.rows import TaskData
+from compresskit.training.data import DEFAULT_LENGTH
 
 _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
 from compresskit.model.targets import find_targets
-from compresskit.tasks.labels import check_head, map_labels
-from compresskit.tasks.task import TaskData
+from compresskit.tasks.registry import KINDS, predictions_of
+from compresskit.tasks.rows import TaskData
 
 #: Tokens that are read: one number per matrix needs fewer than a second moment. And in a batch: a backward pass keeps
 #: what every layer computed.
@@ -34,9 +34,9 @@ def check_predicts(model: PreTrainedModel, data: TaskData, untrained: Sequence[s
     if untrained:
         raise NoPredictionsError(f"new in this model: {', '.join(untrained)}")
     try:
-        check_head(data.task, model)
-        if data.task.kind == "classification":
-            map_labels(data.task, data.labels, model)
+        kind = KINDS.get(data.task.kind)
+        kind.check_head(data.task, model)
+        kind.match(data, model)
     except InputError as error:
         raise NoPredictionsError(str(error)) from None
 
@@ -70,7 +70,7 @@ def sensitivities(
         NoPredictionsError: they depend on no target, such as those of a head of zeros.
     """
     model = copy.deepcopy(model).float().eval().requires_grad_(False)
-    targets = find_targets(model)
+    targets, predictions = find_targets(model), predictions_of(model)
     gradients, energies, rows = ({target.name: 0.0 for target in targets} for _ in range(3))
     mask = torch.ones(0, dtype=torch.bool)
 
@@ -103,7 +103,8 @@ def sensitivities(
         mask = inputs["attention_mask"].bool()
         with torch.autocast(model.device.type, enabled=False):
             outputs = model(**inputs, return_dict=True)
-            torch.stack([_informative(logits, chance) for logits in _predictions(outputs, mask)]).sum().backward()
+            distributions = predictions.distributions(outputs, mask)
+            torch.stack([_informative(logits, chance) for logits in distributions]).sum().backward()
         progress("weighing matrices", number, len(batches))
     costs = {}
     for target in targets:
@@ -115,13 +116,6 @@ def sensitivities(
     if mean == 0:
         raise NoPredictionsError("they depend on none")
     return {name: cost / mean for name, cost in costs.items()}
-
-
-def _predictions(outputs: Any, mask: Tensor) -> list[Tensor]:
-    """Logits, one distribution in each last dimension: classes, positions of a span, or one number."""
-    if "start_logits" in outputs:
-        return [outputs[side].masked_fill(~mask, -1e9) for side in ("start_logits", "end_logits")]
-    return [outputs["logits"]]
 
 
 def _informative(logits: Tensor, chance: torch.Generator) -> Tensor:

@@ -17,8 +17,8 @@ from compresskit.decomposers.base import Target
 from compresskit.errors import InputError
 from compresskit.model.positions import positions
 from compresskit.model.targets import find_targets
-from compresskit.tasks.encoding import encode
-from compresskit.tasks.task import TRAIN, TaskData
+from compresskit.tasks.registry import KINDS
+from compresskit.tasks.rows import TRAIN, TaskData
 
 #: Tokens that are read where nobody says: a second moment of 3072 columns needs some tens of thousands.
 TOKENS = 65_536
@@ -131,7 +131,7 @@ def _task_batches(
     """
     rows = data.splits[TRAIN]
     order = np.random.default_rng(0).permutation(len(rows))[:tokens]  # a row has a token or more
-    encoded = encode(data.task, rows.take(order.tolist(), ""), tokenizer, length)
+    encoded = KINDS.get(data.task.kind).encode(data, rows.take(order.tolist(), ""), tokenizer, length)
     columns = [name for name in tokenizer.model_input_names if name in encoded.column_names]
     return corpora.padded(encoded.select_columns([*columns, "length"]), tokenizer, tokens, max(size, 1))
 

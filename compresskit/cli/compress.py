@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from compresskit.model.checkpoint import Checkpoint
     from compresskit.planning.planner import Plan
     from compresskit.planning.recipe import Recipe
-    from compresskit.tasks.task import TaskData
+    from compresskit.tasks.rows import TaskData
 
 
 @click.command()
@@ -81,7 +81,7 @@ def compress(
     from compresskit.model.sources import ModelSource
     from compresskit.planning.apply import apply_plan
     from compresskit.planning.planner import make_plan
-    from compresskit.tasks.task import TaskData
+    from compresskit.tasks.rows import TaskData
 
     def chosen(at_ratio: float | None) -> Recipe:
         options = {"allocation": allocation, "objective": objective, "allow_slow": allow_slow}

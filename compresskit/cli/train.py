@@ -15,7 +15,7 @@ from compresskit.cli.common import err, out, prepare, print_notes, progress_bar,
 from compresskit.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from compresskit.training.stages import Result
+    from compresskit.training.run import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -161,7 +161,7 @@ def evaluate(model: str, task: str | None, debug: bool, threads: int | None, see
 def tasks(debug: bool) -> None:
     """List the tasks that come with compresskit."""
     from compresskit.cli.tables import grid
-    from compresskit.tasks.task import load_task, shipped_tasks
+    from compresskit.tasks.loading import load_task, shipped_tasks
 
     declared = [load_task(name) for name in sorted(shipped_tasks())]
     rows = [

@@ -1,4 +1,4 @@
-"""Whether a model's head fits a task, and what its class numbers mean."""
+"""What a model's class numbers mean in a task."""
 
 from __future__ import annotations
 
@@ -6,31 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from compresskit.errors import InputError
-from compresskit.tasks.task import Task
-
-_HEADS = {
-    "classification": (modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "sequence classification"),
-    "regression": (modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "sequence classification"),
-    "spans": (modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, "question answering"),
-}
-
-
-def check_head(task: Task, model: PreTrainedModel) -> None:
-    """Refuse a model that cannot answer the task: another kind of head, or not one number for regression.
-
-    Raises:
-        InputError: says which head the model has and which the task needs.
-    """
-    classes, what = _HEADS[task.kind]
-    name = type(model).__name__
-    if name not in classes.values():
-        has = "no head" if model.base_model is model else "another head"
-        raise InputError(f"task {task.name} needs a model for {what}; {name} has {has}: give a fine-tuned one")
-    if task.kind == "regression" and model.config.num_labels != 1:
-        raise InputError(f"task {task.name} needs a head with one number; this {name} has {model.config.num_labels}")
+from compresskit.tasks.declaration import Task
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 Values = np.ndarray
+#: ``(targets, predictions, number of classes) -> score``.
+Metric = Callable[[Values, Values, int], float]
 
 
 def _correlation(function: Callable[[Values, Values], tuple[float, float]]) -> Callable[[Values, Values], float]:
@@ -31,9 +33,9 @@ def _f1(targets: Values, predictions: Values, classes: int) -> float:
     return float(sklearn_metrics.f1_score(targets, predictions, average=average, zero_division=0))
 
 
-#: Metrics of classification (class numbers) and regression (numbers): ``(targets, predictions, number of classes) ->
-#: score``. ``f1`` is that of class 1 with two classes, as GLUE has it, and the macro average with more.
-METRICS: dict[str, Callable[[Values, Values, int], float]] = {
+#: Metrics of classification (class numbers) and regression (numbers). ``f1`` is that of class 1 with two classes, as
+#: GLUE has it, and the macro average with more.
+METRICS: dict[str, Metric] = {
     "accuracy": lambda targets, predictions, _: float(sklearn_metrics.accuracy_score(targets, predictions)),
     "f1": _f1,
     "matthews": lambda targets, predictions, _: float(sklearn_metrics.matthews_corrcoef(targets, predictions)),
@@ -43,6 +45,3 @@ METRICS: dict[str, Callable[[Values, Values, int], float]] = {
         (_pearson(targets, predictions) + _spearman(targets, predictions)) / 2
     ),
 }
-
-#: Metrics of answers to questions, computed by :mod:`compresskit.tasks.squad`.
-SPAN_METRICS = ("span_f1", "exact_match")

@@ -7,7 +7,7 @@ import json
 import re
 import string
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Answers:
     starts: tuple[int, ...]
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> Answers:
+    def of(cls, row: Mapping[str, Any]) -> Answers:
         """From a row of :func:`read_rows` or of the hub's data set."""
         answers = row["answers"]
         return cls(tuple(answers["text"]), tuple(int(start) for start in answers["answer_start"]))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import DataCollatorForLanguageModeling
 
-from compresskit.training.losses import IGNORED
+from compresskit.tasks.losses import IGNORED
 
 #: Batches that are sorted by length together: enough for little padding, few enough to stay random.
 _POOL = 50
@@ -88,6 +88,16 @@ class LengthBatchSampler(Sampler[list[int]]):
                     break
             epoch += 1
         return steps
+
+    def tokens(self, steps: int) -> int:
+        """Real tokens in the first ``steps`` optimizer steps."""
+        seen, epoch = 0, 0
+        while steps > 0:
+            batches = self.step_batches(epoch)[:steps]
+            seen += sum(int(self.lengths[batch].sum()) for batch in batches)
+            steps -= len(batches)
+            epoch += 1
+        return seen
 
 
 class MaskingCollator(DataCollatorForLanguageModeling):

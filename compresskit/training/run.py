@@ -1,132 +1,278 @@
-"""One training run: from a data set and settings to the Trainer."""
+"""One training run: compare, train, compare again, write."""
 
 from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from accelerate import PartialState
-from datasets import Dataset
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
 from compresskit.errors import InputError, one_line
+from compresskit.folders import training as reports
+from compresskit.model import checkpoint as checkpoints
+from compresskit.model import output as outputs
 from compresskit.planning.stage import Stage
+from compresskit.tasks.predicting import Progress
+from compresskit.training.attention import attention_kept
 from compresskit.training.batches import LengthBatchSampler
-from compresskit.training.evaluation import Progress
+from compresskit.training.data import Models, TrainingData
+from compresskit.training.forward import dropout, own_forward
+from compresskit.training.objective import Objective
 from compresskit.training.settings import Options
 from compresskit.training.trainer import DistillationTrainer
+from compresskit.training.working_folder import WorkingFolder
 
-_DROPOUT_NUMBERS = ("attention_dropout", "attention_probs_dropout_prob", "dropout_prob")
+
+@dataclass
+class Result:
+    """What a run made.
+
+    Attributes:
+        model: the trained model, in eval mode, on the device it was trained on.
+        record: what ``training.json`` holds of this stage.
+        folder: where it was written; None if nothing was.
+        notes: what the user should know.
+    """
+
+    model: PreTrainedModel
+    record: dict[str, Any]
+    folder: Path | None = None
+    notes: tuple[str, ...] = field(default=())
 
 
-def train(
-    model: PreTrainedModel,
-    teacher: PreTrainedModel | None,
-    dataset: Dataset,
-    collator: Any,
-    stage: Stage,
-    options: Options,
-    folder: Path,
-    *,
-    checkpoints: bool = True,
-    resume_from: Path | None = None,
-    explicit_losses: Sequence[str] = (),
-    callbacks: Sequence[TrainerCallback] = (),
-    teacher_outputs: Path | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Train ``model`` in place.
+@dataclass(frozen=True)
+class Output:
+    """Where a run writes.
 
-    Args:
-        folder: where checkpoints go.
-        checkpoints: whether to write any.
+    Attributes:
+        folder: what appears once the run is complete.
+        overwrite: replace a folder (or an unfinished run) of compresskit.
+        resume: continue an unfinished run.
+    """
+
+    folder: Path
+    overwrite: bool = False
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stage of training with all its settings.
+
+    Attributes:
+        name: of the stage, for the record.
+        models: student, teacher and tokenizer.
+        data: what is trained on, and how models are scored.
+        stage: losses and schedule.
+        options: budget, seed, device.
+        output: None keeps the result in memory only.
         explicit_losses: terms that the user asked for by name: refused where they are impossible, not dropped.
         teacher_outputs: folder that keeps the teacher's outputs for every row, see
             :meth:`DistillationTrainer.keep_teacher_outputs`.
-        progress: of computing these.
-
-    Returns:
-        What happened, as plain data: steps, epochs, tokens, seconds, dropped losses and the log.
-
-    Raises:
-        InputError: the batch size cannot be shared out; models and losses that do not fit.
-        WorkError: a loss that is not finite.
+        progress: called with (what, done, total) while the teacher's outputs are computed.
+        callbacks: of transformers.
     """
-    parts = micro_batches(stage, options)
-    lengths = dataset["length"] if "length" in dataset.column_names else [len(ids) for ids in dataset["input_ids"]]
-    sampler = LengthBatchSampler(lengths, stage.batch_size, world=parts, seed=options.seed)
-    if not sampler.steps:
-        raise InputError(f"data set: {len(lengths)} sequences are too few for {parts} processes and micro-batches")
-    if options.max_tokens is not None:
-        steps = sampler.steps_for_tokens(options.max_tokens)
-    else:
-        steps = options.max_steps or math.ceil(stage.epochs * sampler.steps)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=stage.batch_size // parts,
-        gradient_accumulation_steps=options.accumulation,
-        learning_rate=stage.learning_rate,
-        weight_decay=stage.weight_decay,
-        warmup_steps=math.ceil(stage.warmup * steps),
-        lr_scheduler_type="linear",
-        max_steps=steps,
-        seed=options.seed,
-        bf16=options.precision == "bf16",
-        use_cpu=options.use_cpu,
-        logging_steps=max(1, min(50, steps // 100)),
-        save_strategy="steps" if checkpoints else "no",
-        save_steps=options.save_every or max(100, min(500, math.ceil(steps / 10))),
-        save_total_limit=1,
-        dataloader_pin_memory=not options.use_cpu,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs take torchrun: nn.DataParallel breaks tied heads
-    trainer = DistillationTrainer(
-        model,
-        teacher,
-        stage=stage,
-        explicit_losses=explicit_losses,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=collator,
-        callbacks=callbacks,
-    )
-    if arguments.bf16 and options.use_cpu and trainer.loss.attention_maps is None:
-        # The backward of torch's fused attention is slow in bf16 on CPUs (figures in docs/algorithms.md).
-        model.set_attn_implementation("eager")
-    with dropout(model, stage.dropout), own_forward(model):
-        if resume_from is not None and resume_from.name == f"checkpoint-{steps}":
-            trainer.load_finished(resume_from)
-        else:
-            if teacher_outputs is not None:
-                trainer.keep_teacher_outputs(teacher_outputs, progress)
-            try:
-                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-            except pickle.UnpicklingError as error:
-                raise InputError(
-                    f"{resume_from}: refused, it holds more than plain tensors: {one_line(error)}; "
-                    "--overwrite starts the run again"
-                ) from None
-            trainer.check_weights()
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    # From the log, so that a resumed run counts the time before it was stopped too.
-    seconds = sum(entry["seconds"] for entry in log) * steps / log[-1]["step"]
-    return {
-        "steps": steps,
-        "epochs": steps / sampler.steps,
-        "tokens": tokens_seen(sampler, steps),
-        "seconds": seconds,
-        "losses": trainer.loss.weights,
-        "losses_dropped": list(trainer.loss.dropped.values()),
-        "attention_maps": trainer.loss.attention_maps,
-        "log": log,
-    }
+
+    name: str
+    models: Models
+    data: TrainingData
+    stage: Stage
+    options: Options
+    output: Output | None = None
+    explicit_losses: tuple[str, ...] = ()
+    teacher_outputs: Path | None = None
+    progress: Progress | None = None
+    callbacks: Sequence[TrainerCallback] = ()
+
+    def execute(self) -> Result:
+        """Score, train the student in place, score again, and write the output.
+
+        Raises:
+            InputError: losses that are impossible, a batch size that cannot be shared out, another run's folder.
+            WorkError: a loss that is not finite.
+        """
+        settings = self._settings()
+        # Refused before anything is written.
+        earlier = reports.earlier_stages(self.models.student)
+        micro_batches(self.stage, self.options)
+        with attention_kept(*self._everyone):
+            self._objective()
+        work = None
+        if self.output is not None:
+            where = self.output
+            work = WorkingFolder(where.folder, settings, resume=where.resume, overwrite=where.overwrite)
+        try:
+            return self._execute(settings, earlier, work)
+        finally:
+            if work is not None:
+                work.close()
+
+    def _execute(self, settings: dict[str, Any], earlier: list[dict[str, Any]], work: WorkingFolder | None) -> Result:
+        student = self._everyone[0]
+        dtypes = [(model, model.dtype) for model in self._everyone]
+        scores = self._scores_before(work)
+        set_seed(self.options.seed)  # a resumed run skips the measurements
+        with attention_kept(*self._everyone), tempfile.TemporaryDirectory() as nowhere:
+            # Trainer wants a folder even to write nothing.
+            history = self._train(Path(nowhere) if work is None else work.path, work)
+        student.to(dtypes[0][1]).eval()  # trained in fp32, stored and scored as it was
+        scores["student_after"] = self.data.measure(student.float())
+        for model, dtype in dtypes:
+            model.to(dtype)
+        notes = list(dict.fromkeys([*self._notes(work), *history["losses_dropped"]]))
+        record = reports.stage_record(settings, history, scores, self.data.primary, notes)
+        if self.output is not None and work is not None:
+            self._write([*earlier, record], self.output)
+            work.remove()
+            PartialState().wait_for_everyone()
+        return Result(student, record, self.output.folder if self.output is not None else None, tuple(notes))
+
+    @property
+    def _everyone(self) -> list[Any]:
+        """The student's model, and the teacher's if there is one."""
+        return [checkpoint.model for checkpoint in self.models.all()]
+
+    def _objective(self) -> Objective:
+        student, *teacher = self._everyone
+        return Objective(
+            student,
+            teacher[0] if teacher else None,
+            self.stage,
+            self.data.rows.column_names,
+            masked=self.data.masked,
+            explicit=self.explicit_losses,
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the result, as plain data: a run with other settings is another run."""
+        stage = self.stage.model_copy(update={"max_length": self.data.max_length})
+        return {
+            "stage": self.name,
+            "student": reports.identity(self.models.student),
+            "teacher": reports.identity(self.models.teacher),
+            "data": self.data.record,
+            **stage.model_dump(mode="json"),
+            **self.options.model_dump(mode="json", exclude={"device", "save_every"}),
+        }
+
+    def _notes(self, work: WorkingFolder | None) -> list[str]:
+        notes = [note for checkpoint in self.models.all() for note in checkpoint.notes] + list(self.data.notes)
+        if work is not None and self.output is not None and self.output.resume and not work.found:
+            notes.append(f"{work.path.name}: there was no run to resume, so one was started")
+        return notes
+
+    def _scores_before(self, work: WorkingFolder | None) -> dict[str, Any]:
+        scores = {}
+        for who, model in zip(("student_before", "teacher"), self._everyone, strict=False):
+            model.float().to(self.options.torch_device)
+            measure = partial(self.data.measure, model)
+            scores[who] = work.once(who, measure) if work is not None else measure()
+        return scores
+
+    def _train(self, folder: Path, work: WorkingFolder | None) -> dict[str, Any]:
+        """Train; what happened, as plain data. ``folder`` takes checkpoints, where there is a working folder."""
+        sampler = self._sampler()
+        steps = self._steps(sampler)
+        student, *teacher = self._everyone
+        arguments = self._arguments(folder, steps, checkpoints=work is not None)
+        trainer = DistillationTrainer(
+            student,
+            teacher[0] if teacher else None,
+            stage=self.stage,
+            explicit_losses=self.explicit_losses,
+            args=arguments,
+            train_dataset=self.data.rows,
+            data_collator=self.data.collator,
+            callbacks=self.callbacks,
+        )
+        if arguments.bf16 and self.options.use_cpu and trainer.loss.attention_maps is None:
+            # The backward of torch's fused attention is slow in bf16 on CPUs (figures in docs/algorithms.md).
+            student.set_attn_implementation("eager")
+        with dropout(student, self.stage.dropout), own_forward(student):
+            self._drive(trainer, work.last_checkpoint if work is not None else None, steps)
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        return {
+            "steps": steps,
+            "epochs": steps / sampler.steps,
+            "tokens": sampler.tokens(steps),
+            # From the log, so that a resumed run counts the time before it was stopped too.
+            "seconds": sum(entry["seconds"] for entry in log) * steps / log[-1]["step"],
+            "losses": trainer.loss.weights,
+            "losses_dropped": list(trainer.loss.dropped.values()),
+            "attention_maps": trainer.loss.attention_maps,
+            "log": log,
+        }
+
+    def _drive(self, trainer: DistillationTrainer, checkpoint: Path | None, steps: int) -> None:
+        """Train to the end, from the checkpoint if there is one."""
+        if checkpoint is not None and checkpoint.name == f"checkpoint-{steps}":
+            trainer.load_finished(checkpoint)
+            return
+        if self.teacher_outputs is not None:
+            trainer.keep_teacher_outputs(self.teacher_outputs, self.progress)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except pickle.UnpicklingError as error:
+            raise InputError(
+                f"{checkpoint}: refused, it holds more than plain tensors: {one_line(error)}; "
+                "--overwrite starts the run again"
+            ) from None
+        trainer.check_weights()
+
+    def _sampler(self) -> LengthBatchSampler:
+        """The batches of the run, as the Trainer draws them."""
+        parts = micro_batches(self.stage, self.options)
+        lengths = self.data.rows["length"]
+        sampler = LengthBatchSampler(lengths, self.stage.batch_size, world=parts, seed=self.options.seed)
+        if not sampler.steps:
+            raise InputError(f"data set: {len(lengths)} sequences are too few for {parts} processes and micro-batches")
+        return sampler
+
+    def _steps(self, sampler: LengthBatchSampler) -> int:
+        """Optimizer steps of the budget."""
+        if self.options.max_tokens is not None:
+            return sampler.steps_for_tokens(self.options.max_tokens)
+        return self.options.max_steps or math.ceil(self.stage.epochs * sampler.steps)
+
+    def _arguments(self, folder: Path, steps: int, *, checkpoints: bool) -> TrainingArguments:
+        stage, options = self.stage, self.options
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=stage.batch_size // micro_batches(stage, options),
+            gradient_accumulation_steps=options.accumulation,
+            learning_rate=stage.learning_rate,
+            weight_decay=stage.weight_decay,
+            warmup_steps=math.ceil(stage.warmup * steps),
+            lr_scheduler_type="linear",
+            max_steps=steps,
+            seed=options.seed,
+            bf16=options.precision == "bf16",
+            use_cpu=options.use_cpu,
+            logging_steps=max(1, min(50, steps // 100)),
+            save_strategy="steps" if checkpoints else "no",
+            save_steps=options.save_every or max(100, min(500, math.ceil(steps / 10))),
+            save_total_limit=1,
+            dataloader_pin_memory=not options.use_cpu,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs take torchrun: nn.DataParallel breaks tied heads
+        return arguments
+
+    def _write(self, stages: list[dict[str, Any]], output: Output) -> None:
+        if not PartialState().is_main_process:
+            return
+        with outputs.output_folder(output.folder, output.overwrite) as temporary:
+            checkpoints.save(self.models.student, temporary)
+            self.models.tokenizer.save_pretrained(temporary)  # the one that it was trained with
+            reports.write(self.models.student, stages, temporary, output.folder.name)
 
 
 def micro_batches(stage: Stage, options: Options) -> int:
@@ -139,48 +285,3 @@ def micro_batches(stage: Stage, options: Options) -> int:
             f"({processes} processes x {options.accumulation} accumulated micro-batches)"
         )
     return parts
-
-
-def tokens_seen(sampler: LengthBatchSampler, steps: int) -> int:
-    """Real tokens in the first ``steps`` optimizer steps."""
-    seen, epoch = 0, 0
-    while steps > 0:
-        batches = sampler.step_batches(epoch)[:steps]
-        seen += sum(int(sampler.lengths[batch].sum()) for batch in batches)
-        steps -= len(batches)
-        epoch += 1
-    return seen
-
-
-@contextmanager
-def dropout(model: PreTrainedModel, probability: float | Literal["keep"]) -> Iterator[None]:
-    """Every dropout of the model at ``probability`` for a while; ``keep`` changes nothing."""
-    changed: list[tuple[Any, str, float]] = []
-    for module in model.modules() if probability != "keep" else ():
-        # Attention modules keep the probability as a number.
-        names = ("p",) if isinstance(module, torch.nn.Dropout) else _DROPOUT_NUMBERS
-        changed += [(module, name, getattr(module, name)) for name in names if _is_number(module, name)]
-    for module, name, _ in changed:
-        setattr(module, name, probability)
-    try:
-        yield
-    finally:
-        for module, name, before in changed:
-            setattr(module, name, before)
-
-
-@contextmanager
-def own_forward(model: PreTrainedModel) -> Iterator[None]:
-    """Take accelerate's autocast off the model's forward in the end: the model would go on computing in bf16."""
-    before = model.__dict__.get("forward")
-    try:
-        yield
-    finally:
-        for name in ("forward", "_original_forward"):
-            model.__dict__.pop(name, None)
-        if before is not None:
-            model.__dict__["forward"] = before
-
-
-def _is_number(module: Any, name: str) -> bool:
-    return isinstance(getattr(module, name, None), float | int)

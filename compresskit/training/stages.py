@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,22 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.quantizer import is_compressed, quantizer_of
-from compresskit.model.sentence import pooling
 from compresskit.model.tokenizer import find_tokenizer
-from compresskit.planning.stage import DEFAULTS, FINE_TUNING, StageName
-from compresskit.tasks.labels import check_head, map_labels
-from compresskit.tasks.task import Task, load_data, load_task
-from compresskit.training.evaluation import Progress, score
-from compresskit.training.job import Job, Result, sequence_length
+from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.kind import Scoring
+from compresskit.tasks.loading import find_task, load_data
+from compresskit.tasks.predicting import Progress
+from compresskit.tasks.registry import KINDS
+from compresskit.training import data as training_data
+from compresskit.training.data import Models, TrainingData
+from compresskit.training.evaluation import score
 from compresskit.training.objective import check_fit
-from compresskit.training.settings import recipe_stage, split_settings, start_processes, with_settings
-from compresskit.training.similarity import score_similarity
+from compresskit.training.run import Output, Result, Run
+from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
 from compresskit.training.working_folder import working_folder
 
 ModelLike = PreTrainedModel | str | Path | None
-
-_CLASS_OF_KIND = {
-    "classification": "sequence-classification",
-    "regression": "sequence-classification",
-    "spans": "question-answering",
-}
 
 
 def finetune(
@@ -72,16 +68,24 @@ def finetune(
     """
     explicit, options = split_settings(settings)
     stage = with_settings(FINE_TUNING, explicit)
-    declared = task if isinstance(task, Task) else load_task(task)
+    declared = find_task(task)
     target = _check_output(output, overwrite, resume, model)
     start_processes(options)
     set_seed(options.seed)
     examples = load_data(declared, None if data is None else Path(data))
     read = with_new_head(model, declared, examples.labels)
-    words = find_tokenizer(tokenizer, read)
-    job = Job("fine-tuning", read, None, words, stage, options, target, overwrite, resume, progress, callbacks)
-    job.explicit_losses = _explicit_losses(explicit)
-    return job.on_task(examples)
+    models = Models(read, None, find_tokenizer(tokenizer, read))
+    return Run(
+        name="fine-tuning",
+        models=models,
+        data=training_data.from_task(examples, models, stage, progress),
+        stage=stage,
+        options=options,
+        output=target,
+        explicit_losses=_explicit_losses(explicit),
+        progress=progress,
+        callbacks=callbacks,
+    ).execute()
 
 
 def distill(
@@ -129,31 +133,50 @@ def distill(
     name: StageName = "general" if task is None else "task"
     explicit, options = split_settings(settings)
     stage = with_settings(recipe_stage(student, name), explicit)
-    declared = task if task is None or isinstance(task, Task) else load_task(task)
+    declared = None if task is None else find_task(task)
     corpus = corpora.find_corpus(text) if task is None and dataset is None else None
     target = _check_output(output, overwrite, resume, student, teacher)
-    named = isinstance(student, str | Path) and isinstance(teacher, str | Path)
-    if student is teacher or (named and Path(str(student)) == Path(str(teacher))):
-        raise InputError("teacher and student are the same model")
     start_processes(options)
     set_seed(options.seed)
     examples = None if declared is None else load_data(declared, None if data is None else Path(data))
+    models = _teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense)
+    if examples is not None:
+        found = training_data.from_task(examples, models, stage, progress)
+    elif corpus is not None:
+        found = training_data.from_text(corpus, models, stage, options)
+    else:
+        found = _from_python(dataset, models, stage, options)
+    return Run(
+        name=name,
+        models=models,
+        data=found,
+        stage=stage,
+        options=options,
+        output=target,
+        explicit_losses=_explicit_losses(explicit),
+        teacher_outputs=_check_teacher_outputs(teacher_outputs, target),
+        progress=progress,
+        callbacks=callbacks,
+    ).execute()
+
+
+def _teacher_and_student(teacher: ModelLike, student: ModelLike, tokenizer: Any, *, allow_dense: bool) -> Models:
+    """Both read, the student in the teacher's class and with its labels. Raises InputError: they do not fit."""
+    named = isinstance(student, str | Path) and isinstance(teacher, str | Path)
+    if student is teacher or (named and Path(str(student)) == Path(str(teacher))):
+        raise InputError("teacher and student are the same model")
     taught_by = _read(teacher, compressed=None)
     read = _read(student, compressed=None if allow_dense else True, adopt=taught_by.model, **labels_of(taught_by.model))
     check_fit(read.model, taught_by.model)
-    words = find_tokenizer(tokenizer, taught_by, read)
-    job = Job(name, read, taught_by, words, stage, options, target, overwrite, resume, progress, callbacks)
-    job.explicit_losses = _explicit_losses(explicit)
-    job.teacher_outputs = _check_teacher_outputs(teacher_outputs, target)
-    if examples is not None:
-        return job.on_task(examples)
-    if dataset is not None:
-        if not isinstance(dataset, Dataset):
-            raise InputError(f"data set: give a datasets.Dataset, not a {type(dataset).__name__}")
-        dataset = dataset.with_format(None)
-        return job.on_dataset(dataset, {"source": "a data set given from Python", "fingerprint": dataset._fingerprint})
-    assert corpus is not None
-    return job.on_text(corpus)
+    return Models(read, taught_by, find_tokenizer(tokenizer, taught_by, read))
+
+
+def _from_python(dataset: Any, models: Models, stage: Stage, options: Options) -> TrainingData:
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"data set: give a datasets.Dataset, not a {type(dataset).__name__}")
+    plain = dataset.with_format(None)
+    record = {"source": "a data set given from Python", "fingerprint": plain._fingerprint}
+    return training_data.from_dataset(plain, record, models, stage, options)
 
 
 def evaluate(
@@ -186,24 +209,19 @@ def evaluate(
     """
     explicit, options = split_settings({"max_length": max_length, "batch_size": batch_size, "device": device})
     with_settings(DEFAULTS["task"], explicit)  # refuses what no stage may have
-    declared = task if isinstance(task, Task) else load_task(task)
+    declared = find_task(task)
+    kind = KINDS.get(declared.kind)
     start_processes(options)
     examples = load_data(declared, None if data is None else Path(data), train=False)
     read = _read(model, compressed=None)
     words = find_tokenizer(tokenizer, read)
-    length = sequence_length(max_length, declared, read)
-    scoring: Callable[..., dict[str, dict[str, float]]] = score
-    if declared.kind == "similarity":
-        scoring = partial(score_similarity, pooling=pooling(read.folder))
-    else:
-        check_head(declared, read.model)
-    notes = [*read.notes, *examples.notes]
-    if declared.kind == "classification":
-        note = map_labels(declared, examples.labels, read.model).note
-        notes += [note] if note else []
+    length = training_data.sequence_length(max_length, declared, read)
+    kind.check_head(declared, read.model)
+    note = kind.match(examples, read.model)
+    notes = [*read.notes, *examples.notes, *([note] if note else [])]
     moved: Any = read.model
     moved.float().to(options.torch_device)
-    scores = scoring(moved, words, examples, length, batch_size=batch_size, progress=progress)
+    scores = score(Scoring(moved, words, length, batch_size, progress, folder=read.folder), examples)
     record = {"model": read.origin, "task": declared.name, "data": examples.record(), "scores": scores, "notes": notes}
     return Result(read.model, record, notes=tuple(notes))
 
@@ -230,21 +248,8 @@ def _read(
 
 def with_new_head(model: ModelLike, task: Task, labels: Sequence[str]) -> Checkpoint:
     """The model in the class that the task needs, with a new head where it has none. Raises InputError."""
-    return _read(model, compressed=None, as_class=_CLASS_OF_KIND[task.kind], **_new_head(task, labels))
-
-
-def _new_head(task: Task, labels: Sequence[str]) -> dict[str, Any]:
-    """Configuration of a head for the task."""
-    if task.kind == "spans":
-        return {}
-    if task.kind == "regression":
-        return {"num_labels": 1, "problem_type": "regression"}
-    return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-        "problem_type": "single_label_classification",
-    }
+    kind = KINDS.get(task.kind)
+    return _read(model, compressed=None, as_class=kind.head, **kind.head_config(labels))
 
 
 def labels_of(teacher: PreTrainedModel) -> dict[str, Any]:
@@ -253,12 +258,12 @@ def labels_of(teacher: PreTrainedModel) -> dict[str, Any]:
     return {name: getattr(teacher.config, name) for name in names}
 
 
-def _check_teacher_outputs(given: str | Path | None, target: Path | None) -> Path | None:
+def _check_teacher_outputs(given: str | Path | None, output: Output | None) -> Path | None:
     """The folder, made now, so that nothing is refused after hours. Raises InputError."""
     if given is None:
         return None
     folder = Path(given)
-    if target is not None and target.resolve() in (folder.resolve(), *folder.resolve().parents):
+    if output is not None and output.folder.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise InputError(f"teacher outputs {given}: lie in the output folder; choose another one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +272,7 @@ def _check_teacher_outputs(given: str | Path | None, target: Path | None) -> Pat
     return folder
 
 
-def _check_output(output: str | Path | None, overwrite: bool, resume: bool, *inputs: ModelLike) -> Path | None:
+def _check_output(output: str | Path | None, overwrite: bool, resume: bool, *inputs: ModelLike) -> Output | None:
     if resume and overwrite:
         raise InputError("give --resume (continue a run) or --overwrite (start again), not both")
     if output is None:
@@ -279,4 +284,4 @@ def _check_output(output: str | Path | None, overwrite: bool, resume: bool, *inp
     if resume and target.exists() and not working_folder(target).exists():
         raise InputError(f"output {output}: exists, so the run is finished: nothing to resume")
     outputs.check_output(target, overwrite)
-    return target
+    return Output(target, overwrite, resume)

@@ -21,17 +21,16 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from compresskit.tasks.predictions import Predictions
+
 #: Column of the data set with the number of the row.
 ROW = "row"
 #: What progress is told is at work.
 TEACHER = "outputs of the teacher"
 _BATCH = 32
 _INDEX, _LOCK = "index.json", ".lock"
-#: Outputs that the losses read -> axes of one row's share that are over its tokens. The first two are one per layer.
-_TOKENS = {"hidden_states": (1,), "attentions": (2, 3), "logits": (), "start_logits": (0,), "end_logits": (0,)}
-#: Logits of one prediction per token instead.
-_TOKEN_LOGITS = (0,)
-_LAYERS = ("hidden_states", "attentions")
+#: Outputs of every layer -> axes of one row's share of a layer stack that are over its tokens.
+_LAYERS = {"hidden_states": (1,), "attentions": (2, 3)}
 #: Axes of one row's share of an output; None over tokens.
 Shape = list[int | None]
 
@@ -95,6 +94,7 @@ def teach(
     folder: Path,
     kind: Sequence[Any],
     *,
+    predictions: Predictions,
     half: bool,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> TaughtRows | None:
@@ -106,6 +106,7 @@ def teach(
         collate: makes a padded batch of rows.
         folder: of this one teacher, for all its data sets.
         kind: what decides the outputs beside the rows: which teacher, which of its outputs.
+        predictions: what the teacher predicts.
         half: keep hidden states and attention in bf16.
         progress: ``(what, done, total)``.
 
@@ -123,7 +124,7 @@ def teach(
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             try:
-                if not _compute(run, dataset, collate, part, half, progress):
+                if not _compute(run, dataset, collate, part, predictions, half, progress):
                     return None
                 part.rename(target)
             finally:
@@ -163,6 +164,7 @@ def _compute(
     dataset: Dataset,
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
     folder: Path,
+    predictions: Predictions,
     half: bool,
     progress: Callable[[str, int, int], None] | None,
 ) -> bool:
@@ -174,15 +176,16 @@ def _compute(
     for start in range(0, len(order), _BATCH):
         rows = order[start : start + _BATCH]
         batch = collate(list(dataset.select(rows)))
-        outputs = _rows_first(run(batch))
+        outputs = _rows_first(run(batch), predictions)
         if outputs is None:
             return False
         if kept is None:
             tokens = batch["input_ids"].shape[1]
-            if any(not _by_tokens(name, one, tokens) for name, one in outputs.items()):
+            axes = {name: _over_tokens(name, one, predictions) for name, one in outputs.items()}
+            if any(not _by_tokens(one, axes[name], tokens) for name, one in outputs.items()):
                 return False
             shapes = {
-                name: [None if axis in _over_tokens(name, one) else size for axis, size in enumerate(one.shape[1:])]
+                name: [None if axis in axes[name] else size for axis, size in enumerate(one.shape[1:])]
                 for name, one in outputs.items()
             }
             dtypes = {name: "bfloat16" if half and name in _LAYERS else "float32" for name in shapes}
@@ -211,10 +214,10 @@ def _reserve(folder: Path, sizes: Mapping[str, int]) -> bool:
     return True
 
 
-def _rows_first(outputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
+def _rows_first(outputs: Mapping[str, Any], predictions: Predictions) -> dict[str, Tensor] | None:
     """Every output as one tensor with the rows first, then the layers; None where layers differ in shape."""
     found: dict[str, Tensor] = {}
-    for name in _TOKENS:
+    for name in (*_LAYERS, *predictions.outputs):
         value = outputs.get(name)
         if value is not None and name in _LAYERS:
             if len({layer.shape for layer in value}) > 1:
@@ -225,14 +228,15 @@ def _rows_first(outputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
     return found
 
 
-def _over_tokens(name: str, batch: Tensor) -> tuple[int, ...]:
+def _over_tokens(name: str, batch: Tensor, predictions: Predictions) -> tuple[int, ...]:
     """Axes of one row's share that are over its tokens."""
-    return _TOKEN_LOGITS if name == "logits" and batch.dim() == 3 else _TOKENS[name]
+    if name in _LAYERS:
+        return _LAYERS[name]
+    return (0,) if predictions.over_tokens(batch) else ()
 
 
-def _by_tokens(name: str, batch: Tensor, tokens: int) -> bool:
+def _by_tokens(batch: Tensor, axes: Sequence[int], tokens: int) -> bool:
     """Whether the axes that should be over tokens are."""
-    axes = _over_tokens(name, batch)
     return batch.dim() - 1 > max(axes, default=0) and all(batch.shape[1 + axis] == tokens for axis in axes)
 
 

@@ -20,8 +20,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 from compresskit.errors import InputError, WorkError
 from compresskit.planning.stage import LossName, Stage
+from compresskit.tasks.predictions import count_items
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
-from compresskit.training.objective import TARGETS, Objective, check_fit, count_items
+from compresskit.training.objective import Objective, check_fit
 from compresskit.training.taught import ROW, TaughtRows, teach
 
 _PART = "part"
@@ -87,7 +88,9 @@ class DistillationTrainer(Trainer):
         """Batches by length, of this process's share."""
         data: Any = self.train_dataset
         lengths = data["length"] if "length" in data.column_names else [len(ids) for ids in data["input_ids"]]
-        columns = [name for name in data.column_names if name in self.signature or name in TARGETS]
+        columns = [
+            name for name in data.column_names if name in self.signature or name in self.loss.predictions.targets
+        ]
         if self.taught is not None:
             data, columns = data.add_column(ROW, range(len(data))), [*columns, ROW]
         self.sampler = LengthBatchSampler(
@@ -110,10 +113,13 @@ class DistillationTrainer(Trainer):
         """Valid tokens, (query, key) pairs, sequences and labels of the whole step, over all devices."""
         if not batch_samples:
             return None
-        counts = torch.stack([count_items(batch) for batch in batch_samples]).sum(0).to(device)
+        counts = torch.stack([self._count(batch) for batch in batch_samples]).sum(0).to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts[None]).sum(0)
         return counts
+
+    def _count(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return count_items(batch, self.loss.predictions)
 
     def compute_loss(
         self,
@@ -123,8 +129,8 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The weighted sum of the terms. Each term is kept for the log."""
-        counts = num_items_in_batch if num_items_in_batch is not None else count_items(inputs).to(self.args.device)
-        targets = {name: inputs.pop(name) for name in TARGETS if name in inputs}
+        counts = num_items_in_batch if num_items_in_batch is not None else self._count(inputs).to(self.args.device)
+        targets = {name: inputs.pop(name) for name in self.loss.predictions.targets if name in inputs}
         features = {key: value for key, value in inputs.items() if key in self.signature}
         taught: Any = None
         if self.taught is not None:
@@ -174,7 +180,8 @@ class DistillationTrainer(Trainer):
         ):
             return
         data = data if "length" in data.column_names else data.add_column("length", list(map(len, data["input_ids"])))
-        inputs = [name for name in data.column_names if name in self.signature and name not in TARGETS]
+        predictions = self.loss.predictions
+        inputs = [n for n in data.column_names if n in self.signature and n not in predictions.targets]
 
         def collate(rows: list[dict[str, Any]]) -> Any:
             return self.data_collator([{name: row[name] for name in inputs} for row in rows])
@@ -186,7 +193,9 @@ class DistillationTrainer(Trainer):
         kind = [self.loss.wanted, self.loss.attention_maps, type(self.teacher).__name__, weights.hexdigest(), *versions]
         data = data.select_columns([*inputs, "length"])
         half = bool(self.args.bf16)
-        self.taught = teach(self._teach, data, collate, folder, kind, half=half, progress=progress)
+        self.taught = teach(
+            self._teach, data, collate, folder, kind, predictions=predictions, half=half, progress=progress
+        )
 
     def _everywhere(self, holds: Tensor) -> bool:
         """Whether something holds in every process, so that all of them stop together."""

@@ -1,0 +1,94 @@
+"""The declaration of a task: what to read, what the labels mean, how to score. One YAML file each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Hub(_Strict):
+    """Where a task lies on the hub.
+
+    Attributes:
+        path: of the data set, ``owner/name``.
+        name: of its configuration, where it has several.
+        splits: our name of a split -> theirs, where they differ.
+        inputs: the text columns, where they are not those of the files.
+        label: the column of the label, where it is not that of the files.
+    """
+
+    path: str
+    name: str | None = None
+    splits: dict[str, str] = Field(default_factory=dict)
+    inputs: tuple[str, ...] | None = None
+    label: str | None = None
+
+
+class Task(_Strict):
+    """A declared task. What its kind demands of it is checked by :func:`compresskit.tasks.loading.load_task`.
+
+    Attributes:
+        version: of this format: 1.
+        name: goes into the names of outputs and tables.
+        description: for readers; `compresskit tasks` shows it.
+        kind: a registered task kind: ``classification``, ``regression``, ``spans`` (SQuAD's JSON), ``similarity`` (how
+            near the cosine of two sentence vectors comes to a number; needs no head and is for evaluation only), or
+            one of another package.
+        inputs: one or two text columns.
+        label: the column of the label.
+        labels: label name -> its value in the files, in the order of the class numbers. Default: the sorted values.
+        columns: names of the columns of files without a header.
+        files: split -> file (or alternatives) below the data folder. ``train`` and ``dev`` are what commands use; any
+            further split is scored too where it is there.
+        hub: where the task lies on the hub, for use without a data folder.
+        metrics: names of metrics that the kind has; the first one is the primary metric.
+        max_length: default length in tokens.
+        bad_lines: ``refuse`` (default) or ``skip`` lines with the wrong number of fields, with a note.
+        holdout: the share of ``train`` that serves as ``dev`` where no such file is there (seed 0, stated in a note).
+        transfer_of: tasks whose models this one scores; it is for evaluation only.
+        map_labels: a label of those tasks -> a label of this one; equal names need no entry.
+    """
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    kind: str = "classification"
+    inputs: tuple[str, ...] = Field(min_length=1, max_length=2)
+    label: str
+    labels: dict[str, str] | None = None
+    columns: tuple[str, ...] | None = None
+    files: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    hub: Hub | None = None
+    metrics: tuple[str, ...] = Field(min_length=1)
+    max_length: int = Field(default=128, ge=8)
+    bad_lines: Literal["refuse", "skip"] = "refuse"
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    transfer_of: tuple[str, ...] = ()
+    map_labels: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {split: (names,) if isinstance(names, str) else names for split, names in value.items()}
+        return value
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name in (name for names in value.values() for name in names):
+            if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+                raise ValueError(f"{name!r} leads out of the data folder; name files below it")
+        return value
+
+    @property
+    def primary(self) -> str:
+        """The metric by which students are compared with teachers."""
+        return self.metrics[0]

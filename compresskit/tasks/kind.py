@@ -1,0 +1,211 @@
+"""What a task kind owes: how rows become examples, which head answers them, and how answers are scored.
+
+One file per kind, registered under the name that a declaration's ``kind`` gives. Reading, fine-tuning, distillation,
+calibration, evaluation and the benchmark then work for it without a change elsewhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from compresskit.errors import InputError, unknown
+from compresskit.model.heads import has_head
+from compresskit.storage import files
+from compresskit.storage.files import Rows
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.metrics import METRICS
+from compresskit.tasks.predicting import BATCH_SIZE, Logits, Progress, Runnable, predict
+from compresskit.tasks.predictions import PLAIN, Predictions
+from compresskit.tasks.rows import Split, TaskData
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a model is scored.
+
+    Attributes:
+        model: what the outputs mean is read from it; it computes them too, unless ``run`` does.
+        tokenizer: the model's own.
+        max_length: tokens of a sequence.
+        batch_size: sequences at a time.
+        progress: called with (what, done, total).
+        run: computes the outputs in the place of ``model``, such as an exported graph.
+        folder: where the model was read from; None for one given as an object.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    max_length: int
+    batch_size: int = BATCH_SIZE
+    progress: Progress | None = None
+    run: Runnable | None = None
+    folder: Path | None = None
+
+
+class TaskKind(ABC):
+    """A kind of task. One subclass, one file; registered under ``name``.
+
+    Attributes:
+        name: what a declaration's ``kind`` says.
+        summary: one line for readers.
+        head: key of :data:`compresskit.model.checkpoint.MODEL_CLASSES`, the class that answers it; None where a task of
+            this kind needs no head. Then nothing can be trained on it.
+        metrics: the names of the metrics that a declaration may list.
+        predictions: what the head predicts and how it is learnt. Default: one tensor of logits.
+        cuts: whether what is longer than a sequence is cut off; otherwise it is split.
+        inputs: names of the two inputs where there must be two; empty: one or two are fine.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    head: ClassVar[str | None]
+    metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
+    predictions: ClassVar[Predictions] = PLAIN
+    cuts: ClassVar[bool] = True
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    # -- the declaration ----------------------------------------------------------------------------------------------
+
+    def check(self, task: Task) -> None:
+        """Refuse a declaration that does not fit the kind.
+
+        Raises:
+            InputError: a metric that the kind does not have, labels where it has none, a wrong number of inputs.
+        """
+        for metric in task.metrics:
+            if metric not in self.metrics:
+                raise unknown("metric", metric, self.metrics)
+        if task.labels is not None:
+            raise InputError(f"labels are for classification, not for {self.name}")
+        if self.inputs and len(task.inputs) != len(self.inputs):
+            raise InputError(f"kind {self.name} takes {len(self.inputs)} inputs: {' and '.join(self.inputs)}")
+
+    # -- from files to examples ---------------------------------------------------------------------------------------
+
+    def read(self, task: Task, path: Path) -> tuple[Rows, int]:
+        """The rows of a file as dictionaries, and how many lines were skipped. Default: a table or JSON lines."""
+        skip = task.bad_lines == "skip"
+        return files.read_rows(path, task.columns, (*task.inputs, task.label), skip_bad_lines=skip)
+
+    def from_hub(self, task: Task, rows: Rows) -> Rows:
+        """Rows of the hub's data set, with our names of columns, as a file would give them. Default: as they are."""
+        return rows
+
+    def columns(self, task: Task) -> tuple[str, ...]:
+        """The columns that every file must have. Default: inputs and label."""
+        return (*task.inputs, task.label)
+
+    def labels(self, task: Task, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers, declared or found in ``rows``. Default: none."""
+        return ()
+
+    def example(self, task: Task, row: Mapping[str, Any], where: str) -> tuple[Any, ...]:
+        """The inputs of a row; ``where`` names it in errors. Default: texts. Raises InputError."""
+        for column in task.inputs:
+            if not isinstance(row.get(column), str):
+                raise InputError(f"{where}: column {column!r} holds no text: {row.get(column)!r}")
+        return tuple(row[column] for column in task.inputs)
+
+    @abstractmethod
+    def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> Any:
+        """What is to be predicted for a row.
+
+        Args:
+            where: names the row in errors.
+            labels: a label's value in the files -> its name; empty where the task has no labels.
+
+        Raises:
+            InputError: the row has no such value.
+        """
+
+    # -- models -------------------------------------------------------------------------------------------------------
+
+    def head_config(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Configuration of a new head for tasks with these labels. Default: nothing special."""
+        return {}
+
+    def check_head(self, task: Task, model: PreTrainedModel) -> None:
+        """Refuse a model with another kind of head.
+
+        Raises:
+            InputError: says which head the model has and which the task needs.
+        """
+        if self.head is not None and not has_head(model, self.head):
+            name = type(model).__name__
+            has = "no head" if model.base_model is model else "another head"
+            what = self.head.replace("-", " ")
+            raise InputError(f"task {task.name} needs a model for {what}; {name} has {has}: give a fine-tuned one")
+
+    def match(self, data: TaskData, model: PreTrainedModel) -> str | None:
+        """Refuse a model whose head does not fit the task's labels; a note where names alone did not say how they fit.
+        Default: every head of the kind fits.
+        """
+        return None
+
+    # -- sequences ----------------------------------------------------------------------------------------------------
+
+    def encode(
+        self, data: TaskData, split: Split, tokenizer: Any, max_length: int, model: PreTrainedModel | None = None
+    ) -> Dataset:
+        """The split as a data set of token sequences.
+
+        Columns: the tokenizer's (without ``attention_mask``, which the collator makes), ``length`` and, with
+        ``model``, the targets of :attr:`predictions` as the head of this model numbers them.
+        """
+        columns = self.windows(split, tokenizer, max_length)
+        if model is not None:
+            columns |= self.numbered(data, split, columns, model)
+        columns.pop("attention_mask", None)
+        columns["length"] = [len(ids) for ids in columns["input_ids"]]
+        return Dataset.from_dict(columns)
+
+    def windows(self, split: Split, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+        """The inputs of the split as columns of token sequences. Default: one sequence a row, cut at the end."""
+        encoded = tokenizer(
+            *(list(column) for column in zip(*split.texts, strict=True)), truncation=True, max_length=max_length
+        )
+        return {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
+
+    def numbered(
+        self, data: TaskData, split: Split, columns: Mapping[str, list[Any]], model: PreTrainedModel
+    ) -> dict[str, list[Any]]:
+        """The columns of targets for training, beside those of :meth:`windows`. Default: the targets as they are."""
+        return {"labels": list(split.targets)}
+
+    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
+        """Makes a padded batch of rows of :meth:`encode`. Default: pads the tokenizer's columns."""
+        collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = DataCollatorWithPadding(tokenizer)
+        return collate
+
+    # -- scores -------------------------------------------------------------------------------------------------------
+
+    def score(self, scoring: Scoring, data: TaskData, split: Split) -> dict[str, float]:
+        """Every metric of the task on one split, as fractions.
+
+        Raises:
+            InputError: the model's head or its labels do not fit the task.
+        """
+        self.check_head(data.task, scoring.model)
+        found = self.measure(data, split, self.answers(scoring, data, split))
+        return {metric: found[metric] for metric in data.task.metrics}
+
+    @abstractmethod
+    def answers(self, scoring: Scoring, data: TaskData, split: Split) -> Sequence[Any]:
+        """What the model says of each row of the split, in the form of the targets; mostly from :meth:`logits`."""
+
+    def logits(self, scoring: Scoring, data: TaskData, split: Split) -> tuple[Dataset, Logits]:
+        """The encoded split, and the model's logits for every row of it."""
+        dataset = self.encode(data, split, scoring.tokenizer, scoring.max_length)
+        run = scoring.run or scoring.model
+        return dataset, predict(run, scoring.tokenizer, dataset, scoring.batch_size, scoring.progress)
+
+    @abstractmethod
+    def measure(self, data: TaskData, split: Split, answers: Sequence[Any]) -> Mapping[str, float]:
+        """The metrics of these answers to the split: at least those that the task names."""

@@ -1,0 +1,190 @@
+"""From the name of a task to its declaration and its rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compresskit.errors import InputError
+from compresskit.storage import files, hub
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.registry import KINDS
+from compresskit.tasks.rows import DEV, TRAIN, Split, TaskData
+from compresskit.validation import parse_mapping, read_named, validate
+
+
+def shipped_tasks() -> dict[str, Any]:
+    """Name -> declaration of every task that comes with compresskit."""
+    folder = resources.files("compresskit.tasks") / "declarations"
+    return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+
+
+def load_task(name_or_path: str | Path) -> Task:
+    """Read a task by name (shipped) or from a YAML file.
+
+    Raises:
+        InputError: unknown name, unreadable file, or anything in it that is not valid.
+    """
+    what = f"task {name_or_path}"
+    text = read_named("task", name_or_path, shipped_tasks())
+    data = parse_mapping(text, what, "version, name, inputs, label and metrics")
+    task: Task = validate(Task, data, what)
+    try:
+        KINDS.get(task.kind).check(task)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from None
+    return task
+
+
+def find_task(task: Task | str | Path) -> Task:
+    """The task that was given, as a declaration, by name or as a YAML file. Raises InputError."""
+    if not isinstance(task, Task):
+        return load_task(task)
+    KINDS.get(task.kind).check(task)
+    return task
+
+
+def evaluation_only(task: Task) -> bool:
+    """Whether nothing can be trained on the task."""
+    return bool(task.transfer_of) or KINDS.get(task.kind).head is None
+
+
+def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskData:
+    """The rows of a task: from files below ``folder``, or from the hub without one.
+
+    Args:
+        task: the declaration.
+        folder: the data folder, e.g. GLUE's with ``SST-2/train.tsv``; the task's own folder will do as well.
+        train: whether the training split is needed; the others are always read.
+
+    Raises:
+        InputError: missing folder, file or column, bad line, unknown label, empty file; a transfer asked for training.
+    """
+    kind = KINDS.get(task.kind)
+    if train and evaluation_only(task):
+        of = f"models for {' or '.join(task.transfer_of)}" if task.transfer_of else "sentence vectors"
+        raise InputError(f"task {task.name}: is for evaluation only (of {of})")
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"data {folder}: no such folder")
+    notes: list[str] = []
+    raw: dict[str, tuple[files.Rows, Split]] = {}
+    if folder is None:
+        raw = _from_hub(task, train)
+    else:
+        found = {split: _find(folder, names) for split, names in task.files.items()}
+        need_train = train or found.get(DEV) is None
+        for split, path in found.items():
+            if path is not None and (split != TRAIN or need_train):
+                raw[split] = _from_file(task, path, notes)
+        for split in (TRAIN, DEV):
+            if split in task.files and split not in raw and (split == DEV or need_train) and TRAIN not in raw:
+                raise InputError(f"data {folder}: has no {' or '.join(task.files[split])} (task {task.name})")
+    if train and TRAIN not in raw:
+        raise InputError(f"task {task.name}: names no train file, so nothing can be trained on it")
+    if not raw:
+        raise InputError(f"task {task.name}: names no files; give files: {{train: ..., dev: ...}}")
+    for rows, about in raw.values():
+        _check_columns(task, rows, about)
+        if about.remark:
+            notes.append(f"task {task.name}: reads {about.source} ({about.remark})")
+    # A label that train lacks is a mistake.
+    sources = [raw[TRAIN]] if TRAIN in raw else raw.values()
+    labels = kind.labels(task, (row for rows, _ in sources for row in rows))
+    if labels and task.labels is None:
+        notes.append(f"task {task.name}: labels found: {', '.join(labels)}")
+    splits = {name: _split(task, rows, about, labels) for name, (rows, about) in raw.items()}
+    if DEV not in splits:
+        splits[TRAIN], splits[DEV] = _hold_out(splits[TRAIN], task.holdout)
+        notes.append(f"task {task.name}: no dev file, so {len(splits[DEV])} rows of train are held out (seed 0)")
+    if not train:
+        splits.pop(TRAIN, None)
+    return TaskData(task, splits, labels, tuple(dict.fromkeys(notes)))
+
+
+def _find(folder: Path, names: Sequence[str]) -> Path | None:
+    """The file of a split: exactly as named, in its folder or directly in ``folder``, else its one variant
+    (``train.sample.tsv``, ``hans_regenerated.txt.gz``).
+    """
+    places = [place for name in names for place in (folder / name, folder / Path(name).name)]
+    for place in places:
+        for path in (place, place.with_name(place.name + ".gz")):
+            if path.is_file():
+                return path
+    for place in places:
+        pattern = re.compile(re.escape(place.stem) + r"[._-].+" + re.escape(place.suffix) + r"(\.gz)?")
+        variants = [path for path in place.parent.glob("*") if pattern.fullmatch(path.name)]
+        if len(variants) > 1:
+            found = ", ".join(sorted(path.name for path in variants))
+            raise InputError(f"data {place.parent}: several files could be {place.name}: {found}")
+        if variants:
+            return variants[0]
+    return None
+
+
+def _from_file(task: Task, path: Path, notes: list[str]) -> tuple[files.Rows, Split]:
+    named = {Path(name).name for names in task.files.values() for name in names}
+    plain = path.name.removesuffix(".gz")
+    stems = [Path(name).stem for name in named if plain.startswith(Path(name).stem)]
+    remark = "" if plain in named else Path(plain).stem[len(max(stems, key=len)) :].strip("._-")
+    about = Split([], [], path.name, files.file_hash(path), remark)
+    rows, skipped = KINDS.get(task.kind).read(task, path)
+    if skipped:
+        notes.append(f"data {path.name}: {skipped} lines with the wrong number of fields were skipped")
+    return rows, about
+
+
+def _from_hub(task: Task, train: bool) -> dict[str, tuple[files.Rows, Split]]:
+    if task.hub is None:
+        raise InputError(f"task {task.name}: names no data set on the hub; give its folder with --data")
+    wanted = [split for split in task.files if split != TRAIN or train] or ([TRAIN] if train else []) + [DEV]
+    raw = {}
+    for split in wanted:
+        theirs = task.hub.splits.get(split, split)
+        address = "/".join(part for part in (task.hub.path, task.hub.name, theirs) if part)
+        try:
+            dataset = hub.load_dataset(task.hub.path, task.hub.name, split=theirs)
+        except Exception as error:  # the library raises a dozen kinds, from no network to no such split
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"task {task.name}: {address} cannot be had from the hub ({reason}); give a folder with --data"
+            ) from None
+        label = task.hub.label or task.label
+        renamed = dict(zip(task.hub.inputs or task.inputs, task.inputs, strict=True)) | {label: task.label}
+        rows = [{renamed.get(key, key): value for key, value in row.items()} for row in dataset]
+        raw[split] = (KINDS.get(task.kind).from_hub(task, rows), Split([], [], address))
+    return raw
+
+
+def _check_columns(task: Task, rows: files.Rows, about: Split) -> None:
+    for column in KINDS.get(task.kind).columns(task):
+        if column not in rows[0]:
+            found = ", ".join(map(str, rows[0]))
+            raise InputError(f"data {about.source}: has no column {column!r}; its columns: {found}")
+
+
+def _split(task: Task, rows: files.Rows, about: Split, labels: Sequence[str]) -> Split:
+    kind = KINDS.get(task.kind)
+    by_value = {value: name for name, value in task.labels.items()} if task.labels else {name: name for name in labels}
+    texts, targets = [], []
+    for number, row in enumerate(rows, start=1):
+        where = f"data {about.source}, row {number}"
+        texts.append(kind.example(task, row, where))
+        targets.append(kind.target(task, row, where, by_value))
+    return Split(texts, targets, about.source, about.sha256, about.remark)
+
+
+def _hold_out(split: Split, share: float) -> tuple[Split, Split]:
+    count = max(1, round(share * len(split)))
+    if count >= len(split):
+        raise InputError(f"data {split.source}: {len(split)} rows are too few to hold out some of them")
+    order = np.random.default_rng(0).permutation(len(split))
+    held, kept = sorted(order[:count].tolist()), sorted(order[count:].tolist())
+    return (
+        split.take(kept, f"without {count} held-out rows"),
+        split.take(held, f"{count} rows of train held out, seed 0"),
+    )

@@ -1,0 +1,65 @@
+"""Run a model over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor
+from transformers import DataCollatorWithPadding
+
+#: Sequences at a time where nobody says.
+BATCH_SIZE = 32
+Progress = Callable[[str, int, int], None]
+#: Name of an output -> the logits of every row.
+Logits = dict[str, list[np.ndarray]]
+
+
+class Runnable(Protocol):
+    """A transformers model, or what is called like one and gives its outputs by their names."""
+
+    config: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must lie."""
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """The outputs."""
+
+
+def predict(
+    model: Runnable, tokenizer: Any, dataset: Dataset, batch_size: int, progress: Progress | None = None
+) -> Logits:
+    """Logits of every sequence, in the data set's order; computed in batches of similar length, without padding work
+    that a shorter batch would not have.
+    """
+    state = PartialState()
+    columns = [name for name in tokenizer.model_input_names if name in dataset.column_names]
+    inputs = dataset.select_columns(columns)
+    order = np.argsort(-np.asarray(dataset["length"]), kind="stable")[state.process_index :: state.num_processes]
+    collate = DataCollatorWithPadding(tokenizer)
+    found: list[tuple[int, dict[str, np.ndarray]]] = []
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size].tolist()
+            batch = collate([inputs[row] for row in rows])
+            output = model(**{key: value.to(model.device) for key, value in batch.items()})
+            logits = {key: _array(value) for key, value in output.items() if key.endswith("logits")}
+            found += [(row, {key: value[i] for key, value in logits.items()}) for i, row in enumerate(rows)]
+            if progress is not None:
+                progress("predicting", min(start + batch_size, len(order)), len(order))
+    if state.num_processes > 1:
+        found = gather_object(found)
+    ordered = dict(found)
+    return {key: [ordered[row][key] for row in range(len(dataset))] for key in found[0][1]}
+
+
+def _array(value: Tensor) -> np.ndarray:
+    array: np.ndarray = value.float().cpu().numpy()
+    return array

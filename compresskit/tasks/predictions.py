@@ -1,0 +1,106 @@
+"""What a head predicts, and how a student learns to predict it.
+
+Most heads give one tensor of logits: for each sequence or token a class or a number. :data:`PLAIN` stands for these.
+A task kind whose head gives something else brings a subclass of :class:`Predictions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskit.tasks import losses
+
+#: What a model returns: its fields by name. They differ from class to class.
+Output = Any
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Valid items of a whole optimizer step, over all devices and micro-batches; scalars."""
+
+    tokens: Tensor
+    pairs: Tensor
+    sequences: Tensor
+    labels: Tensor
+
+
+class Predictions:
+    """Logits of one kind of head.
+
+    Attributes:
+        targets: the columns of a batch that hold what is to be predicted.
+        outputs: the names of the logits among a model's outputs.
+    """
+
+    targets: ClassVar[tuple[str, ...]] = ("labels",)
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)
+
+    def fits(self, model: PreTrainedModel) -> bool:
+        """Whether the model's head gives these predictions."""
+        return True
+
+    def over_tokens(self, logits: Tensor) -> bool:
+        """Whether a batch of one of the outputs has a prediction for every token, (B, T, ...)."""
+        return logits.dim() == 3
+
+    def count(self, batch: Mapping[str, Tensor]) -> int | Tensor:
+        """Labels of a batch that are to be predicted."""
+        labels = batch.get("labels")
+        if labels is None:
+            return 0
+        return labels.numel() if labels.is_floating_point() else (labels != losses.IGNORED).sum()
+
+    def supervised_loss(self, student: Output, mask: Tensor, targets: Mapping[str, Tensor], count: Counts) -> Tensor:
+        """Distance to the labels.
+
+        Args:
+            student: its outputs.
+            mask: (B, T), 1 for real tokens.
+            targets: the columns of the batch named in :attr:`targets`.
+            count: of the whole step.
+        """
+        return losses.supervised_loss(student["logits"], targets["labels"], count.labels)
+
+    def logits_loss(
+        self,
+        student: Output,
+        teacher: Output,
+        mask: Tensor,
+        targets: Mapping[str, Tensor],
+        count: Counts,
+        *,
+        form: Literal["kl", "mse"],
+        temperature: float,
+    ) -> Tensor:
+        """Distance to the teacher's predictions; arguments as of :meth:`supervised_loss` and
+        :func:`compresskit.tasks.losses.logits_loss`.
+        """
+        # A tensor of inference mode cannot be saved for the backward; a copy can.
+        ours, theirs = student["logits"], teacher["logits"].clone()
+        valid, number = None, count.sequences
+        if self.over_tokens(ours):  # where there is something to predict
+            valid, number = mask.bool(), count.tokens
+            if "labels" in targets:
+                valid, number = targets["labels"] != losses.IGNORED, count.labels
+        return losses.logits_loss(ours, theirs, number, form=form, temperature=temperature, valid=valid)
+
+    def distributions(self, outputs: Output, mask: Tensor) -> list[Tensor]:
+        """Logits with one distribution in each last dimension; a last dimension of one is a number."""
+        return [outputs["logits"]]
+
+
+PLAIN = Predictions()
+
+
+def count_items(batch: Mapping[str, Tensor], predictions: Predictions = PLAIN) -> Tensor:
+    """Valid tokens, (query, key) pairs, sequences and labels of a batch, as one tensor that can be added up."""
+    lengths = batch["attention_mask"].sum(-1).float()
+    labels = predictions.count(batch)
+    values = (lengths.sum(), lengths.square().sum(), len(lengths), labels)
+    return torch.stack([torch.as_tensor(value, dtype=torch.float32, device=lengths.device) for value in values])

@@ -1,0 +1,58 @@
+"""One number for each text or pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from compresskit.errors import InputError
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.kind import Scoring, TaskKind
+from compresskit.tasks.metrics import METRICS
+from compresskit.tasks.registry import register
+from compresskit.tasks.rows import Split, TaskData
+
+
+@register
+class Regression(TaskKind):
+    """Targets are numbers."""
+
+    name = "regression"
+    summary = "one number for each text or pair of texts"
+    head = "sequence-classification"
+
+    def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> float:
+        return number(row.get(task.label), f"{where}: column {task.label!r}")
+
+    def head_config(self, labels: Sequence[str]) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def check_head(self, task: Task, model: PreTrainedModel) -> None:
+        super().check_head(task, model)
+        outputs = model.config.num_labels
+        if outputs != 1:
+            raise InputError(
+                f"task {task.name} needs a head with one number; this {type(model).__name__} has {outputs}"
+            )
+
+    def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[float]:
+        _, logits = self.logits(scoring, data, split)
+        return [float(row[0]) for row in logits["logits"]]
+
+    def measure(self, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
+        targets, predictions = np.array(split.targets), np.array(answers)
+        return {name: METRICS[name](targets, predictions, 0) for name in data.task.metrics}
+
+
+def number(value: Any, where: str) -> float:
+    """A cell as a finite number; ``where`` names it in errors. Raises InputError."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{where} must hold numbers, not {value!r}") from None
+    if not np.isfinite(found):
+        raise InputError(f"{where} must hold finite numbers, not {value!r}")
+    return found

@@ -1,0 +1,64 @@
+"""The rows of a task, read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from compresskit.tasks.declaration import Task
+
+TRAIN, DEV = "train", "dev"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split.
+
+    Attributes:
+        texts: the inputs of each row, one or two; what an input is, the task's kind says (a text, mostly).
+        targets: what is to be predicted for each row, as the task's kind has it: label names, numbers, answers.
+        source: file name or hub address, for records.
+        sha256: of the file; None for the hub.
+        remark: what keeps the rows from being the official ones, e.g. ``sample``; empty otherwise.
+    """
+
+    texts: list[tuple[Any, ...]]
+    targets: list[Any]
+    source: str
+    sha256: str | None = None
+    remark: str = ""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: Sequence[int], remark: str) -> Split:
+        """Some of the rows; the remark is added to the own one."""
+        return Split(
+            [self.texts[i] for i in indices],
+            [self.targets[i] for i in indices],
+            self.source,
+            self.sha256,
+            ", ".join(part for part in (self.remark, remark) if part),
+        )
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task with its rows, and notes for the user on how they were found.
+
+    Attributes:
+        labels: names of the classes, in the order of their numbers; empty where the task has none.
+    """
+
+    task: Task
+    splits: dict[str, Split]
+    labels: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def record(self) -> dict[str, Any]:
+        """Which rows these are, as plain data."""
+        return {
+            name: {"rows": len(split), "source": split.source, "sha256": split.sha256, "remark": split.remark}
+            for name, split in self.splits.items()
+        }

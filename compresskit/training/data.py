@@ -1,0 +1,178 @@
+"""What a run trains on and how it is scored: a task's rows, a text, or a data set given from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, PreTrainedModel
+
+from compresskit.data import corpus as corpora
+from compresskit.errors import InputError
+from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.positions import check_length, positions
+from compresskit.planning.stage import Stage
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.kind import Scoring
+from compresskit.tasks.predicting import Progress
+from compresskit.tasks.registry import KINDS, predictions_of
+from compresskit.tasks.rows import TRAIN, TaskData
+from compresskit.training.batches import MaskingCollator
+from compresskit.training.evaluation import Scores, held_out_losses, score
+from compresskit.training.settings import Options
+
+#: Sequences of a general text that are held out, to compare the student before and after.
+HELD_OUT = 64
+#: Tokens per sequence where neither settings nor task say.
+DEFAULT_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Models:
+    """Who learns from whom.
+
+    Attributes:
+        student: the model that is trained.
+        teacher: None where labels alone teach.
+        tokenizer: of both.
+    """
+
+    student: Checkpoint
+    teacher: Checkpoint | None
+    tokenizer: Any
+
+    def all(self) -> list[Checkpoint]:
+        """The student, and the teacher if there is one."""
+        return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Encoded rows with all that a run needs of them.
+
+    Attributes:
+        rows: ``input_ids``, ``length`` and the targets.
+        collator: makes a padded batch of rows.
+        max_length: tokens of the longest sequence there may be.
+        record: which data this is, for ``training.json``.
+        measure: scores a model; before and after the run.
+        primary: the metric of ``measure`` that says how much of the teacher is kept; None: scores are losses.
+        notes: what the user should know.
+    """
+
+    rows: Dataset
+    collator: Any
+    max_length: int
+    record: dict[str, Any]
+    measure: Callable[[PreTrainedModel], Scores]
+    primary: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def masked(self) -> bool:
+        """Whether words are hidden anew in every epoch."""
+        return isinstance(self.collator, MaskingCollator)
+
+
+def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress | None = None) -> TrainingData:
+    """The task's ``train`` rows; the score is the task's on the others. Raises InputError."""
+    task, kind = data.task, KINDS.get(data.task.kind)
+    length = sequence_length(stage.max_length, task, *models.all())
+    for checkpoint in reversed(models.all()):
+        kind.check_head(task, checkpoint.model)
+    note = kind.match(data, models.student.model)
+    rows = kind.encode(data, data.splits[TRAIN], models.tokenizer, length, models.student.model)
+    notes = [*data.notes, *([note] if note else [])]
+    cut = sum(size >= length for size in rows["length"])
+    if cut and kind.cuts:
+        notes.append(f"{cut} of {len(rows)} training texts reach {length} tokens; what is longer was cut there")
+    return TrainingData(
+        rows=rows,
+        collator=kind.collator(models.tokenizer),
+        max_length=length,
+        record={"task": task.model_dump(mode="json", exclude_defaults=True), "splits": data.record()},
+        measure=lambda model: score(Scoring(model, models.tokenizer, length, progress=progress), data),
+        primary=task.primary,
+        notes=tuple(notes),
+    )
+
+
+def from_text(corpus: corpora.Corpus, models: Models, stage: Stage, options: Options) -> TrainingData:
+    """Plain text, read no further than the run needs. Raises InputError."""
+    length = sequence_length(stage.max_length, None, *models.all())
+    limit = options.max_tokens
+    if options.max_steps is not None:
+        limit = options.max_steps * stage.batch_size * length
+    # Some more than is trained on: the held-out part.
+    tokens = limit + 2 * HELD_OUT * length if limit else None
+    rows = corpora.sequences(corpus, models.tokenizer, length, tokens)
+    return from_dataset(rows, corpus.record(), models, stage, options)
+
+
+def from_dataset(
+    dataset: Dataset, record: dict[str, Any], models: Models, stage: Stage, options: Options
+) -> TrainingData:
+    """Token sequences; the loss terms on held-out ones are the score. Raises InputError."""
+    rows = _checked(dataset, record["source"], models, stage)
+    order = np.random.default_rng(0).permutation(len(rows))
+    count = min(HELD_OUT, max(1, len(rows) // 10))
+    held_out, training = rows.select(order[:count]), rows.select(np.sort(order[count:]))
+    collators = [_collator(rows, models, stage, options) for _ in range(2)]  # masks of training move on with the epochs
+
+    def measure(model: PreTrainedModel) -> Scores:
+        assert models.teacher is not None  # distillation alone trains on a data set
+        return {"held_out": held_out_losses(model, models.teacher.model, held_out, collators[0], stage)}
+
+    return TrainingData(
+        rows=training,
+        collator=collators[1],
+        max_length=max(rows["length"]),
+        record={**record, "sequences": len(training), "held_out": count},
+        measure=measure,
+    )
+
+
+def sequence_length(max_length: int | None, task: Task | None, *models: Checkpoint) -> int:
+    """Tokens per sequence: as set, else the task's, else :data:`DEFAULT_LENGTH`. Raises InputError if too long."""
+    length = max_length or (task.max_length if task is not None else DEFAULT_LENGTH)
+    for checkpoint in models:
+        check_length(checkpoint.model, length)
+    return length
+
+
+def _checked(dataset: Dataset, source: str, models: Models, stage: Stage) -> Dataset:
+    """The columns that are used, with ``length``, once they are known to fit the models."""
+    if "input_ids" not in dataset.column_names:
+        columns = ", ".join(dataset.column_names) or "none"
+        raise InputError(f"data set: has no column 'input_ids'; tokenise it first (its columns: {columns})")
+    if "label" in dataset.column_names and "labels" not in dataset.column_names:
+        dataset = dataset.rename_column("label", "labels")
+    targets = predictions_of(models.student.model).targets
+    used = [name for name in (*models.tokenizer.model_input_names, *targets) if name in dataset.column_names]
+    dataset = dataset.select_columns(used)
+    dataset = dataset.add_column("length", [len(ids) for ids in dataset["input_ids"]])
+    if len(dataset) < 2:
+        raise InputError(f"{source}: {len(dataset)} sequences are too few; two are the least")
+    length, longest = max((length, row) for row, length in enumerate(dataset["length"]))
+    limit = min(positions(checkpoint.model) or length for checkpoint in models.all())
+    if length > limit:
+        raise InputError(f"{source}: row {longest} has {length} tokens, the models take {limit}: cut it")
+    embedding: Any = models.student.model.get_input_embeddings()
+    if (token := max(map(max, dataset["input_ids"]))) >= embedding.num_embeddings:
+        raise InputError(f"{source}: token {token} is beyond the vocabulary of {embedding.num_embeddings}")
+    if stage.max_length is not None and length > stage.max_length:
+        raise InputError(f"{source}: holds {length} tokens in a row, max length is {stage.max_length}")
+    return dataset
+
+
+def _collator(dataset: Dataset, models: Models, stage: Stage, options: Options) -> Any:
+    """Masks words where the class predicts them and the data has no labels; pads labels of tokens."""
+    if "labels" not in dataset.column_names:
+        if type(models.student.model).__name__.endswith("ForMaskedLM"):
+            return MaskingCollator(models.tokenizer, stage.mask_probability, options.seed)
+    elif isinstance(dataset[0]["labels"], list):
+        return DataCollatorForTokenClassification(models.tokenizer)
+    return DataCollatorWithPadding(models.tokenizer)

@@ -1,0 +1,105 @@
+"""The terms that a student is trained by, one function each.
+
+A new term takes a name in :data:`compresskit.planning.stage.LossName`, a function here, and an entry in :data:`TERMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from compresskit.planning.stage import LossName, Stage
+from compresskit.tasks.predictions import Counts, Output, Predictions
+from compresskit.training import losses
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """All that a term may read of one batch.
+
+    Attributes:
+        student, teacher: outputs of the models; the teacher's may be None where no term needs them.
+        mask: (B, T), 1 for real tokens.
+        targets: the columns of the batch that ``predictions`` names as targets.
+        count: valid items of the whole step.
+        predictions: what the head predicts.
+        stage: form and temperature of the logits term.
+    """
+
+    student: Output
+    teacher: Output
+    mask: Tensor
+    targets: Mapping[str, Tensor]
+    count: Counts
+    predictions: Predictions
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term.
+
+    Attributes:
+        value: its value for a batch, a scalar.
+        reads: what the models must return for it beside their predictions.
+        of_head: whether it needs a head that predicts something.
+        of_teacher: whether it compares with the teacher.
+        of_labels: whether it needs labels.
+    """
+
+    value: Callable[[Outputs], Tensor]
+    reads: Literal["hidden_states", "attentions"] | None = None
+    of_head: bool = False
+    of_teacher: bool = True
+    of_labels: bool = False
+
+
+def _embedding(batch: Outputs) -> Tensor:
+    ours, theirs = batch.student.hidden_states[0], batch.teacher.hidden_states[0]
+    return losses.embedding_loss(ours, theirs, batch.mask, batch.count.tokens)
+
+
+def _attention(batch: Outputs) -> Tensor:
+    ours = batch.student.attentions
+    theirs = _matching(batch.teacher.attentions, len(ours))
+    return losses.attention_loss(ours, theirs, batch.mask, batch.count.pairs)
+
+
+def _hidden(batch: Outputs) -> Tensor:
+    ours = batch.student.hidden_states[1:]
+    theirs = _matching(batch.teacher.hidden_states[1:], len(ours))
+    return losses.hidden_loss(ours, theirs, batch.mask, batch.count.tokens)
+
+
+def _logits(batch: Outputs) -> Tensor:
+    return batch.predictions.logits_loss(
+        batch.student,
+        batch.teacher,
+        batch.mask,
+        batch.targets,
+        batch.count,
+        form=batch.stage.logits_loss,
+        temperature=batch.stage.temperature,
+    )
+
+
+def _supervised(batch: Outputs) -> Tensor:
+    return batch.predictions.supervised_loss(batch.student, batch.mask, batch.targets, batch.count)
+
+
+def _matching(layers: Sequence[Tensor], count: int) -> Sequence[Tensor]:
+    """The teacher's layers that ``count`` student layers learn from: all, or every second, third, ... and the last."""
+    every = len(layers) // count
+    return layers[every - 1 :: every]
+
+
+TERMS: dict[LossName, Term] = {
+    "embedding": Term(_embedding, reads="hidden_states"),
+    "attention": Term(_attention, reads="attentions"),
+    "hidden": Term(_hidden, reads="hidden_states"),
+    "logits": Term(_logits, of_head=True),
+    "supervised": Term(_supervised, of_head=True, of_teacher=False, of_labels=True),
+}
