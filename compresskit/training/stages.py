@@ -140,6 +140,7 @@ def distill(
     set_seed(options.seed)
     examples = None if declared is None else load_data(declared, None if data is None else Path(data))
     models = _teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense)
+    kept = _check_teacher_outputs(teacher_outputs, target)
     if examples is not None:
         found = training_data.from_task(examples, models, stage, progress)
     elif corpus is not None:
@@ -154,7 +155,7 @@ def distill(
         options=options,
         output=target,
         explicit_losses=_explicit_losses(explicit),
-        teacher_outputs=_check_teacher_outputs(teacher_outputs, target),
+        teacher_outputs=kept,
         progress=progress,
         callbacks=callbacks,
     ).execute()
