@@ -33,10 +33,10 @@ from compresskit.benchmark.grid import load_grid
 from compresskit.cli import cli
 from compresskit.model import demo
 from compresskit.tasks.loading import load_data, load_task
-from compresskit.training import job
+from compresskit.training import data as training_data
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "plugin" / "README.md"]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/plugins/*/README.md")]
 
 #: What a user's model and time allow, and a test's do not.
 SMALLER = {
@@ -108,7 +108,7 @@ def place(material: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(demo, "folder", lambda: material / "google-bert" / "bert-base-uncased")
     monkeypatch.setattr(api, "TOKENS", 1000)  # of a calibration
     monkeypatch.setattr(latency, "TOKENS", 8)
-    monkeypatch.setattr(job, "HELD_OUT", 4)
+    monkeypatch.setattr(training_data, "HELD_OUT", 4)
     return Path.cwd()
 
 

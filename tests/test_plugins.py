@@ -19,7 +19,7 @@ from compresskit.decomposers.base import Group
 from compresskit.decomposers.low_rank import LowRank
 from compresskit.decomposers.registry import METHODS, get, register
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "plugin"
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "plugins" / "method"
 
 EVERYTHING = """
 import sys

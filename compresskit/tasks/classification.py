@@ -28,9 +28,7 @@ class Classification(TaskKind):
     name = "classification"
     summary = "one class for each text or pair of texts"
     head = "sequence-classification"
-
-    def check(self, task: Task) -> None:
-        super().check(task.model_copy(update={"labels": None}))
+    takes_labels = True
 
     def from_hub(self, task: Task, rows: Rows) -> Rows:
         """The hub has class numbers; they count in the order of the declaration."""

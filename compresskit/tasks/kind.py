@@ -61,6 +61,7 @@ class TaskKind(ABC):
         predictions: what the head predicts and how it is learnt. Default: one tensor of logits.
         cuts: whether what is longer than a sequence is cut off; otherwise it is split.
         inputs: names of the two inputs where there must be two; empty: one or two are fine.
+        takes_labels: whether a declaration may list labels.
     """
 
     name: ClassVar[str]
@@ -70,6 +71,7 @@ class TaskKind(ABC):
     predictions: ClassVar[Predictions] = PLAIN
     cuts: ClassVar[bool] = True
     inputs: ClassVar[tuple[str, ...]] = ()
+    takes_labels: ClassVar[bool] = False
 
     # -- the declaration ----------------------------------------------------------------------------------------------
 
@@ -82,7 +84,7 @@ class TaskKind(ABC):
         for metric in task.metrics:
             if metric not in self.metrics:
                 raise unknown("metric", metric, self.metrics)
-        if task.labels is not None:
+        if task.labels is not None and not self.takes_labels:
             raise InputError(f"labels are for classification, not for {self.name}")
         if self.inputs and len(task.inputs) != len(self.inputs):
             raise InputError(f"kind {self.name} takes {len(self.inputs)} inputs: {' and '.join(self.inputs)}")
