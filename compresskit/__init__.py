@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compresskit.api import compress, load, plan, to_dense
     from compresskit.benchmark.runner import bench
     from compresskit.errors import CompresskitError, InputError, WorkError
-    from compresskit.exporting.formats import export
+    from compresskit.exporting.exported import export
     from compresskit.folders.publish import push
     from compresskit.folders.verification import verify
     from compresskit.planning.stage import Stage
@@ -32,7 +32,7 @@ _PUBLIC = {
     "plan": "compresskit.api",
     "to_dense": "compresskit.api",
     "bench": "compresskit.benchmark.runner",
-    "export": "compresskit.exporting.formats",
+    "export": "compresskit.exporting.exported",
     "push": "compresskit.folders.publish",
     "distill": "compresskit.training.stages",
     "evaluate": "compresskit.training.stages",

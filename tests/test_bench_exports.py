@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from conftest import Run, tiny_bench, tiny_model
+from test_export import Box, Lacking
 from transformers import AutoModel
 
 from compresskit import InputError
-from compresskit.benchmark import runner
 from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.quality import find_passages
 from compresskit.benchmark.report.render import command
@@ -23,7 +25,10 @@ from compresskit.benchmark.runner import BenchResult
 from compresskit.benchmark.sources import Sources
 from compresskit.benchmark.store import Store
 from compresskit.errors import WorkError
-from compresskit.exporting import formats
+from compresskit.exporting.exported import write
+from compresskit.exporting.format import FORMATS
+from compresskit.exporting.formats.onnx import Onnx
+from compresskit.model.checkpoint import Checkpoint
 
 
 def find(result: BenchResult, method: str) -> Any:
@@ -143,56 +148,101 @@ def test_task_quality_and_a_tied_head_without_labels(bench_folder: Path, tmp_pat
         assert record.exports["onnx"].score == pytest.approx(record.score, abs=1e-3)
 
 
+class Moody(Onnx):
+    """Fails as often as it has errors."""
+
+    name = "moody"
+    errors: ClassVar[list[Exception]] = []
+
+    def change(self, graph: Any) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+
+
 @pytest.mark.slow
-def test_failed_exports_are_rows_and_tried_again_until_dropped(
-    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("plugins")
+def test_failed_exports_are_rows_and_tried_again_until_dropped(bench_folder: Path, tmp_path: Path) -> None:
     models = one_layer(bench_folder, tmp_path / "model")
-    errors = iter([WorkError("no luck"), ZeroDivisionError("division by zero")])  # the second is not one of ours
-
-    def fails(*_: Any) -> None:
-        raise next(errors)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(formats, "write_graph", fails)
-        result = tiny_bench(bench_folder, tmp_path / "out", models=models, exports=("onnx",))
+    Moody.errors[:] = [WorkError("no luck"), ZeroDivisionError("division by zero")]  # the second is not one of ours
+    result = tiny_bench(bench_folder, tmp_path / "out", models=models, exports=("moody",))
     assert [record.status for record in result.records] == ["finished", "finished"]
     assert len(result.failed) == 2
-    found = {record.exports["onnx"].message for record in result.records}
+    found = {record.exports["moody"].message for record in result.records}
     assert found == {"no luck", "ZeroDivisionError: division by zero"}
     assert "ZeroDivisionError" in "".join(path.read_text() for path in tmp_path.glob("out/cells/*/error.txt"))
     text = (result.folder / "README.md").read_text()
-    assert "- dense onnx: failed: no luck" in text
-    assert "| low-rank onnx | failed |" in text
+    assert "- dense moody: failed: no luck" in text
+    assert "| low-rank moody | failed |" in text
     phase = result.records[0].latency.phase
-    again = tiny_bench(bench_folder, tmp_path / "out", models=models, exports=("onnx",))
+    again = tiny_bench(bench_folder, tmp_path / "out", models=models, exports=("moody",))
     assert not again.failed
-    assert {record.exports["onnx"].latency.phase for record in again.records}.isdisjoint({phase, None})
+    assert {record.exports["moody"].latency.phase for record in again.records}.isdisjoint({phase, None})
     assert "no luck" not in (again.folder / "README.md").read_text()
     more = tiny_bench(bench_folder, tmp_path / "out", models=models, ratios=(3.0, 2.0))
     assert [record.exports for record in more.records] == [{}, {}, {}]  # they leave with the next latency phase
 
 
-def test_a_missing_extra_is_refused_before_any_cell(
-    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Mute(Box):
+    """Can be written, but nothing here runs it."""
+
+    name = "mute"
+    runtime = None
+
+
+@pytest.fixture
+def plugins() -> Iterator[None]:
+    """Formats as other packages bring them."""
+    found = (Box, Lacking, Moody, Mute)
+    with FORMATS.with_plugins(
+        EntryPoint(form.name, f"{form.__module__}:{form.__name__}", FORMATS.group) for form in found
+    ):
+        yield
+
+
+def test_a_format_of_another_package_is_a_row_and_read_without_it(
+    bench_folder: Path, origin: str, tmp_path: Path, plugins: None, run: Run
 ) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else object())
-    monkeypatch.setattr(runner, "_run_all", lambda *_: pytest.fail("a cell ran"))
-    with pytest.raises(InputError, match="format onnx-int8: onnxscript missing; install the extra 'onnx'"):
-        tiny_bench(bench_folder, tmp_path / "out", exports=("onnx-int8",))
+    result = tiny_bench(bench_folder, tmp_path / "out", models=(origin,), exports=("box",))
+    for record in result.records:
+        box = record.exports["box"]
+        assert box.megabytes == (folder_of(result, record.method) / "box/inside/weights.box").stat().st_size / 1e6
+        assert box.score == pytest.approx(record.score, abs=1e-6)
+        assert box.latency.batches["1"].milliseconds > 0
+    text = (result.folder / "README.md").read_text()
+    assert f"- Exports: box: the same models, scored and timed in Torch {version('torch')}, CPU" in text
+    with FORMATS.with_plugins([]):  # uninstalled
+        assert run("report", result.folder).code == 0
+    again = (result.folder / "README.md").read_text()
+    assert "- Exports: box: the same models, scored and timed, CPU" in again
+    assert [line for line in again.splitlines() if "low-rank box" in line] == [
+        line for line in text.splitlines() if "low-rank box" in line
+    ]
+
+
+@pytest.mark.usefixtures("plugins")
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("lacking", "format lacking: no-such-package missing; install the extra 'boxes'"),
+        ("mute", "format mute: cannot be run in a benchmark"),
+        ("dense", "format dense: cannot be run in a benchmark"),
+        ("onnx-int4", "unknown format 'onnx-int4': did you mean 'onnx-int8'"),
+    ],
+)
+def test_what_cannot_be_a_row_is_refused_before_any_cell(
+    bench_folder: Path, tmp_path: Path, form: str, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        tiny_bench(bench_folder, tmp_path / "out", exports=(form,))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="exports"):
-        tiny_bench(bench_folder, tmp_path / "out", exports=("onnx-int4",))
 
 
 def test_models_without_token_types_run_in_onnx_runtime(tmp_path: Path) -> None:
     """Inputs that a graph does not read are left out, token types that are not given are zeros."""
-    from compresskit.benchmark.exports import OnnxModel
-
     for family in ("distilbert", "bert"):
         model = tiny_model(family, **{"n_layers" if family == "distilbert" else "num_hidden_layers": 1})
-        formats.write_graph(model, tmp_path / f"{family}.onnx", False)
-        onnx = OnnxModel(tmp_path / f"{family}.onnx", model.config)
+        write(Checkpoint(family, family, None, model), tmp_path / family, "onnx")
+        onnx = FORMATS.get("onnx").load(tmp_path / family)
         ids = torch.randint(5, 499, (2, 9))
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         extra = {"token_type_ids": torch.zeros_like(ids)} if family == "distilbert" else {}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import onnx_ir
@@ -18,14 +21,15 @@ from transformers import AutoModel, PreTrainedModel
 
 import compresskit
 from compresskit import InputError
-from compresskit.cli.export import FORMATS
 from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear
 from compresskit.decomposers.registry import METHODS
-from compresskit.exporting import formats
 from compresskit.exporting.agreement import example_inputs
+from compresskit.exporting.format import FORMATS, ExportFormat, Runtime, Written
+from compresskit.exporting.formats.onnx import OPSETS, Onnx, OnnxOptions
 from compresskit.exporting.graph import to_graph  # before conftest puts its store of traced models in this place
 from compresskit.exporting.int8 import to_int8
 from compresskit.model import checkpoint
+from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.targets import count_parameters
 
 METHODS = list(METHODS.all())
@@ -77,7 +81,7 @@ def similar(got: np.ndarray, expected: np.ndarray) -> bool:
 def test_every_method_in_onnx_and_int8(method: str, tmp_path: Path) -> None:
     """As masked-LM, whose tied head computes with the factors that the look-up reads."""
     model = student("masked-lm", method)
-    graph = to_graph(model, formats.OPSET)
+    graph = to_graph(model, OnnxOptions().opset)
     onnx_ir.save(graph, tmp_path / "model.onnx")
     check(model, tmp_path / "model.onnx", same)
     constants = {name: value.const_value for name, value in graph.graph.initializers.items()}
@@ -95,8 +99,8 @@ def test_every_method_in_onnx_and_int8(method: str, tmp_path: Path) -> None:
 
 #: Each with another operator set or stored dtype, which go with any head.
 VARIANTS = {
-    "classifier": (formats.OPSETS[0], torch.float32),
-    "answers": (formats.OPSETS[-1], torch.float16),
+    "classifier": (OPSETS[0], torch.float32),
+    "answers": (OPSETS[-1], torch.float16),
     "tokens": (None, torch.bfloat16),
     "choice": (None, torch.float32),
 }
@@ -162,25 +166,13 @@ def test_a_dense_folder_is_refused(run: Run, tiny_folder: Path) -> None:
     refused(run("export", tiny_folder.parent / "nowhere/"), "no such folder")
 
 
-def test_a_missing_extra_says_what_to_install(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxruntime" else object())
-    refused(run("export", small), "format onnx: onnxruntime missing; install the extra 'onnx'")
-    assert run("export", small, "--format", "dense").code == 0  # needs none
-
-
-def test_bad_choices(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_choices(run: Run, small: Path) -> None:
     refused(run("export", small, "--opset", 99), "opset 99: can be written from 18 to 25")
     refused(run("export", small, "--opset", 20, "--format", "dense"), "an opset is for")
     refused(run("export", small, "--output", "/proc/out"), "cannot be written")
-    with pytest.raises(InputError, match="unknown format 'onx': did you mean 'onnx'"):
-        compresskit.export(small, output="out", format="onx")  # type: ignore[arg-type]
-    monkeypatch.setattr(formats, "_LARGEST_FILE", 1000)
-    refused(run("export", small), "an ONNX file holds up to 2.1 GB")
-
-
-def test_what_differs_from_torch_is_not_written(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "TOLERANCE", -1.0)
-    refused(run("export", small), "ONNX Runtime differs from torch", "nothing was written", code=1)
+    refused(run("export", small, "--format", "onx"), "unknown format 'onx': did you mean 'onnx'")
+    with pytest.raises(InputError, match="unknown option of format dense 'opsets': known: none"):
+        compresskit.export(small, output="out", format="dense", opsets=20)
 
 
 def test_kept_factors_are_named_where_they_are_left_out(tmp_path: Path) -> None:
@@ -196,5 +188,102 @@ def test_kept_factors_are_named_where_they_are_left_out(tmp_path: Path) -> None:
     AutoModel.from_pretrained(tmp_path / "dense")
 
 
-def test_formats_of_the_command_are_those_of_the_function() -> None:
-    assert get_args(formats.Format) == FORMATS
+@dataclass(frozen=True)
+class BoxOptions:
+    word: str = "plain"
+
+
+class Box(ExportFormat[BoxOptions]):
+    """The state of the model as torch saves it, in a folder of its own, run by torch."""
+
+    name = "box"
+    summary = "a box"
+    options_type = BoxOptions
+    packages = ("torch",)
+    files = ("inside/weights.box",)
+    tolerance = 0.0
+    runtime = Runtime("Torch", "torch")
+
+    def write(self, read: Checkpoint, folder: Path, options: BoxOptions) -> Written:
+        (folder / "inside").mkdir()
+        torch.save(read.model.float().eval(), folder / self.files[0])
+        return Written({"word": options.word}, notes=("boxed",))
+
+    def load(self, folder: Path) -> PreTrainedModel:
+        return torch.load(folder / self.files[0], weights_only=False)
+
+
+class Lacking(Box):
+    name = "lacking"
+    packages = ("torch", "no-such-package")
+    extra = "boxes"
+
+
+class Far(Onnx):
+    """Nothing is ever near enough."""
+
+    name = "far"
+    tolerance = -1.0
+
+
+class Low(Onnx):
+    """Holds next to nothing."""
+
+    name = "low"
+    largest = 1000
+
+
+@pytest.fixture
+def plugins() -> Iterator[None]:
+    """The formats above, as if packages brought them."""
+    with FORMATS.with_plugins(
+        EntryPoint(form.name, f"test_export:{form.__name__}", FORMATS.group) for form in (Box, Lacking, Far, Low)
+    ):
+        yield
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_format_of_another_package(run: Run, small: Path) -> None:
+    result = run("export", small, "--format", "box")
+    assert result.code == 0, result.err
+    assert "boxed" in result.out
+    folder = Path(f"{small.name}-box")
+    record = json.loads((folder / "export.json").read_text())
+    assert record["word"] == "plain"
+    assert record["agreement"]["logits"]["largest difference"] == 0
+    assert record["megabytes"]["exported"] == (folder / "inside" / "weights.box").stat().st_size / 1e6
+    assert set(record["versions"]) == {"compresskit", "torch", "transformers"}
+    assert record["files"] == ["config.json", "inside/weights.box", "vocab.txt"]
+    again = compresskit.export(small, output=folder, format="box", word="other", overwrite=True)
+    assert again.record["word"] == "other"
+    (folder / "inside" / "notes.txt").write_text("not compresskit's")
+    with pytest.raises(InputError, match="holds inside, which compresskit did not write"):
+        compresskit.export(small, output=folder, format="box", overwrite=True)
+    assert "box: a box; dense: an ordinary checkpoint" in " ".join(run("export", "--help").out.split())
+
+
+@pytest.mark.usefixtures("plugins")
+def test_what_a_format_says_of_itself_is_heeded(run: Run, small: Path) -> None:
+    words = "format lacking: no-such-package missing; install the extra 'boxes'"
+    refused(run("export", small, "--format", "lacking"), words)
+    with pytest.raises(InputError, match="a word is for the formats box and lacking"):
+        compresskit.export(small, output="out", word="no")
+    with pytest.raises(InputError, match="unknown option of format box 'wood': did you mean 'word'"):
+        compresskit.export(small, output="out", format="box", wood="no")
+    refused(run("export", small, "--format", "low"), "0.0 GB in float32; format low holds up to 0.0 GB")
+    # What differs from torch is not written.
+    far = run("export", small, "--format", "far")
+    refused(far, "ONNX Runtime differs from torch", "nothing was written", code=1)
+
+
+def test_formats_are_listed_without_torch_and_without_the_extra() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(('onnx', 'onnx_ir', 'onnxscript', 'onnxruntime'))\n"  # as if not there
+        "from compresskit.exporting.format import FORMATS\n"
+        "print(*FORMATS.all())\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split() == ["dense", "onnx", "onnx-int8"]

@@ -1,48 +1,50 @@
-"""The exports of the closing phase: every finished model as ONNX, its size, and its score through ONNX Runtime."""
+"""The exports of the closing phase: every finished model in other formats, with its size and its score there."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-
 from compresskit.benchmark import cells as work
 from compresskit.benchmark import quality
-from compresskit.benchmark.grid import Cell, Export, Grid
+from compresskit.benchmark.grid import Cell, Grid
 from compresskit.benchmark.records import ExportRecord, Record
 from compresskit.benchmark.sources import Sources
-from compresskit.exporting import formats
-from compresskit.exporting.agreement import in_onnxruntime
+from compresskit.errors import InputError
+from compresskit.exporting import exported
+from compresskit.exporting.format import FORMATS, installed
+from compresskit.model.checkpoint import Checkpoint
+from compresskit.tasks.predicting import Runnable
 
 
-class OnnxModel:
-    """An ONNX file on the CPU, called like the transformers model it was made from."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, path: Path, config: Any) -> None:
-        self.config = config
-        self._run = in_onnxruntime(path)
-
-    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(values) for name, values in self._run(inputs).items()}
+def check(grid: Grid) -> None:
+    """Refuse formats that are unknown, lack their packages or cannot be run. Raises InputError."""
+    for form in _with_exact(grid.exports):
+        if installed(form).runtime is None:
+            raise InputError(f"format {form}: cannot be run in a benchmark")
 
 
-def wanted(cell: Cell, grid: Grid) -> tuple[Export, ...]:
-    """The formats of a cell: those of the grid, of the dense model plain ONNX too, none of the int8 baseline."""
-    if not grid.exports or (cell.recipe is None and cell.method == "int8"):
+def wanted(cell: Cell, grid: Grid) -> tuple[str, ...]:
+    """The formats of a cell: those of the grid; of the dense model also those that hold the same unrounded; none of the
+    int8 baseline.
+    """
+    if cell.recipe is None and cell.method == "int8":
         return ()
-    plain: tuple[Export, ...] = ("onnx",) if cell.recipe is None and cell.method == "dense" else ()
-    return tuple(dict.fromkeys((*plain, *grid.exports)))
+    dense = cell.recipe is None and cell.method == "dense"
+    return _with_exact(grid.exports) if dense else grid.exports
+
+
+def _with_exact(forms: Sequence[str]) -> tuple[str, ...]:
+    exact = (FORMATS.get(form).exact for form in forms)
+    return tuple(dict.fromkeys((*filter(None, exact), *forms)))
 
 
 def lacks(cell: Cell, record: Record, grid: Grid) -> bool:
     """Whether a finished cell has exports still to be made; one that failed is tried again."""
-    made = {form for form, exported in record.exports.items() if not exported.message}
+    made = {form for form, known in record.exports.items() if not known.message}
     return record.status == "finished" and not made.issuperset(wanted(cell, grid))
 
 
@@ -51,22 +53,25 @@ def export_all(cell: Cell, record: Record, sources: Sources, folder: Path, dense
     made = {}
     for form in wanted(cell, sources.grid):
         known = record.exports.get(form)
-        whole = known is not None and not known.message and (folder / form / formats.GRAPH).is_file()
+        whole = known is not None and not known.message and exported.is_whole(form, folder / form)
         made[form] = known if known is not None and whole else _export(cell, form, sources, folder, dense)
     return record.model_copy(update={"exports": made})
 
 
-def load(cell: Cell, form: str, sources: Sources, folder: Path, dense: Path) -> OnnxModel:
-    """An exported model, for timing."""
-    return OnnxModel(folder / form / formats.GRAPH, work.read_own(cell, sources, folder, dense).model.config)
+def load(form: str, folder: Path) -> Runnable:
+    """An exported model of the cell in ``folder``, ready to run. Raises InputError: its format cannot be run here."""
+    run = FORMATS.get(form).load(folder / form)
+    if run is None:
+        raise InputError(f"format {form}: cannot be run here")
+    return run
 
 
-def _export(cell: Cell, form: Export, sources: Sources, folder: Path, dense: Path) -> ExportRecord:
+def _export(cell: Cell, form: str, sources: Sources, folder: Path, dense: Path) -> ExportRecord:
     """One export with its score; why there is none is a result too."""
     try:
         read = work.read_own(cell, sources, folder, dense)
-        done = formats.write(read, folder / form, form, overwrite=True)
-        found = _score(cell, form, sources, read.model.float().eval(), done.folder / formats.GRAPH)
+        done = exported.write(read, folder / form, form, overwrite=True)
+        found = _score(cell, form, sources, read, folder)
     except Exception as error:  # one export must not stop the others
         return ExportRecord(message=work.reason(error, folder))
     return ExportRecord(
@@ -77,15 +82,15 @@ def _export(cell: Cell, form: Export, sources: Sources, folder: Path, dense: Pat
     )
 
 
-def _score(cell: Cell, form: Export, sources: Sources, model: PreTrainedModel, graph: Path) -> dict[str, Any]:
+def _score(cell: Cell, form: str, sources: Sources, read: Checkpoint, folder: Path) -> dict[str, Any]:
     if cell.task is not None:
-        return work.score_on_task(cell, sources, model, OnnxModel(graph, model.config))
+        return work.score_on_task(cell, sources, read.model.float().eval(), load(form, folder))
     passages = sources.passages(cell.origin)
     with tempfile.TemporaryDirectory() as temporary:
-        if model.base_model is not model:  # a head's graph gives no hidden states: its encoder is written for them
-            graph = Path(temporary) / formats.GRAPH
-            encoder: Any = model.base_model
-            formats.write_graph(encoder, graph, form == "onnx-int8")
-        ours = quality.encode_exported(OnnxModel(graph, model.config), sources.tokenizer(cell.origin), passages)
+        encoder: Any = read.model.base_model
+        if encoder is not read.model:  # an exported head gives no hidden states: its encoder is written for them
+            folder = Path(temporary)
+            exported.write(replace(read, model=encoder), folder / form, form)
+        ours = quality.encode_exported(load(form, folder), sources.tokenizer(cell.origin), passages)
     scores = quality.closeness(ours, sources.encoded(cell.origin)[0], passages)
     return {"score": scores[quality.METRIC], "scores": scores}

@@ -22,7 +22,6 @@ from compresskit.validation import parse_mapping, read_named, validate
 Baseline = Literal["dense", "int8", "half-layers"]
 BASELINES: tuple[Baseline, ...] = ("dense", "int8", "half-layers")
 Beginning = Literal["checkpoint", "teacher"]
-Export = Literal["onnx", "onnx-int8"]
 #: Stage 1 of every student where the grid says nothing: short, for a first look. At so few tokens small batches win.
 GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
 
@@ -88,7 +87,8 @@ class Grid(BaseModel):
             cells are of another configuration. Latencies come from one machine in any case.
         latency_rounds: how often every model is timed in the closing phase; the table shows medians.
         exports: formats of :func:`compresskit.export` in which every finished model gets a row of its own, run by ONNX
-            Runtime; the dense one then also as ``onnx``. Made in the closing phase, so they may be asked for later.
+            Runtime or what else runs the format; the dense one then also in the format that rounds nothing (``onnx``).
+            Made in the closing phase, so they may be asked for later.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,7 +115,7 @@ class Grid(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     any_machine: bool = False
     latency_rounds: int = Field(default=5, ge=1)
-    exports: tuple[Export, ...] = ()
+    exports: tuple[str, ...] = ()
 
     @field_validator("models", "methods", "ratios", "tasks", "baselines", "exports")
     @classmethod

@@ -105,12 +105,13 @@ def encode(model: PreTrainedModel, tokenizer: Any, passages: Passages) -> Encode
 
 
 def encode_exported(run: Callable[..., Mapping[str, Tensor]], tokenizer: Any, passages: Passages) -> Encoded:
-    """The passages through an encoder on the CPU whose outputs are what ONNX gives: its last hidden states."""
+    """The passages through an exported encoder on the CPU, which gives its last hidden states alone."""
     collate = DataCollatorWithPadding(tokenizer)
-    vectors = [
-        run(**collate([{"input_ids": row.tolist()} for row in batch]))["last_hidden_state"].mean(1)
-        for batch in passages.tokens.split(_BATCH)
-    ]
+    with torch.inference_mode():
+        vectors = [
+            run(**collate([{"input_ids": row.tolist()} for row in batch]))["last_hidden_state"].mean(1)
+            for batch in passages.tokens.split(_BATCH)
+        ]
     return Encoded((), torch.cat(vectors))
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compresskit.benchmark.grid import Export
 from compresskit.benchmark.report.comparison import share_kept
 from compresskit.errors import InputError
 from compresskit.storage.writing import write_text
@@ -64,11 +63,11 @@ class Latency(_Strict):
 
 
 class ExportRecord(_Strict):
-    """A cell's model in another format, run by ONNX Runtime on the CPU.
+    """A cell's model in another format, run on the CPU by the format's runtime.
 
     Attributes:
         message: why it could not be made; then there is nothing else.
-        megabytes: 10^6 bytes of the ONNX file.
+        megabytes: 10^6 bytes of the files that hold its weights.
         score, scores, latency, peak_memory: as in :class:`Record`.
         versions: of what wrote and runs it.
     """
@@ -142,7 +141,7 @@ class Record(_Strict):
     score_before: float | None = None
     score_teacher: float | None = None
     chance: float | None = None
-    exports: dict[Export, ExportRecord] = Field(default_factory=dict)
+    exports: dict[Name, ExportRecord] = Field(default_factory=dict)
     made_by: dict[str, Any]
 
     @property

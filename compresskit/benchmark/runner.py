@@ -23,7 +23,6 @@ from compresskit.benchmark.sources import Sources
 from compresskit.benchmark.stand_in import timed_folder
 from compresskit.benchmark.store import Store
 from compresskit.errors import InputError, WorkError, unknown
-from compresskit.exporting.formats import check_extra
 from compresskit.tasks.predicting import Runnable
 from compresskit.training import taught
 from compresskit.validation import validate
@@ -118,8 +117,7 @@ def bench(
     if start.per_task and "tasks" in given:  # what a recipe says of tasks that are not asked for does not matter
         given.setdefault("per_task", {task: start.per_task[task] for task in start.per_task if task in given["tasks"]})
     grid: Grid = validate(Grid, start.model_dump() | given, "bench").checked()
-    for form in grid.exports:
-        check_extra(form)
+    exports.check(grid)
     if executor == "ray":
         from compresskit.benchmark import cluster
 
@@ -278,7 +276,7 @@ def _time_all(
             timed[builds[cell]] = (cell, partial(work.read_model, cell, sources, *folders))
         for form, export in record.exports.items():
             if not export.message:
-                load = partial(exports.load, cell, form, sources, store.path(cell), store.path(teachers[cell]))
+                load = partial(exports.load, form, store.path(cell))
                 timed.setdefault(f"{builds[cell]} {form}", (cell, load))
     models: dict[str, Runnable] = {}
     memory: dict[str, float | None] = {}

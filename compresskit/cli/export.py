@@ -9,7 +9,15 @@ import click
 
 from compresskit.cli.common import err, out, prepare, print_notes
 
-FORMATS = ("onnx", "onnx-int8", "dense")
+
+class _Format(click.Option):
+    """``--format``: the formats, those of other packages too, are looked up when the help is asked for."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from compresskit.exporting.format import FORMATS
+
+        self.help = "; ".join(f"{name}: {form.summary}" for name, form in FORMATS.all().items()) + "."
+        return super().get_help_record(ctx)
 
 
 @click.command()
@@ -17,21 +25,21 @@ FORMATS = ("onnx", "onnx-int8", "dense")
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(FORMATS),
+    cls=_Format,
+    metavar="NAME",
     default="onnx",
     show_default=True,
-    help="onnx-int8: weights in 8 bits; dense: an ordinary checkpoint.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write. Default: <folder>-<format>.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that compresskit wrote.")
 @click.option("--opset", type=int, help="ONNX operator set, 18 to 25. Default: 20.")
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. Default: all.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def export(folder: str, format_: Any, output: Path | None, threads: int | None, debug: bool, **options: Any) -> None:
+def export(folder: str, format_: str, output: Path | None, threads: int | None, debug: bool, **options: Any) -> None:
     """Write a compressed model for another runtime: ONNX, where factors stay factors, or an ordinary checkpoint."""
     prepare(0, threads)
     from compresskit.cli.tables import grid
-    from compresskit.exporting.formats import export as write
+    from compresskit.exporting.exported import export as write
 
     target = output or Path(f"{Path(folder).resolve().name}-{format_}")
     with err.status(f"writing {format_}"):
@@ -40,7 +48,8 @@ def export(folder: str, format_: Any, output: Path | None, threads: int | None, 
         (name, f"{found['largest difference']:.2g}", f"{found['relative error']:.2g}")
         for name, found in done.record["agreement"].items()
     ]
-    out.print(grid(("output", "largest difference", "relative error"), rows, left=(0,), caption="against torch"))
+    if rows:
+        out.print(grid(("output", "largest difference", "relative error"), rows, left=(0,), caption="against torch"))
     print_notes(done.notes)
     megabytes = done.record["megabytes"]
     line = f"{megabytes['exported']:.2f} MB; compressed checkpoint {megabytes['compressed']:.2f} MB"

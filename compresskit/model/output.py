@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,10 +53,20 @@ def check_output(output: Path, overwrite: bool) -> None:
     found = sorted(output.iterdir())
     if found and not any((output / marker).is_file() for marker in (MARKER, TRAINING, EXPORT)):
         raise InputError(f"output {output}: was not written by compresskit, so it is not overwritten")
-    modules = sentence.module_folders(output)
+    modules, exported = sentence.module_folders(output), _exported(output)
     for path in found:
-        if path.name not in modules and not (path.is_file() and is_ours(path.name)):
+        ours = path.name in modules or (path.is_file() and is_ours(path.name))
+        files = [file for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else [path]
+        if not ours and not exported.issuperset(file.relative_to(output).as_posix() for file in files):
             raise InputError(f"output {output}: holds {path.name}, which compresskit did not write; move it away first")
+
+
+def _exported(output: Path) -> set[str]:
+    """The files that ``export.json`` lists, relative to the folder: a format of another package has its own names."""
+    try:
+        return set(json.loads((output / EXPORT).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def is_ours(name: str) -> bool:

@@ -19,6 +19,7 @@ from compresskit.benchmark.report import comparison, plots
 from compresskit.benchmark.report.page import page
 from compresskit.benchmark.store import Store
 from compresskit.errors import InputError
+from compresskit.exporting.format import FORMATS
 from compresskit.markup import calibration_text, cell, fenced, markdown, plain
 from compresskit.storage.writing import write_text
 
@@ -217,10 +218,7 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
         what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {_threads(timed.threads)}, {timed.device}"
         lines.append(("Latency", f"{what}; {timed.rounds} rounds, every model once per round"))
     lines += [("Machine", text) for text in sorted({_machine(r.made_by["hardware"]) for r in records})]
-    exports = [(form, one.versions["onnxruntime"]) for r in records for form, one in r.exports.items() if one.versions]
-    if exports:
-        forms, runtimes = (", ".join(sorted(set(names))) for names in zip(*exports, strict=True))
-        lines.append(("Exports", f"{forms}: the same models as ONNX, scored and timed in ONNX Runtime {runtimes}, CPU"))
+    lines += _export_lines(records)
     several = {", ".join(f"{name} {number}" for name, number in r.made_by["versions"].items()) for r in records}
     lines += [("Versions", text) for text in sorted(several)]
     lines += [("Commit", commit) for commit in sorted({r.made_by["git"] for r in records if r.made_by["git"]})]
@@ -244,6 +242,22 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
         quality = f"Score: {'; '.join(metrics)}; the mean over the splits that are not for training."
         lead += f" {quality}"
     return {"lead": lead, "lines": lines, "quality": quality}
+
+
+def _export_lines(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """One line for each runtime with the formats that it ran; a format may no longer be installed."""
+    known = FORMATS.all()
+    forms: dict[str, set[str]] = {}
+    for record in records:
+        for form, exported in record.exports.items():
+            runtime = known[form].runtime if form in known else None
+            if exported.versions:
+                where = f" in {runtime.name} {exported.versions.get(runtime.package, '?')}" if runtime else ""
+                forms.setdefault(where, set()).add(form)
+    return [
+        ("Exports", f"{', '.join(sorted(names))}: the same models, scored and timed{where}, CPU")
+        for where, names in sorted(forms.items())
+    ]
 
 
 def _machine(hardware: dict[str, Any]) -> str:
