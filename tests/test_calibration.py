@@ -16,8 +16,7 @@ import compresskit
 from compresskit import InputError
 from compresskit.calibration.statistics import Calibration, calibrate
 from compresskit.data.corpus import batches, find_corpus
-from compresskit.decomposers import linalg, tensor_train, weighted
-from compresskit.decomposers.base import Group, Spec, Target
+from compresskit.decomposers import Group, Spec, Target, linalg, tensor_train, weighted
 from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.low_rank import LowRankSpec
 from compresskit.decomposers.registry import METHODS, get
@@ -298,7 +297,7 @@ def test_every_method_from_the_api(method: str, bench_folder: Path, tmp_path: Pa
 def test_least_error_means_outputs(dense: tuple[PreTrainedModel, Any], found: Calibration, bench_folder: Path) -> None:
     def total(allocation: str) -> float:
         model = AutoModel.from_pretrained(bench_folder / "model")
-        source = compresskit.api.ModelSource(model)
+        source = compresskit.api.ModelWeights(model)
         plan = make_plan(model, for_method("low-rank", 3, allocation), source, statistics=found, predict_errors=True)
         predicted = {a.group.name: a.output_error for a in plan.assignments}
         plan = apply_plan(model, plan, statistics=found)

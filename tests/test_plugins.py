@@ -15,7 +15,7 @@ from conftest import Run, tiny_model
 
 import compresskit
 from compresskit import InputError
-from compresskit.decomposers.base import Group
+from compresskit.decomposers import Group
 from compresskit.decomposers.low_rank import LowRank
 from compresskit.decomposers.registry import METHODS, get, register
 
@@ -103,7 +103,7 @@ def test_a_plugin_is_a_method(fresh: list[EntryPoint]) -> None:
     [
         ("gone", "no_such_module:Method", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("empty", "test_plugins:Nothing", "AttributeError"),
-        ("group", "compresskit.decomposers.base:Group", "no subclass of compresskit's Decomposer"),
+        ("group", "compresskit.decomposers:Group", "no subclass of compresskit's Decomposer"),
         ("another", "test_plugins:Renamed", "calls itself 'renamed', its entry point says 'another'"),
     ],
 )
