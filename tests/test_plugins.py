@@ -16,7 +16,7 @@ from conftest import Run, tiny_model
 import compresskit
 from compresskit import InputError
 from compresskit.decomposers import Group, Target
-from compresskit.decomposers.low_rank import LowRank
+from compresskit.decomposers.low_rank import LowRank, LowRankSpec
 from compresskit.decomposers.registry import METHODS, get, register
 from compresskit.testing import Matrices
 
@@ -143,10 +143,10 @@ def test_two_methods_of_one_name_are_refused(fresh: list[EntryPoint], run: Run) 
 
 def test_the_example_is_near_the_best_low_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLE / "src")
-    from compresskit_randomized_svd import RandomizedSvd, RandomizedSvdSpec
+    from compresskit_randomized_svd import RandomizedSvd
 
     group = Group("layer", (Target("layer", "linear", "ffn", (48, 96)),))
-    source, spec = Matrices.random(group.targets), RandomizedSvdSpec(rank=8)
+    source, spec = Matrices.random(group.targets), LowRankSpec(rank=8)
     (error,) = RandomizedSvd().errors(group, [spec], source)
     (best,) = get("low-rank").errors(group, [spec], source)
     assert best <= error < 1.01 * best

@@ -7,7 +7,6 @@ singular values are shared evenly between both factors, so that neither dominate
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -42,7 +41,7 @@ _STEPS = (0.85, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.15)
 class LowRankSpec(Spec):
     """W (m, n) = A (m, rank) B (rank, n)."""
 
-    method: Literal["low-rank"] = "low-rank"
+    method: str = "low-rank"  # methods derived from this one write their own name here
     rank: int = Field(ge=1)
 
     def describe(self) -> str:
@@ -118,12 +117,14 @@ class LowRank(Decomposer[LowRankSpec, LowRankOptions]):
         nearest = parameters / (m + n)
         ranks = {min(largest, max(1, round(nearest * step))) for step in _STEPS}
         ranks |= {min(largest, max(1, int(nearest) + step)) for step in (0, 1)}
-        return [self.spec_type(rank=rank) for rank in sorted(ranks, key=lambda rank: abs(rank - nearest))]
+        return [
+            self.spec_type(method=self.name, rank=rank) for rank in sorted(ranks, key=lambda rank: abs(rank - nearest))
+        ]
 
     def resolve(self, group: Group, options: LowRankOptions) -> LowRankSpec:
         if options.rank is None:
             raise InputError(f"{self.name} for {group.name}: give rank")
-        spec = self.spec_type(rank=options.rank)
+        spec = self.spec_type(method=self.name, rank=options.rank)
         self.check(group, spec)
         return spec
 

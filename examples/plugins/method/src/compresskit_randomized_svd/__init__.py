@@ -7,8 +7,6 @@ the factorisation. A method with layers of its own defines those too: see compre
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -19,19 +17,12 @@ from compresskit.decomposers.low_rank import LowRank, LowRankSpec
 OVERSAMPLING, POWER_ITERATIONS = 8, 2
 
 
-class RandomizedSvdSpec(LowRankSpec):
-    """As low-rank's; ``config.json`` says which method a spec belongs to."""
-
-    method: Literal["randomized-svd"] = "randomized-svd"
-
-
 class RandomizedSvd(LowRank):
     """Low rank from a random sketch of the matrix."""
 
     name = "randomized-svd"
     summary = "low rank through a randomized SVD: nearly as near, without an eigenvalue problem of full size"
     reference = "Halko, Martinsson & Tropp 2011"
-    spec_type = RandomizedSvdSpec
 
     # Low rank reads errors from spectra; a sketch has none, so they are found by factorising, as for any method.
     errors = Decomposer.errors
