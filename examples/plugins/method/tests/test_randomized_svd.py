@@ -1,4 +1,4 @@
-"""The checks that compresskit has for every method. Run: ``pytest examples/plugin/tests``."""
+"""The checks that compresskit has for every method. Run: ``pytest examples/plugins/method/tests``."""
 
 import pytest
 from compresskit_randomized_svd import RandomizedSvd
