@@ -15,7 +15,7 @@ from compresskit.errors import InputError, unknown
 from compresskit.model import checkpoint
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.quantizer import quantizer_of
-from compresskit.model.sources import ModelSource, check_finite
+from compresskit.model.sources import ModelWeights, check_finite
 from compresskit.model.swap import densify
 from compresskit.model.targets import check_supported
 from compresskit.model.tokenizer import find_tokenizer
@@ -102,7 +102,7 @@ def plan(
     text = find_calibration(calibration, calibration_task, data)
     dense = _dense(model)
     statistics = find_statistics(dense, asked, text, tokenizer)
-    return make_plan(dense.model, asked, ModelSource(dense.model), statistics=statistics, predict_errors=True)
+    return make_plan(dense.model, asked, ModelWeights(dense.model), statistics=statistics, predict_errors=True)
 
 
 def compress(
@@ -173,7 +173,7 @@ def compress(
     text = find_calibration(calibration, calibration_task, data)
     dense = _dense(model)
     statistics = find_statistics(dense, asked, text, tokenizer)
-    chosen = make_plan(dense.model, asked, ModelSource(dense.model), statistics=statistics)
+    chosen = make_plan(dense.model, asked, ModelWeights(dense.model), statistics=statistics)
     for note in (*dense.notes, *chosen.notes):
         warnings.warn(note, stacklevel=2)
     student = dense.model if inplace or not isinstance(model, PreTrainedModel) else _copy(dense.model, chosen)

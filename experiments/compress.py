@@ -22,12 +22,12 @@ from tensorly.decomposition import partial_tucker
 from timing import REPORT, made_on
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from compresskit.decomposers.base import Group
+from compresskit.decomposers import Group
 from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.registry import METHODS, get
 from compresskit.decomposers.tucker import TuckerSpec
 from compresskit.markup import markdown
-from compresskit.model.sources import ModelSource
+from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import find_targets
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
@@ -72,7 +72,7 @@ def whole(model: PreTrainedModel, seconds: float) -> list[dict[str, Any]]:
             for _ in range(REPEATS if allocation == "uniform" else 1):
                 student = copy.deepcopy(model)
                 start = time.perf_counter()
-                plan = make_plan(student, for_method(method, RATIO, allocation), ModelSource(student))
+                plan = make_plan(student, for_method(method, RATIO, allocation), ModelWeights(student))
                 planned = time.perf_counter()
                 apply_plan(student, plan)
                 times.append((time.perf_counter() - start, planned - start))
@@ -87,7 +87,7 @@ def _profile(model: PreTrainedModel, method: str, allocation: Any) -> str:
     """The functions that take most of the time of planning and factorising, with their shares."""
     student, profile = copy.deepcopy(model), cProfile.Profile()
     profile.enable()
-    apply_plan(student, make_plan(student, for_method(method, RATIO, allocation), ModelSource(student)))
+    apply_plan(student, make_plan(student, for_method(method, RATIO, allocation), ModelWeights(student)))
     profile.disable()
     times = {name: entry[2] for (_, _, name), entry in pstats.Stats(profile).stats.items()}  # type: ignore[attr-defined]
     total = sum(times.values())
@@ -97,7 +97,7 @@ def _profile(model: PreTrainedModel, method: str, allocation: Any) -> str:
 
 def spectra(model: PreTrainedModel) -> list[dict[str, Any]]:
     """Errors of the planner's candidates for one matrix of each shape, against svdvals of every arrangement."""
-    source = ModelSource(model)
+    source = ModelWeights(model)
     layer = "encoder.layer.0."
     wanted = ("attention.self.query", "intermediate.dense", "output.dense")
     targets = [target for target in find_targets(model) if target.name in {layer + name for name in wanted}]
@@ -137,7 +137,7 @@ def spectra(model: PreTrainedModel) -> list[dict[str, Any]]:
 
 def against_tensorly(model: PreTrainedModel) -> list[dict[str, Any]]:
     """The factors themselves: a truncated SVD of one matrix, and Tucker over twelve."""
-    source = ModelSource(model)
+    source = ModelWeights(model)
     targets = [target for target in find_targets(model) if target.name.endswith("attention.self.query")]
     rows = []
     with tensorly.backend_context("pytorch"):

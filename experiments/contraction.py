@@ -3,7 +3,7 @@ constants fitted to the times of this machine.
 
 Run: python experiments/contraction.py    (a minute on an idle machine)
 Writes contraction.md and contraction.json into reports/speed/. To take over fitted constants, write them into
-compresskit/decomposers/contraction.py: nothing is tuned at import.
+compresskit/decomposers/kronecker/contraction.py: nothing is tuned at import.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from scipy.optimize import least_squares
 from timing import REPORT, made_on, side_by_side
 from torch.nn import functional as F
 
-from compresskit.decomposers import contraction as model
-from compresskit.decomposers.kronecker import _dense
+from compresskit.decomposers.kronecker import contraction as model
+from compresskit.decomposers.kronecker.layers import sum_of_products
 from compresskit.markup import markdown
 
 #: (m1, n1, m2, n2, terms): the paper's layers and mirrors, what the planner offers for MiniLM, and sums of terms.
@@ -60,9 +60,9 @@ def main() -> None:
     text = f"""# The cost model of Kronecker layers
 
 `python experiments/contraction.py`: {len(cases)} cases ({len(SHAPES)} shapes, {", ".join(map(str, TOKENS))} tokens),
-one thread, forward, float32, {rounds} rounds. Every way of `compresskit/decomposers/contraction.py` was timed side by
-side with the others; loss: time of the way that the model picks over the time of the fastest one, less 1. The fit sees
-the cases that it is judged by.
+one thread, forward, float32, {rounds} rounds. Every way of `compresskit/decomposers/kronecker/contraction.py` was timed
+side by side with the others; loss: time of the way that the model picks over the time of the fastest one, less 1. The
+fit sees the cases that it is judged by.
 
 {markdown(heads, [_row(*x) for x in losses.items()])}
 
@@ -86,7 +86,11 @@ def case(shape: tuple[int, ...], tokens: int, rounds: int) -> Case:
     a, b, x = torch.randn(terms, m1, n1), torch.randn(terms, m2, n2), torch.randn(tokens, n1 * n2)
     runs: dict[str, Any] = {}
     for way in model.contractions(*shape, tokens):
-        product = (lambda: F.linear(x, _dense(a, b))) if way.order == "form" else partial(model.multiply, x, a, b, way)
+        product = (
+            (lambda: F.linear(x, sum_of_products(a, b)))
+            if way.order == "form"
+            else partial(model.multiply, x, a, b, way)
+        )
         runs[_name(way)] = product
     with torch.inference_mode():
         times = side_by_side(runs, rounds, least=0.005)

@@ -15,7 +15,7 @@ from timing import milliseconds, side_by_side
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskit.decomposers.base import Group, Target
+from compresskit.decomposers import Group, Target
 from compresskit.decomposers.kronecker import KroneckerLinear
 from compresskit.decomposers.registry import get
 

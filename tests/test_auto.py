@@ -14,14 +14,14 @@ import compresskit
 from compresskit import InputError
 from compresskit.calibration.statistics import calibrate
 from compresskit.data.corpus import find_corpus
-from compresskit.decomposers.base import Decomposer, Group, Spec, Target
+from compresskit.decomposers import AnyDecomposer, Group, Spec, Target
 from compresskit.decomposers.low_rank import LowRankSpec
 from compresskit.decomposers.registry import METHODS, get, register
 from compresskit.decomposers.tensor_train import TensorTrainSpec
 from compresskit.decomposers.tucker import TuckerSpec
-from compresskit.model.sources import ModelSource
+from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import find_targets
-from compresskit.planning.blocks import Pick, Task, _fronts, _Option, blocks_of
+from compresskit.planning.blocks import Pick, Proposal, _fronts, _Option, blocks_of
 from compresskit.planning.planner import Plan, make_plan
 from compresskit.planning.recipe import Recipe, Rule, for_method
 
@@ -70,7 +70,7 @@ def test_planted_structure_is_found(planted: PreTrainedModel, bench_folder: Path
     if calibrated:
         tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
         statistics = calibrate(planted, tokenizer, find_corpus(bench_folder / "text.txt"), 2000)
-    source = ModelSource(planted)
+    source = ModelWeights(planted)
     plan = make_plan(planted, for_method("auto", 6), source, statistics=statistics, predict_errors=True)
     assert 6 <= plan.ratio <= 6.06
     for name, method in methods(plan).items():
@@ -85,7 +85,7 @@ def test_no_worse_than_any_method_by_least_error(bench_folder: Path) -> None:
     for method, ratio in (("low-rank", 3), ("tucker", 5), ("tensor-train", 5), ("kronecker", 3)):
 
         def energy(name: str, ratio: float = ratio) -> float:
-            plan = make_plan(model, for_method(name, ratio, "error"), ModelSource(model), predict_errors=True)
+            plan = make_plan(model, for_method(name, ratio, "error"), ModelWeights(model), predict_errors=True)
             norms = {
                 a.group.name: sum(
                     float(model.get_submodule(t.name).weight.detach().square().sum()) for t in a.group.targets
@@ -115,7 +115,7 @@ def test_latency_costs_little_error(method: str) -> None:
 
     def figures(objective: str) -> tuple[float, float, int]:
         recipe = for_method(method, 4, "error", objective=objective)
-        plan = make_plan(model, recipe, ModelSource(model), predict_errors=True)
+        plan = make_plan(model, recipe, ModelWeights(model), predict_errors=True)
         energy = sum(
             a.error**2 * float(sum(model.get_submodule(t.name).weight.detach().square().sum() for t in a.group.targets))
             for a in plan.assignments
@@ -131,13 +131,13 @@ def test_latency_costs_little_error(method: str) -> None:
 def test_latency_keeps_what_is_faster_for_every_matrix() -> None:
     """Specs that lose on the first matrix are not tried on others, but those that win time."""
     group = Group("t", (Target("t", "linear", "ffn", (64, 64)),))
-    task = Task(group, get("low-rank"), Rule(role=("ffn",), method="low-rank"))
+    proposal = Proposal(group, get("low-rank"), Rule(role=("ffn",), method="low-rank"))
     figures = {1: (100, 0.5, 9.0), 2: (100, 0.6, 5.0), 3: (110, 0.5, 9.0), 4: (200, 0.1, 20.0)}
     options = [
-        _Option((Pick(task, LowRankSpec(rank=rank)),), size, penalty, time, penalty)
+        _Option((Pick(proposal, LowRankSpec(rank=rank)),), size, penalty, time, penalty)
         for rank, (size, penalty, time) in figures.items()
     ]
-    ranks = [[spec.rank for spec in _fronts([task], options, fast=fast)[0]] for fast in (False, True)]
+    ranks = [[spec.rank for spec in _fronts([proposal], options, fast=fast)[0]] for fast in (False, True)]
     assert ranks == [[1, 4], [1, 2, 4]]
 
 
@@ -150,7 +150,7 @@ def test_beside_other_rules() -> None:
     rules = (Rule(role=("embedding",), method="low-rank"), Rule(role=("attention", "ffn", "head"), method="auto"))
     recipe = Recipe(version=1, name="mix", ratio=5, allocation="error", rules=rules)
     model = tiny_model()
-    plan = make_plan(model, recipe, ModelSource(model))
+    plan = make_plan(model, recipe, ModelWeights(model))
     assert methods(plan)["embeddings.word_embeddings"] == "low-rank"
     with pytest.raises(InputError, match="auto chooses by error"):
         Recipe(version=1, name="mix", ratio=5, rules=rules).checked()
@@ -167,13 +167,13 @@ def test_blocks_and_partitions() -> None:
     pairs = [Group("p0", tuple(targets[:2])), Group("p1", tuple(targets[2:]))]
     rule = Rule(role=("ffn",), method="auto")
 
-    def tasks(method: str, groups: Sequence[Group]) -> list[Task]:
-        decomposer: Decomposer = METHODS.all()[method]
-        return [Task(group, decomposer, rule) for group in groups]
+    def proposals(method: str, groups: Sequence[Group]) -> list[Proposal]:
+        decomposer: AnyDecomposer = METHODS.all()[method]
+        return [Proposal(group, decomposer, rule) for group in groups]
 
-    given = [*tasks("low-rank", alone), *tasks("tucker", pairs[:1]), *tasks("kronecker", alone[1:])]
+    given = [*proposals("low-rank", alone), *proposals("tucker", pairs[:1]), *proposals("kronecker", alone[1:])]
     found = [
-        [[(part[0].group.name, [task.decomposer.name for task in part]) for part in partition] for partition in block]
+        [[(part[0].group.name, [one.decomposer.name for one in part]) for part in partition] for partition in block]
         for block in blocks_of(given)
     ]
     both = ["low-rank", "kronecker"]

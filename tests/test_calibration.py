@@ -16,12 +16,14 @@ import compresskit
 from compresskit import InputError
 from compresskit.calibration.statistics import Calibration, calibrate
 from compresskit.data.corpus import batches, find_corpus
-from compresskit.decomposers import linalg, tensor_train, weighted
-from compresskit.decomposers.base import Group, Spec, Target
+from compresskit.decomposers import Group, Spec, Target, least_squares, linalg
 from compresskit.decomposers.kronecker import KroneckerSpec
+from compresskit.decomposers.kronecker.fit import ROUNDS, alternate, nearest
+from compresskit.decomposers.kronecker.layers import sum_of_products
 from compresskit.decomposers.low_rank import LowRankSpec
 from compresskit.decomposers.registry import METHODS, get
 from compresskit.decomposers.tensor_train import TensorTrainSpec
+from compresskit.decomposers.tensor_train import fit as tensor_train_fit
 from compresskit.decomposers.tucker import TuckerSpec
 from compresskit.model.targets import find_targets
 from compresskit.planning.apply import apply_plan
@@ -49,7 +51,7 @@ NAMES = [f"{name} {group.name} {spec.describe()}" for name, group, spec in CASES
 
 
 class Matrices:
-    """Random weights, and inputs that lie near a few directions; a :class:`Source` and :class:`Statistics` in one."""
+    """Random weights, and inputs that lie near a few directions; a ``WeightSource`` and ``Statistics`` in one."""
 
     def __init__(self, seed: int = 0) -> None:
         chance = torch.Generator().manual_seed(seed)
@@ -95,13 +97,13 @@ def measured(made: dict[str, Tensor], source: Matrices) -> float:
     for name, matrix in made.items():
         weight = source.weights[name]
         if name == "words":
-            scale = (source.counts.double() / source.counts.double().mean() + weighted.FLOOR).sqrt()[:, None]
+            scale = (source.counts.double() / source.counts.double().mean() + least_squares.FLOOR).sqrt()[:, None]
             pair = [scale * (weight - matrix), scale * weight]
         else:
             x = source.inputs[name]
             unit = x.square().mean().sqrt() * len(x) ** 0.5  # every matrix's inputs count the same
             pair = [x @ (weight - matrix).T / unit, x @ weight.T / unit]
-            lift = weighted.DAMPING**0.5
+            lift = least_squares.DAMPING**0.5
             pair = [torch.cat([part, lift * d.T]) for part, d in zip(pair, (weight - matrix, weight), strict=True)]
         squares.append(float(pair[0].square().sum() / pair[1].square().sum()))
     return (sum(squares) / len(squares)) ** 0.5
@@ -121,7 +123,7 @@ def test_outputs_are_kept_better_than_by_the_weights_alone(name: str, group: Gro
 def test_low_rank_is_the_optimum() -> None:
     source = Matrices()
     x = source.inputs["layer0"]
-    s = weighted.damped(x.T @ x)
+    s = least_squares.damped(x.T @ x)
     values = torch.linalg.svdvals(source.weights["layer0"] @ torch.linalg.cholesky(s))
     best = float(values[6:].square().sum() / values.square().sum()) ** 0.5
     made = approximation("low-rank", SINGLE, LowRankSpec(rank=6), source, calibrated=True)
@@ -142,8 +144,8 @@ def test_low_rank_is_the_optimum() -> None:
 )
 def test_structure_under_the_inputs_is_recovered(name: str, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     """The matrix has the method's structure only for inputs that occur; what it does to others must not disturb."""
-    monkeypatch.setattr(weighted, "DAMPING", 1e-12)
-    monkeypatch.setattr(tensor_train, "_ROUNDS", 60)
+    monkeypatch.setattr(least_squares, "DAMPING", 1e-12)
+    monkeypatch.setattr(tensor_train_fit, "ROUNDS", 60)
     source = Matrices()
     chance = torch.Generator().manual_seed(3)
     (layer,) = get(name).layers(SINGLE, spec).values()
@@ -168,15 +170,20 @@ def test_structure_under_the_inputs_is_recovered(name: str, spec: Spec, monkeypa
 
 
 @pytest.mark.parametrize("spec", [KroneckerSpec(a=(12, 9), b=(2, 4), terms=2), KroneckerSpec(a=(4, 6), b=(6, 6))])
-def test_large_systems_are_solved_step_by_step(spec: KroneckerSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_systems_are_solved_step_by_step(spec: KroneckerSpec) -> None:
     source = Matrices()
-    exact = measured(approximation("kronecker", SINGLE, spec, source, calibrated=True), source)
-    plain = measured(approximation("kronecker", SINGLE, spec, source, calibrated=False), source)
-    monkeypatch.setattr(weighted, "_DIRECT", 1)
-    made = measured(approximation("kronecker", SINGLE, spec, source, calibrated=True), source)
-    assert plain - made > 0.8 * (plain - exact) > 0
-    (predicted,) = get("kronecker").output_errors(SINGLE, [spec], source, source)
-    assert predicted == pytest.approx(made, rel=1e-6)
+    x = source.inputs["layer0"]
+    known = least_squares.seen(source.weights["layer0"], x.T @ x)
+    start = nearest(LINEAR[0], spec, source)
+
+    def lost(a: Tensor, b: Tensor) -> float:
+        gap = sum_of_products(a, b) - known.weight
+        return float(((gap @ known.moment) * gap).sum())
+
+    exact = lost(*alternate(known, *start, ROUNDS)[:2])
+    a, b, captured = alternate(known, *start, ROUNDS, direct=1)
+    assert lost(*start) - lost(a, b) > 0.8 * (lost(*start) - exact) > 0
+    assert known.energy - captured == pytest.approx(lost(a, b), rel=1e-6)
 
 
 @pytest.mark.parametrize("spec", [KroneckerSpec(a=(4, 1), b=(6, 36)), KroneckerSpec(a=(12, 36), b=(2, 1))])
@@ -184,11 +191,11 @@ def test_single_columns_are_fitted_exactly(spec: KroneckerSpec) -> None:
     """The last factor is the least-squares one beside the other, and the energy that both leave is told right."""
     source = Matrices()
     x = source.inputs["layer0"]
-    known = weighted.seen(source.weights["layer0"], x.T @ x)
+    known = least_squares.seen(source.weights["layer0"], x.T @ x)
     (terms, (m1, n1), (m2, n2)), chance = (spec.terms, spec.a, spec.b), torch.Generator().manual_seed(1)
     a = torch.randn(terms, m1, n1, generator=chance, dtype=torch.float64)
     b = torch.randn(terms, m2, n2, generator=chance, dtype=torch.float64)
-    a, b, captured = weighted.kronecker(known, a, b, 1)
+    a, b, captured = alternate(known, a, b, 1)
     gap = torch.einsum("tia,tjb->ijab", a, b.requires_grad_()).reshape(M, N) - known.weight
     residual = ((gap @ known.moment) * gap).sum()
     residual.backward()
@@ -298,7 +305,7 @@ def test_every_method_from_the_api(method: str, bench_folder: Path, tmp_path: Pa
 def test_least_error_means_outputs(dense: tuple[PreTrainedModel, Any], found: Calibration, bench_folder: Path) -> None:
     def total(allocation: str) -> float:
         model = AutoModel.from_pretrained(bench_folder / "model")
-        source = compresskit.api.ModelSource(model)
+        source = compresskit.api.ModelWeights(model)
         plan = make_plan(model, for_method("low-rank", 3, allocation), source, statistics=found, predict_errors=True)
         predicted = {a.group.name: a.output_error for a in plan.assignments}
         plan = apply_plan(model, plan, statistics=found)

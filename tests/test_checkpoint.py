@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 import compresskit
 from compresskit import InputError
-from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear, TiedHead
+from compresskit.decomposers import FactorisedEmbedding, FactorisedLinear, TiedHead
 from compresskit.decomposers.registry import METHODS
 from compresskit.model import checkpoint
 from compresskit.model.targets import find_targets

@@ -21,7 +21,7 @@ from transformers import AutoModel, PreTrainedModel
 
 import compresskit
 from compresskit import InputError
-from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear
+from compresskit.decomposers import FactorisedEmbedding, FactorisedLinear
 from compresskit.decomposers.registry import METHODS
 from compresskit.exporting.agreement import example_inputs
 from compresskit.exporting.format import FORMATS, ExportFormat, Runtime, Written

@@ -12,7 +12,7 @@ from conftest import Run, count, every_pair, token_ids
 from transformers import PreTrainedModel
 
 import compresskit
-from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear, TiedHead
+from compresskit.decomposers import FactorisedEmbedding, FactorisedLinear, TiedHead
 from compresskit.decomposers.registry import METHODS
 from compresskit.model.targets import find_targets, tied_heads
 

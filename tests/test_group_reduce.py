@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from compresskit import InputError
-from compresskit.decomposers.base import Group, Target, output_error
+from compresskit.decomposers import Group, Target, output_error
 from compresskit.decomposers.group_reduce import GroupReduceOptions, GroupReduceSpec
 from compresskit.decomposers.registry import get
 from compresskit.planning.planner import make_plan

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compresskit.decomposers import linalg
-from compresskit.decomposers.contraction import contractions, multiply
+from compresskit.decomposers.kronecker.contraction import contractions, multiply
 
 
 def _spectra() -> dict[str, torch.Tensor]:

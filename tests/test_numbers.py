@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import outputs, same, tiny_model
-from test_decomposers import OneWeight, build
+from test_decomposers import build
 
 import compresskit
-from compresskit.decomposers.base import Group, Target
-from compresskit.decomposers.registry import METHODS
+from compresskit.decomposers import Group, Target
+from compresskit.decomposers.registry import METHODS, get
+from compresskit.testing import Matrices
 
 METHODS = sorted(METHODS.all())
 TARGET = Target("layer", "linear", "ffn", (48, 96), bias=True)
@@ -41,7 +42,7 @@ MATRICES = {
 @pytest.mark.parametrize("method", METHODS)
 def test_awkward_matrices(method: str, kind: str, dtype: torch.dtype) -> None:
     """Finite factors, and an error as predicted, never above that of leaving the matrix out."""
-    decomposer, group, weight = METHODS.all()[method], Group("layer", (TARGET,)), MATRICES[kind].to(dtype)
+    decomposer, group, weight = get(method), Group("layer", (TARGET,)), MATRICES[kind].to(dtype)
     spec = decomposer.candidates(group, TARGET.parameters // 3, allow_slow=True)[0]
     layer = build(decomposer, group, spec, weight)
     assert all(parameter.isfinite().all() for parameter in layer.parameters())
@@ -54,7 +55,9 @@ def test_awkward_matrices(method: str, kind: str, dtype: torch.dtype) -> None:
     measured = float(((exact - made) / scale).norm() / (exact / scale).norm())
     assert measured <= 1 + 1e-3
     if kind not in ("huge", "tiny", "denormal", "wide range"):
-        assert decomposer.errors(group, [spec], OneWeight(weight)) == pytest.approx([measured], abs=2e-3)
+        assert decomposer.errors(group, [spec], Matrices({group.target.name: weight})) == pytest.approx(
+            [measured], abs=2e-3
+        )
     if kind in ("rank deficient", "one row", "one number") and method == "low-rank":
         assert measured < 1e-3
 

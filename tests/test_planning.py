@@ -14,12 +14,11 @@ from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
 import compresskit
 from compresskit import InputError
-from compresskit.decomposers import registry
-from compresskit.decomposers.base import Group, Target
+from compresskit.decomposers import Group, Target, registry
 from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.registry import METHODS
 from compresskit.model.measure import count_flops
-from compresskit.model.sources import ModelSource
+from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import find_targets, skeleton
 from compresskit.planning.allocation import Choice, allocate
 from compresskit.planning.planner import make_plan
@@ -58,7 +57,7 @@ def two_layers(embedded: Path) -> PreTrainedModel:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_error_allocation_reaches_the_ratio(two_layers: PreTrainedModel, method: str) -> None:
-    source = ModelSource(two_layers)
+    source = ModelWeights(two_layers)
     for ratio in (2, 19):
         plan = make_plan(two_layers, for_method(method, ratio, "error"), source)
         assert ratio <= plan.ratio <= 1.01 * ratio
@@ -66,7 +65,7 @@ def test_error_allocation_reaches_the_ratio(two_layers: PreTrainedModel, method:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_error_allocation_has_less_error_than_uniform(two_layers: PreTrainedModel, method: str) -> None:
-    source = ModelSource(two_layers)
+    source = ModelWeights(two_layers)
     total = {}
     for allocation in ("uniform", "error"):
         plan = make_plan(two_layers, for_method(method, 8, allocation), source, predict_errors=True)

@@ -15,17 +15,18 @@ from conftest import FAMILIES, HEADS, outputs, tiny_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from test_decomposers import OneWeight, build
+from test_decomposers import build
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import compresskit
-from compresskit.decomposers.base import ROLES, Decomposer, Group, Spec, Target
+from compresskit.decomposers import ROLES, AnyDecomposer, Group, Spec, Target
 from compresskit.decomposers.kronecker import KroneckerSpec
-from compresskit.decomposers.registry import METHODS
+from compresskit.decomposers.registry import METHODS, get
 from compresskit.errors import InputError, UnreachableError
 from compresskit.markup import fenced, plain
 from compresskit.planning.recipe import Recipe, parse_recipe
+from compresskit.testing import Matrices
 from compresskit.validation import parse_mapping
 
 METHODS = sorted(METHODS.all())
@@ -38,9 +39,9 @@ few = settings(deadline=None, derandomize=True, max_examples=12)
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> tuple[Decomposer, Group, Spec]:
+def layers(draw: st.DrawFn) -> tuple[AnyDecomposer, Group, Spec]:
     """A method, a matrix of any shape, and one of the specs that fit it, fast or slow."""
-    method = METHODS.all()[draw(st.sampled_from(METHODS))]
+    method = get(draw(st.sampled_from(METHODS)))
     kind = draw(st.sampled_from(["linear", "embedding"]))
     shape = (draw(st.integers(2, 60)), draw(st.integers(2, 60)))
     target = Target("layer", kind, "embedding" if kind == "embedding" else "ffn", shape, bias=draw(st.booleans()))
@@ -78,7 +79,7 @@ def near(mine: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
 @repeatable
 @given(layers(), batches, st.sampled_from(list(TOLERANCE)))
 def test_forward_equals_the_dense_product(
-    layer: tuple[Decomposer, Group, Spec], batch: tuple[int, ...], dtype: torch.dtype
+    layer: tuple[AnyDecomposer, Group, Spec], batch: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     method, group, spec = layer
     weight = torch.randn(group.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
@@ -90,7 +91,7 @@ def test_forward_equals_the_dense_product(
 @repeatable
 @given(layers(), batches)
 def test_gradients_equal_those_of_the_dense_product(
-    layer: tuple[Decomposer, Group, Spec], batch: tuple[int, ...]
+    layer: tuple[AnyDecomposer, Group, Spec], batch: tuple[int, ...]
 ) -> None:
     method, group, spec = layer
     weight = torch.randn(group.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -108,7 +109,7 @@ def test_gradients_equal_those_of_the_dense_product(
 
 @repeatable
 @given(layers(), st.integers(0, 40))
-def test_costs_are_those_of_the_layer(layer: tuple[Decomposer, Group, Spec], tokens: int) -> None:
+def test_costs_are_those_of_the_layer(layer: tuple[AnyDecomposer, Group, Spec], tokens: int) -> None:
     method, group, spec = layer
     made = build(method, group, spec, torch.randn(group.shape, dtype=torch.float64))
     cost = method.cost(group, spec, max(tokens, 1))
@@ -121,12 +122,12 @@ def test_costs_are_those_of_the_layer(layer: tuple[Decomposer, Group, Spec], tok
 
 @repeatable
 @given(layers(), st.integers(0, 2**32))
-def test_errors_are_predicted(layer: tuple[Decomposer, Group, Spec], seed: int) -> None:
+def test_errors_are_predicted(layer: tuple[AnyDecomposer, Group, Spec], seed: int) -> None:
     method, group, spec = layer
     weight = torch.randn(group.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     made = build(method, group, spec, weight).dense_weight().detach()
     measured = float((weight - made).norm() / weight.norm())
-    assert method.errors(group, [spec], OneWeight(weight)) == pytest.approx([measured], abs=1e-6)
+    assert method.errors(group, [spec], Matrices({group.target.name: weight})) == pytest.approx([measured], abs=1e-6)
     assert 0 <= measured <= 1 + 1e-9
 
 

@@ -14,7 +14,7 @@ import compresskit
 from compresskit import InputError
 from compresskit.decomposers.registry import METHODS
 from compresskit.folders.compression import resolved_recipe
-from compresskit.model.sources import ModelSource
+from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import find_targets
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import Recipe, apply_rules, for_method, load_recipe, parse_recipe, shipped_recipes
@@ -103,7 +103,7 @@ def test_shipped_recipes_are_valid_and_round_trip(name: str) -> None:
 @pytest.mark.parametrize("method", list(METHODS.all()))
 @pytest.mark.parametrize("allocation", ["uniform", "error"])
 def test_the_resolved_recipe_repeats_the_plan(method: str, allocation: str, dense: PreTrainedModel) -> None:
-    plan = make_plan(dense, for_method(method, 3, allocation), ModelSource(dense))
+    plan = make_plan(dense, for_method(method, 3, allocation), ModelWeights(dense))
     resolved = parse_recipe(resolved_recipe(plan).to_yaml(), "resolved")
     again = make_plan(dense, resolved)
     assert {a.group.name: a.spec for a in again.assignments} == {a.group.name: a.spec for a in plan.assignments}

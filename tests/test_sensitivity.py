@@ -21,10 +21,10 @@ from transformers import (
 from compresskit.api import find_statistics, plan
 from compresskit.calibration.sensitivity import _informative, sensitivities
 from compresskit.calibration.statistics import Calibration, calibrate
-from compresskit.decomposers.base import Target
+from compresskit.decomposers import Target
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint
-from compresskit.model.sources import ModelSource
+from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import find_targets
 from compresskit.planning.planner import Plan, make_plan
 from compresskit.planning.recipe import for_method
@@ -236,7 +236,7 @@ def test_plans_keep_what_predictions_depend_on(rows: TaskData, tokenizer: Any) -
     def ranks(told: dict[str, float] | None) -> dict[str, int]:
         asked = for_method("low-rank", 4, "error")
         statistics = Told(found, {} if told is None else alike | told)
-        made: Plan = make_plan(model, asked, ModelSource(model), statistics=statistics)
+        made: Plan = make_plan(model, asked, ModelWeights(model), statistics=statistics)
         return {a.group.targets[0].name: a.spec.rank for a in made.assignments}
 
     alike = dict.fromkeys(known, 1.0)

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import compresskit
 from compresskit import InputError
-from compresskit.decomposers.base import FactorisedEmbedding
+from compresskit.decomposers import FactorisedEmbedding
 from compresskit.model import checkpoint, sentence
 from compresskit.storage import hub
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 import compresskit
 from compresskit import InputError
-from compresskit.decomposers.base import Group, SharedFactors, Target
+from compresskit.decomposers import Group, SharedFactors, Target
 from compresskit.decomposers.registry import get
 from compresskit.decomposers.tensor_train import TensorTrainSpec
 from compresskit.decomposers.tucker import TuckerSpec

@@ -11,7 +11,7 @@ from conftest import tiny_model, token_ids
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, pipeline
 
 import compresskit
-from compresskit.decomposers.base import FactorisedEmbedding
+from compresskit.decomposers import FactorisedEmbedding
 from compresskit.decomposers.registry import METHODS
 
 TEXT = "the film was good"

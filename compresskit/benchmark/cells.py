@@ -25,7 +25,7 @@ from compresskit.benchmark.records import read as read_record
 from compresskit.benchmark.sources import Sources
 from compresskit.calibration.statistics import Calibration
 from compresskit.data.corpus import Part
-from compresskit.decomposers.base import SharedFactors
+from compresskit.decomposers import FactorisedLayer, SharedFactors
 from compresskit.errors import InputError, UnreachableError, WorkError, one_line
 from compresskit.folders.compressed import write_compressed
 from compresskit.folders.compression import resolved_recipe
@@ -33,7 +33,7 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.measure import count_flops
 from compresskit.model.output import output_folder
-from compresskit.model.sources import ModelSource
+from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import count_parameters, find_targets
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
@@ -188,7 +188,7 @@ class Workshop:
         dense = self._read_whole()
         statistics, calibrating = self._statistics(recipe) if recipe.calibration_tokens else (None, 0.0)
         start = time.perf_counter()
-        plan = make_plan(dense.model, recipe, ModelSource(dense.model), statistics=statistics)
+        plan = make_plan(dense.model, recipe, ModelWeights(dense.model), statistics=statistics)
         norms = {
             a.group.name: math.hypot(*(_norm(dense.model, target.name) for target in a.group.targets))
             for a in plan.assignments
@@ -361,14 +361,14 @@ def _by_role(model: PreTrainedModel, dense: PreTrainedModel) -> dict[str, int]:
     """Parameters of the targets of each role; ``rest`` is everything else."""
     roles: dict[str, int] = {}
     modules = dict(model.named_modules())
-    counted: set[int] = set()
+    counted: set[SharedFactors] = set()
     for target in find_targets(dense):
         if target.role is None or target.name not in modules:  # a model with fewer layers lacks some
             continue
         layer = modules[target.name]
-        shared = getattr(layer, "shared", None)
-        parts = [layer, shared] if isinstance(shared, SharedFactors) and id(shared) not in counted else [layer]
-        counted.add(id(shared))
+        shared = layer.shared_factors if isinstance(layer, FactorisedLayer) else ()
+        parts = [layer, *(factors for factors in shared if factors not in counted)]
+        counted.update(shared)
         own = sum(parameter.numel() for part in parts for parameter in part.parameters())
         roles[target.role] = roles.get(target.role, 0) + own
     return roles | {"rest": count_parameters(model) - sum(roles.values())}

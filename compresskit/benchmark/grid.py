@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from compresskit.decomposers import registry
-from compresskit.decomposers.base import AUTO
+from compresskit.decomposers import AUTO, registry
 from compresskit.errors import InputError, unknown
 from compresskit.planning.recipe import Allocation, Recipe, check_ratio, for_method, load_recipe, shipped_recipes
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage

@@ -12,7 +12,7 @@ from compresskit.benchmark.records import Record
 from compresskit.benchmark.sources import Sources
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
-from compresskit.model.sources import ModelSource
+from compresskit.model.sources import ModelWeights
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import Recipe
@@ -45,5 +45,5 @@ def _built_alike(cell: Cell, record: Record, sources: Sources) -> Checkpoint:
         return replace(dense, model=with_fewer_layers(dense.model))
     if cell.recipe is not None:
         shapes = Recipe.model_validate(record.made_by["resolved_recipe"])
-        apply_plan(dense.model, make_plan(dense.model, shapes, ModelSource(dense.model)))
+        apply_plan(dense.model, make_plan(dense.model, shapes, ModelWeights(dense.model)))
     return dense

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from compresskit.calibration import sensitivity
 from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus
-from compresskit.decomposers.base import Target
+from compresskit.decomposers import Target
 from compresskit.errors import InputError
 from compresskit.model.positions import positions
 from compresskit.model.targets import find_targets
@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Calibration:
-    """The :class:`~compresskit.decomposers.base.Statistics` of one model on one text or task.
+    """The :class:`~compresskit.decomposers.Statistics` of one model on one text or task.
 
     Memory: one (n, n) float32 matrix for every different input; query, key and value of a layer share theirs. Weighing
     takes a float32 copy of the model while it lasts.

@@ -75,10 +75,11 @@ def compress(
     size_bytes = None if size is None else parse_size(size)
     prepare(seed, threads, device)
     from compresskit.api import choose_recipe, find_calibration, find_statistics
+    from compresskit.decomposers import registry
     from compresskit.folders.compressed import write_compressed
     from compresskit.model import checkpoint as checkpoints
     from compresskit.model import output as outputs
-    from compresskit.model.sources import ModelSource
+    from compresskit.model.sources import ModelWeights
     from compresskit.planning.apply import apply_plan
     from compresskit.planning.planner import make_plan
     from compresskit.tasks.rows import TaskData
@@ -97,7 +98,7 @@ def compress(
         dense = checkpoints.read(model, as_class, device)
     if size_bytes is not None:
         asked = chosen(_ratio_of_size(dense, size_bytes))
-    source = ModelSource(dense.model)
+    source = ModelWeights(dense.model)
     if dry_run:
         with progress_bar() as progress:
             statistics = find_statistics(dense, asked, text, progress=progress)
@@ -125,14 +126,9 @@ def compress(
     teacher = model if not isinstance(text, TaskData) or _predicts(dense, text) else "TASK_TEACHER"
     following = [*(["--teacher", teacher] if teacher else []), "--student", str(folder), *lesson]
     load = f"import compresskit; model = compresskit.load({json.dumps(str(folder), ensure_ascii=False)})"
-    methods = {assignment.method for assignment in plan.assignments}
+    gains = any(registry.get(assignment.method).gains_by_calibration for assignment in plan.assignments)
     out.print(
-        # Not for Kronecker products, which lose by it (docs/results.md).
-        (
-            "Nearer to the original at the same size: --calibration\n"
-            if not asked.calibration_tokens and methods != {"kronecker"}
-            else ""
-        )
+        ("Nearer to the original at the same size: --calibration\n" if gains and not asked.calibration_tokens else "")
         + f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
         f"  compresskit distill {shlex.join(following)}\n"
         f"Load it:\n  python -c {shlex.quote(load)}",
@@ -176,7 +172,7 @@ def inspect(model: str | None, as_class: str | None, seed: int, threads: int | N
 def methods(**_: Any) -> None:
     """List the registered methods and the shipped recipes."""
     from compresskit.cli.tables import grid
-    from compresskit.decomposers.base import AUTO
+    from compresskit.decomposers import AUTO
     from compresskit.decomposers.registry import METHODS
     from compresskit.planning.recipe import load_recipe, shipped_recipes
 

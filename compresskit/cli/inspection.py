@@ -9,9 +9,8 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from compresskit.cli.tables import grid
-from compresskit.decomposers import linalg
-from compresskit.decomposers.base import Target, row_blocks
-from compresskit.model.sources import ModelSource
+from compresskit.decomposers import Target, linalg, row_blocks
+from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import convolutions, count_parameters, find_targets, tied_heads
 from compresskit.planning.planner import Progress
 
@@ -22,7 +21,7 @@ ENERGY = 0.9
 def inspection_tables(model: PreTrainedModel, progress: Progress) -> list[Table]:
     """Two tables: every matrix with its spectrum, and the sums per role."""
     targets = find_targets(model)
-    source = ModelSource(model)
+    source = ModelWeights(model)
     total = count_parameters(model)
     heads = tied_heads(model)
     rows = []
@@ -66,7 +65,7 @@ def inspection_tables(model: PreTrainedModel, progress: Progress) -> list[Table]
     return [every, per_role]
 
 
-def _spectrum_text(source: ModelSource, target: Target) -> str:
+def _spectrum_text(source: ModelWeights, target: Target) -> str:
     m, n = target.shape
     blocks = row_blocks(source, target) if m >= n else iter([source.read(target).T])
     squares = linalg.spectrum(linalg.gram(blocks))

@@ -20,19 +20,20 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskit.decomposers import linalg, weighted
-from compresskit.decomposers.base import (
+from compresskit.decomposers import (
     COST_TOKENS,
     Cost,
     Decomposer,
     FactorisedEmbedding,
     Group,
-    Options,
-    Source,
+    RuleOptions,
     Spec,
     Statistics,
     Target,
+    WeightSource,
     counts_of,
+    least_squares,
+    linalg,
     row_blocks,
 )
 from compresskit.decomposers.low_rank import LowRank, LowRankSpec
@@ -74,7 +75,7 @@ class GroupReduceSpec(Spec):
         return f"rank {self.rank}" + (f", {self.words} words +{self.extra}" if self.words else "")
 
 
-class GroupReduceOptions(Options):
+class GroupReduceOptions(RuleOptions):
     """Recipe options. An embedding takes all three, any other matrix ``rank`` alone.
 
     Attributes:
@@ -131,7 +132,7 @@ class GroupReduceEmbedding(FactorisedEmbedding):
 
 
 @register
-class GroupReduce(Decomposer):
+class GroupReduce(Decomposer[GroupReduceSpec, GroupReduceOptions]):
     """Two truncated SVDs of an embedding: of the rows that are not frequent, whose basis serves all rows, and of what
     it leaves of the frequent ones.
     """
@@ -146,8 +147,8 @@ class GroupReduce(Decomposer):
     def has_own_form(self, group: Group) -> bool:
         return group.kind == "embedding"
 
-    def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[Spec]:
-        specs: list[Spec] = []
+    def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[GroupReduceSpec]:
+        specs: list[GroupReduceSpec] = []
         m, n = group.shape
         if group.kind == "embedding":
             usual = m / 2 * (parameters / (m * n)) ** (2 / 3)
@@ -159,18 +160,17 @@ class GroupReduce(Decomposer):
                     specs.append(GroupReduceSpec(rank=rank, words=words, extra=extra))
         if not specs:  # another kind, or too few parameters for two bases
             plain = _plain.candidates(group, parameters, allow_slow=allow_slow)
-            specs = [GroupReduceSpec(rank=_low_rank(spec).rank) for spec in plain]
+            specs = [GroupReduceSpec(rank=spec.rank) for spec in plain]
         return [spec for spec in dict.fromkeys(specs) if self.cost(group, spec).parameters < group.parameters]
 
-    def resolve(self, group: Group, options: Options) -> Spec:
-        assert isinstance(options, GroupReduceOptions)
+    def resolve(self, group: Group, options: GroupReduceOptions) -> GroupReduceSpec:
         if options.rank is None or (options.words is None) != (options.extra is None):
             raise InputError(f"group-reduce for {group.name}: give rank, of an embedding also words and extra")
         spec = GroupReduceSpec(rank=options.rank, words=options.words, extra=options.extra)
         self.check(group, spec)
         return spec
 
-    def check(self, group: Group, spec: Spec) -> None:
+    def check(self, group: Group, spec: GroupReduceSpec) -> None:
         words, extra = _extra(spec)
         if not words:
             _plain.check(group, _low_rank(spec))
@@ -186,23 +186,25 @@ class GroupReduce(Decomposer):
         if self.cost(group, spec).parameters >= group.parameters:
             raise InputError(f"{what}: {spec.describe()} saves no parameters")
 
-    def cost(self, group: Group, spec: Spec, tokens: int = COST_TOKENS) -> Cost:
+    def cost(self, group: Group, spec: GroupReduceSpec, tokens: int = COST_TOKENS) -> Cost:
         words, extra = _extra(spec)
         n = group.shape[1]
         plain = _plain.cost(group, _low_rank(spec), tokens)
         return Cost(plain.parameters + extra * (words + n), plain.flops + 2 * tokens * extra * n)
 
-    def errors(self, group: Group, specs: Sequence[Spec], source: Source) -> list[float]:
+    def errors(self, group: Group, specs: Sequence[GroupReduceSpec], source: WeightSource) -> list[float]:
         return self._errors(group, specs, source, None)
 
-    def output_errors(self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics) -> list[float]:
+    def output_errors(
+        self, group: Group, specs: Sequence[GroupReduceSpec], source: WeightSource, statistics: Statistics
+    ) -> list[float]:
         return self._errors(group, specs, source, statistics)
 
     def _errors(
-        self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics | None
+        self, group: Group, specs: Sequence[GroupReduceSpec], source: WeightSource, statistics: Statistics | None
     ) -> list[float]:
         plain = [_low_rank(spec) for spec in specs if not _extra(spec)[0]]
-        found: dict[Spec, float] = {}
+        found: dict[LowRankSpec, float] = {}
         if plain:
             known = _plain.errors(group, plain, source)
             if statistics is not None:
@@ -214,7 +216,7 @@ class GroupReduce(Decomposer):
         return [found[_low_rank(spec)] for spec in specs]
 
     def factorise(
-        self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
+        self, group: Group, spec: GroupReduceSpec, source: WeightSource, statistics: Statistics | None = None
     ) -> dict[str, Tensor]:
         words, _ = _extra(spec)
         if not words:
@@ -231,10 +233,9 @@ class GroupReduce(Decomposer):
             factors[f"{prefix}b"] = (basis * root).T.to(dtype).contiguous()
         return {f"{target.name}.{name}": factor for name, factor in factors.items()}
 
-    def layers(self, group: Group, spec: Spec) -> dict[str, nn.Module]:
+    def layers(self, group: Group, spec: GroupReduceSpec) -> dict[str, nn.Module]:
         if not _extra(spec)[0]:
             return _plain.layers(group, _low_rank(spec))
-        assert isinstance(spec, GroupReduceSpec)
         target = group.target
         return {target.name: GroupReduceEmbedding(*target.shape, spec, target.padding_idx)}
 
@@ -243,26 +244,24 @@ class GroupReduce(Decomposer):
 _plain = LowRank()
 
 
-def _low_rank(spec: Spec) -> LowRankSpec:
-    assert isinstance(spec, GroupReduceSpec | LowRankSpec)
+def _low_rank(spec: GroupReduceSpec) -> LowRankSpec:
     return LowRankSpec(rank=spec.rank)
 
 
-def _extra(spec: Spec) -> tuple[int, int]:
+def _extra(spec: GroupReduceSpec) -> tuple[int, int]:
     """Frequent words and the rank that they have more; zeros for plain low rank."""
-    assert isinstance(spec, GroupReduceSpec)
     return spec.words or 0, spec.extra or 0
 
 
 class _Table:
     """An embedding with its weighted Gram matrices in float64: made once for all specs that are tried."""
 
-    def __init__(self, target: Target, source: Source, statistics: Statistics | None) -> None:
+    def __init__(self, target: Target, source: WeightSource, statistics: Statistics | None) -> None:
         counts = counts_of(target, statistics)
         self.weight = source.read(target)
         m = len(self.weight)
         device = self.weight.device
-        self._weights = torch.ones(m, device=device).double() if counts is None else weighted.row_weights(counts)
+        self._weights = torch.ones(m, device=device).double() if counts is None else least_squares.row_weights(counts)
         seen = torch.zeros(m, device=device) if counts is None else counts.clone()
         if target.padding_idx is not None:
             seen[target.padding_idx] = -1
@@ -275,7 +274,7 @@ class _Table:
         """Numbers of the most frequent rows, ascending, (words,)."""
         return self._order[:words].sort().values
 
-    def bases(self, spec: Spec) -> tuple[Tensor, Tensor, float]:
+    def bases(self, spec: GroupReduceSpec) -> tuple[Tensor, Tensor, float]:
         """Orthonormal B^T (n, rank) and C^T (n, extra), orthogonal to it, and how much weighted energy they keep.
 
         Where less is left than ``extra`` directions, the others of C^T are noise, not of length 1.
@@ -293,7 +292,7 @@ class _Table:
         captured = sum(float((basis * (part @ basis)).sum()) for basis, part in ((common, self._gram), (own, left)))
         return common, own, captured
 
-    def error(self, spec: Spec) -> float:
+    def error(self, spec: GroupReduceSpec) -> float:
         """||W - W'||_F / ||W||_F with weighted rows."""
         energy = float(self._gram.diagonal().sum())
-        return weighted.error(energy, self.bases(spec)[2])
+        return least_squares.error(energy, self.bases(spec)[2])

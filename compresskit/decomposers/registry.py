@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from compresskit.decomposers.base import AUTO, DENSE, Decomposer
+from compresskit.decomposers.interface import AUTO, DENSE, AnyDecomposer, Decomposer
 from compresskit.registry import Registry
 
-METHODS: Registry[Decomposer] = Registry(
+METHODS: Registry[AnyDecomposer] = Registry(
     "method",
     Decomposer,  # type: ignore[type-abstract]
     "compresskit.decomposers",
@@ -18,7 +18,7 @@ METHODS: Registry[Decomposer] = Registry(
 register = METHODS.register
 
 
-def get(name: str) -> Decomposer:
+def get(name: str) -> AnyDecomposer:
     """The method called ``name``. Raises InputError: no such method, or its plug-in is broken."""
     return METHODS.get(name, also=(AUTO,))
 

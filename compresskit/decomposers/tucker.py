@@ -19,8 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskit.decomposers import linalg, weighted
-from compresskit.decomposers.base import (
+from compresskit.decomposers import (
     COST_TOKENS,
     NEAR,
     SHRINKING,
@@ -29,12 +28,14 @@ from compresskit.decomposers.base import (
     Decomposer,
     FactorisedLinear,
     Group,
-    Options,
+    RuleOptions,
     SharedFactors,
-    Source,
     Spec,
     Statistics,
     Target,
+    WeightSource,
+    least_squares,
+    linalg,
     moment_of,
 )
 from compresskit.decomposers.low_rank import LowRank, LowRankSpec
@@ -62,7 +63,7 @@ class TuckerSpec(Spec):
         return f"core {self.rank_out or 'm'}x{self.rank_in or 'n'}"
 
 
-class TuckerOptions(Options):
+class TuckerOptions(RuleOptions):
     """Recipe options: one rank or both; a side without one keeps its full size.
 
     Attributes:
@@ -103,6 +104,10 @@ class TuckerLinear(FactorisedLinear):
         self.core = nn.Parameter(torch.empty(rank_out, rank_in))
 
     @property
+    def shared_factors(self) -> tuple[SharedFactors, ...]:
+        return (self.shared,)
+
+    @property
     def shared(self) -> TuckerFactors:
         """The owner of the outer factors."""
         found: TuckerFactors = self.__dict__["shared"]
@@ -126,7 +131,7 @@ class TuckerLinear(FactorisedLinear):
 
 
 @register
-class Tucker(Decomposer):
+class Tucker(Decomposer[TuckerSpec, TuckerOptions]):
     """Shared outer factors over all layers of a role, one core per matrix."""
 
     name = "tucker"
@@ -152,7 +157,7 @@ class Tucker(Decomposer):
     def has_own_form(self, group: Group) -> bool:
         return len(group.targets) > 1
 
-    def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[Spec]:
+    def candidates(self, group: Group, parameters: int, *, allow_slow: bool = False) -> list[TuckerSpec]:
         """Both sides reduced where that is not slower than dense, else only the shorter one.
 
         Of equally large cores of square matrices those with twice the rank on the output side are nearer to the
@@ -169,16 +174,14 @@ class Tucker(Decomposer):
                     return found
         return []
 
-    def resolve(self, group: Group, options: Options) -> Spec:
-        assert isinstance(options, TuckerOptions)
+    def resolve(self, group: Group, options: TuckerOptions) -> TuckerSpec:
         if options.rank_out is None and options.rank_in is None:
             raise InputError(f"tucker for {group.name}: give rank_out, rank_in or both")
         spec = TuckerSpec(rank_out=options.rank_out, rank_in=options.rank_in)
         self.check(group, spec)
         return spec
 
-    def check(self, group: Group, spec: Spec) -> None:
-        assert isinstance(spec, TuckerSpec)
+    def check(self, group: Group, spec: TuckerSpec) -> None:
         m, n = group.shape
         for rank, size, side in ((spec.rank_out, m, "rank_out"), (spec.rank_in, n, "rank_in")):
             if rank is not None and rank >= size:
@@ -192,8 +195,7 @@ class Tucker(Decomposer):
         if self.cost(group, spec).parameters >= group.parameters:
             raise InputError(f"tucker for {group.name} ({m}x{n}): {spec.describe()} saves no parameters")
 
-    def cost(self, group: Group, spec: Spec, tokens: int = COST_TOKENS) -> Cost:
-        assert isinstance(spec, TuckerSpec)
+    def cost(self, group: Group, spec: TuckerSpec, tokens: int = COST_TOKENS) -> Cost:
         (m, n), count = group.shape, len(group.targets)
         rank_out, rank_in = spec.rank_out or m, spec.rank_in or n
         outer = m * rank_out * (spec.rank_out is not None) + n * rank_in * (spec.rank_in is not None)
@@ -202,7 +204,7 @@ class Tucker(Decomposer):
             return Cost(outer + core, 2 * tokens * n * min(rank_out, rank_in))
         return Cost(outer + count * core, 2 * tokens * count * (outer + core))
 
-    def errors(self, group: Group, specs: Sequence[Spec], source: Source) -> list[float]:
+    def errors(self, group: Group, specs: Sequence[TuckerSpec], source: WeightSource) -> list[float]:
         """Of one spec exactly; of several an upper bound, about 1 % above it: without the sweeps of iteration."""
         if len(group.targets) == 1:
             return _alone.errors(group, [_low_rank(spec) for spec in specs], source)
@@ -214,7 +216,9 @@ class Tucker(Decomposer):
             return [max(0.0, 1 - captured / total) ** 0.5]
         return _bounds(weights, specs)
 
-    def output_errors(self, group: Group, specs: Sequence[Spec], source: Source, statistics: Statistics) -> list[float]:
+    def output_errors(
+        self, group: Group, specs: Sequence[TuckerSpec], source: WeightSource, statistics: Statistics
+    ) -> list[float]:
         """Of one spec exactly; of several about, under the mean second moment that the bases are found with."""
         if len(group.targets) == 1:
             return _alone.output_errors(group, [_low_rank(spec) for spec in specs], source, statistics)
@@ -222,11 +226,11 @@ class Tucker(Decomposer):
         known = [moment for moment in moments if moment is not None]
         if len(specs) == 1 or len(known) < len(moments):
             return super().output_errors(group, specs, source, statistics)
-        matrices = weighted.under_the_mean([source.read(target) for target in group.targets], known)[1]
+        matrices = _under_the_mean([source.read(target) for target in group.targets], known)[1]
         return _bounds(matrices, specs)
 
     def factorise(
-        self, group: Group, spec: Spec, source: Source, statistics: Statistics | None = None
+        self, group: Group, spec: TuckerSpec, source: WeightSource, statistics: Statistics | None = None
     ) -> dict[str, Tensor]:
         if len(group.targets) == 1:
             return _alone.factorise(group, _low_rank(spec), source, statistics)
@@ -236,7 +240,7 @@ class Tucker(Decomposer):
         moments = [moment_of(target, statistics) for target in group.targets]
         known = [moment for moment in moments if moment is not None]
         if len(known) == len(weights):
-            a, b, cores = weighted.tucker(weights, known, lambda matrices: _bases(matrices, *_ranks(spec)))
+            a, b, cores = _fit(weights, known, spec)
         else:
             a, b = _bases(weights, *_ranks(spec))
             cores = [_core(weight, a, b) for weight in weights]
@@ -250,7 +254,7 @@ class Tucker(Decomposer):
             factors[f"{group.name}.b"] = b.T.to(dtype).contiguous()
         return factors
 
-    def layers(self, group: Group, spec: Spec) -> dict[str, nn.Module]:
+    def layers(self, group: Group, spec: TuckerSpec) -> dict[str, nn.Module]:
         if len(group.targets) == 1:
             return _alone.layers(group, _low_rank(spec))
         rank_out, rank_in = _ranks(spec)
@@ -264,25 +268,23 @@ class Tucker(Decomposer):
 _alone = LowRank()
 
 
-def _low_rank(spec: Spec) -> LowRankSpec:
+def _low_rank(spec: TuckerSpec) -> LowRankSpec:
     """The low-rank spec that is meant for a single matrix."""
     rank_out, rank_in = _ranks(spec)
     return LowRankSpec(rank=rank_out or rank_in or 0)
 
 
-def _single(group: Group, spec: Spec) -> TuckerSpec:
+def _single(group: Group, spec: LowRankSpec) -> TuckerSpec:
     """A low-rank spec in Tucker's words: the longer side is full."""
-    assert isinstance(spec, LowRankSpec)
     m, n = group.shape
     return TuckerSpec(rank_in=spec.rank) if m >= n else TuckerSpec(rank_out=spec.rank)
 
 
-def _ranks(spec: Spec) -> tuple[int | None, int | None]:
-    assert isinstance(spec, TuckerSpec)
+def _ranks(spec: TuckerSpec) -> tuple[int | None, int | None]:
     return spec.rank_out, spec.rank_in
 
 
-def _bounds(weights: Sequence[Tensor], specs: Sequence[Spec]) -> list[float]:
+def _bounds(weights: Sequence[Tensor], specs: Sequence[TuckerSpec]) -> list[float]:
     """Upper bounds of the relative errors of several specs, about 1 % above them: without the sweeps of iteration."""
     total = sum(float(weight.square().sum()) for weight in weights)
     if total == 0:
@@ -354,3 +356,39 @@ def _basis(blocks: Sequence[Tensor], rank: int) -> Tensor:
     values, _, images = linalg.truncated_svd(lambda: [stacked.T], rank)
     basis: Tensor = torch.linalg.qr(images * linalg.safe_inverse(values).to(images.dtype))[0]
     return basis
+
+
+def _fit(
+    weights: Sequence[Tensor], second_moments: Sequence[Tensor], spec: TuckerSpec
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """Shared factors and cores of W_l = A G_l B^T that keep outputs. The shared ones are found under the mean of the
+    second moments, as one B cannot suit all of them; every core is then the least-squares one under its own.
+
+    Args:
+        weights: (m, n) each.
+        second_moments: (n, n) each.
+        spec: its ranks.
+    """
+    factor, matrices = _under_the_mean(weights, second_moments)
+    a, b = _bases(matrices, *_ranks(spec))
+    if b is not None:  # W L = A G B^T, so W = A G (L^-T B)^T
+        b = torch.linalg.qr(torch.linalg.solve_triangular(factor.T, b.double(), upper=True))[0]
+    cores = []
+    for weight, second_moment in zip(weights, second_moments, strict=True):
+        moment = least_squares.damped(second_moment)
+        core = weight.double() if a is None else a.double().T @ weight.double()
+        cores.append(core if b is None else least_squares.solve(b.T @ moment @ b, core @ moment @ b))
+    return a, b, cores
+
+
+def _under_the_mean(weights: Sequence[Tensor], second_moments: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """L (n, n) of the mean of all damped second moments, and every W_l L (m, n) over the norm of its own outputs, so
+    that no matrix counts more than another; float64.
+    """
+    mean = sum((least_squares.damped(moment) for moment in second_moments), torch.zeros(())) / len(second_moments)
+    factor = torch.linalg.cholesky(mean)
+    matrices = []
+    for weight, moment in zip(weights, second_moments, strict=True):
+        size = torch.tensor(least_squares.seen(weight, moment).energy, dtype=torch.float64).clamp_min(0).sqrt()
+        matrices.append(weight.double() @ factor * linalg.safe_inverse(size))
+    return factor, matrices

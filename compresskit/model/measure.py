@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 
-from compresskit.decomposers.base import COST_TOKENS, FactorisedEmbedding, FactorisedLinear, TiedHead
+from compresskit.decomposers import COST_TOKENS, FactorisedLayer, TiedHead
 from compresskit.errors import InputError
 from compresskit.model.targets import skeleton
 
-_LINEAR = (nn.Linear, nn.Embedding, FactorisedLinear, FactorisedEmbedding, TiedHead)
+_LINEAR = (nn.Linear, nn.Embedding, FactorisedLayer, TiedHead)
 
 
 class Flops(NamedTuple):

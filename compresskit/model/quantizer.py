@@ -15,15 +15,15 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from compresskit.decomposers import registry
-from compresskit.decomposers.base import (
-    Decomposer,
+from compresskit.decomposers import (
+    AnyDecomposer,
     FactorisedEmbedding,
     FactorisedLinear,
     Group,
     Spec,
     Target,
     TiedHead,
+    registry,
 )
 from compresskit.errors import InputError
 
@@ -243,7 +243,7 @@ def mount_config(model: PreTrainedModel, config: CompresskitConfig) -> None:
         mount(model, decomposer, group, spec)
 
 
-def _decomposer(name: str) -> Decomposer:
+def _decomposer(name: str) -> AnyDecomposer:
     try:
         return registry.get(name)
     except InputError as error:

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.decomposers.base import Target
+from compresskit.decomposers import Target
 from compresskit.errors import InputError
 
 #: isfinite makes copies: of this many numbers at a time.
 _NUMBERS = 1 << 22
 
 
-class ModelSource:
-    """Weights of a model in memory, or mapped from its file. Tensors may be views: they are read before the layer is
-    replaced.
+class ModelWeights:
+    """The weights of a model in memory, or mapped from its file: a :class:`~compresskit.decomposers.WeightSource`.
+    Tensors may be views: they are read before the layer is replaced.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

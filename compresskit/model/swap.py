@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.decomposers.base import (
-    Decomposer,
+from compresskit.decomposers import (
+    AnyDecomposer,
     FactorisedEmbedding,
+    FactorisedLayer,
     FactorisedLinear,
     Group,
     SharedFactors,
@@ -21,7 +22,7 @@ from compresskit.decomposers.base import (
 from compresskit.model.targets import replace_module, tied_heads
 
 
-def mount(model: PreTrainedModel, decomposer: Decomposer, group: Group, spec: Spec) -> None:
+def mount(model: PreTrainedModel, decomposer: AnyDecomposer, group: Group, spec: Spec) -> None:
     """Replace a group's dense layers by factorised ones, in place; their factors are on the meta device.
 
     Biases are the old layers' own; factors of a frozen weight are frozen. Heads tied to a factorised embedding become
@@ -100,7 +101,7 @@ def densify(model: PreTrainedModel) -> None:
     """Replace every factorised layer by an ordinary one with the weight multiplied out, in place; ties are restored."""
     heads = {name: module for name, module in model.named_modules() if isinstance(module, TiedHead)}
     for name, module in list(model.named_modules()):
-        if isinstance(module, FactorisedLinear | FactorisedEmbedding):
+        if isinstance(module, FactorisedLayer):
             replace_module(model, name, module.to_dense())
     for name, module in list(model.base_model.named_children()):
         if isinstance(module, SharedFactors):

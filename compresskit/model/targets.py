@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
-from compresskit.decomposers.base import FactorisedEmbedding, FactorisedLinear, Role, Target
+from compresskit.decomposers import FactorisedEmbedding, FactorisedLinear, Role, Target
 from compresskit.errors import InputError
 
 

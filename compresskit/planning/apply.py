@@ -7,10 +7,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.calibration.statistics import Calibration
-from compresskit.decomposers import registry
-from compresskit.decomposers.base import BLOCK_ROWS, FactorisedEmbedding, FactorisedLinear, output_error
+from compresskit.decomposers import BLOCK_ROWS, FactorisedEmbedding, FactorisedLayer, output_error, registry
 from compresskit.model.quantizer import CompresskitConfig, CompresskitHfQuantizer, attach
-from compresskit.model.sources import ModelSource
+from compresskit.model.sources import ModelWeights
 from compresskit.model.swap import assign, mount
 from compresskit.planning.planner import Plan, Progress, silent
 
@@ -31,7 +30,7 @@ def apply_plan(
         The plan with the measured error of every group, ||W - W'||_F / ||W||_F, and with statistics the error of its
         outputs on the text of the calibration.
     """
-    source = ModelSource(model)
+    source = ModelWeights(model)
     errors, output_errors = {}, {}
     for index, assignment in enumerate(plan.assignments):
         group, decomposer = assignment.group, registry.get(assignment.method)
@@ -50,9 +49,9 @@ def apply_plan(
     return plan.with_errors(errors, output_errors)
 
 
-def _layer(model: PreTrainedModel, name: str) -> FactorisedLinear | FactorisedEmbedding:
+def _layer(model: PreTrainedModel, name: str) -> FactorisedLayer:
     layer = model.get_submodule(name)
-    assert isinstance(layer, FactorisedLinear | FactorisedEmbedding)
+    assert isinstance(layer, FactorisedLayer)
     return layer
 
 

@@ -1,7 +1,7 @@
 """Least error under a budget: which spec, and with ``method: auto`` which method, every group gets.
 
-Methods may group matrices differently: Tucker takes all attention matrices of one shape together, low rank each alone.
-A block is a set of matrices that no method groups with others outside it; its partitions are the ways to cut it into
+Methods may group matrices differently: one takes all attention matrices of one shape together, another each alone. A
+block is a set of matrices that no method groups with others outside it; its partitions are the ways to cut it into
 groups. Within a partition every group takes the best spec of any method that would form it.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from compresskit.decomposers.base import Decomposer, Group, Source, Spec, Statistics, Target, row_blocks
+from compresskit.decomposers import AnyDecomposer, Group, Spec, Statistics, Target, WeightSource, row_blocks
 from compresskit.errors import InputError, UnreachableError
 from compresskit.planning.allocation import Choice, allocate
 from compresskit.planning.recipe import Rule
@@ -45,46 +45,48 @@ _POINTS = 64
 _GIVEN_UP, _PRICES = 0.05, np.logspace(-2, 1.5, 8)
 
 
-class Task(NamedTuple):
+class Proposal(NamedTuple):
     """A group with a method that may factorise it, and the rule that says so."""
 
     group: Group
-    decomposer: Decomposer
+    decomposer: AnyDecomposer
     rule: Rule
 
 
 class Pick(NamedTuple):
-    """A task with a spec for it."""
+    """A proposal with a spec for it."""
 
-    task: Task
+    proposal: Proposal
     spec: Spec
 
 
-Part = list[Task]  # one group, and every method that would factorise it
+Part = list[Proposal]  # one group, and every method that would factorise it
 Partition = list[Part]
 Block = list[Partition]
 
 
-def blocks_of(tasks: Sequence[Task]) -> list[Block]:
-    """The blocks of some matrices, given the tasks of every method for them.
+def blocks_of(proposals: Sequence[Proposal]) -> list[Block]:
+    """The blocks of some matrices, given the proposals of every method for them.
 
     A partition that lacks a matrix of its block takes it as other methods form it alone.
     """
     connected: list[set[str]] = []
-    for task in tasks:
-        names = {target.name for target in task.group.targets}
+    for proposal in proposals:
+        names = {target.name for target in proposal.group.targets}
         touched = [block for block in connected if block & names]
         connected = [block for block in connected if not block & names] + [names.union(*touched)]
-    return [_partitions([task for task in tasks if task.group.target_names <= block]) for block in connected]
+    return [
+        _partitions([proposal for proposal in proposals if proposal.group.target_names <= block]) for block in connected
+    ]
 
 
-def _partitions(tasks: Sequence[Task]) -> Block:
+def _partitions(proposals: Sequence[Proposal]) -> Block:
     parts: dict[frozenset[str], Part] = {}
     by_method: dict[str, dict[frozenset[str], None]] = {}
-    for task in tasks:
-        names = task.group.target_names
-        parts.setdefault(names, []).append(task)
-        by_method.setdefault(task.decomposer.name, {})[names] = None
+    for proposal in proposals:
+        names = proposal.group.target_names
+        parts.setdefault(names, []).append(proposal)
+        by_method.setdefault(proposal.decomposer.name, {})[names] = None
     everything = frozenset[str]().union(*parts)
     partitions = set()
     for mine in by_method.values():
@@ -109,14 +111,22 @@ class _Option(NamedTuple):
     cost: float  # what is kept small: the penalty, and with objective latency the time at some price
 
 
+#: What may become of each group, by the names of its matrices.
+_Found = dict[frozenset[str], list[_Option]]
+
 _FIGURES = ("parameters", "penalty", "time", "cost")
+
+
+def _names(part: Part) -> frozenset[str]:
+    """What tells a group from all others: the names of its matrices."""
+    return part[0].group.target_names
 
 
 def least_error(
     blocks: Sequence[Block],
     budget: int,
     slack: float,
-    source: Source,
+    source: WeightSource,
     statistics: Statistics | None,
     *,
     allow_slow: bool,
@@ -141,17 +151,17 @@ def least_error(
     Raises:
         UnreachableError: even the smallest choices exceed the budget.
     """
-    common = sum(task.group.parameters for block in blocks for part in block[0] for task in part[:1]) / budget
-    everything = [part for block in blocks for partition in block for part in partition]
-    found: dict[int, list[_Option]] = {}
+    common = sum(proposal.group.parameters for block in blocks for part in block[0] for proposal in part[:1]) / budget
+    everything = {_names(part): part for block in blocks for partition in block for part in partition}
+    found: _Found = {}
     known: dict[Any, list[list[Spec]]] = {}
-    for done, part in enumerate(everything, start=1):
-        group, methods = part[0].group, tuple(task.decomposer.name for task in part)
+    for done, (names, part) in enumerate(everything.items(), start=1):
+        group, methods = part[0].group, tuple(proposal.decomposer.name for proposal in part)
         alike = (methods, group.role, group.kind, group.shape, len(group.targets))
         candidates = known.get(alike) or _candidates(part, common, allow_slow)
-        found[id(part)] = _options(part, candidates, source, statistics)
+        found[names] = _options(part, candidates, source, statistics)
         if statistics is not None:  # errors of outputs take long: what never pays for one matrix is not tried on others
-            known.setdefault(alike, _fronts(part, found[id(part)], fast=fast))
+            known.setdefault(alike, _fronts(part, found[names], fast=fast))
         progress("candidates", done, len(everything))
     best = _cheapest(blocks, found, budget, slack, 0.0)
     if fast:
@@ -169,13 +179,11 @@ def _total(options: Sequence[_Option], figure: str) -> float:
     return sum(getattr(option, figure) for option in options)
 
 
-def _cheapest(
-    blocks: Sequence[Block], found: dict[int, list[_Option]], budget: int, slack: float, price: float
-) -> list[_Option]:
+def _cheapest(blocks: Sequence[Block], found: _Found, budget: int, slack: float, price: float) -> list[_Option]:
     """For every group of the best partitions its option, with the least penalty and ``price`` times the time."""
     if price:
         found = {key: _front([o._replace(cost=o.penalty + price * o.time) for o in found[key]]) for key in found}
-    items = [found[id(part)] for partition in _best_partitions(blocks, found, budget) for part in partition]
+    items = [found[_names(part)] for partition in _best_partitions(blocks, found, budget) for part in partition]
     chosen = allocate([[Choice(o.parameters, o.cost) for o in options] for options in items], budget, slack)
     if chosen is None:
         raise UnreachableError("no combination of candidates fits the budget")
@@ -202,12 +210,12 @@ def _candidates(part: Part, common: float, allow_slow: bool) -> list[list[Spec]]
 
 
 def _options(
-    part: Part, candidates: Sequence[Sequence[Spec]], source: Source, statistics: Statistics | None
+    part: Part, candidates: Sequence[Sequence[Spec]], source: WeightSource, statistics: Statistics | None
 ) -> list[_Option]:
     """What may become of a group, given the candidates of every method for it."""
     options = []
-    for task, specs in zip(part, candidates, strict=True):
-        group, decomposer = task.group, task.decomposer
+    for proposal, specs in zip(part, candidates, strict=True):
+        group, decomposer = proposal.group, proposal.decomposer
         if statistics is None:
             scale, errors = _energy(group, source), decomposer.errors(group, specs, source)
         else:
@@ -216,7 +224,7 @@ def _options(
         penalties = [scale * max(error, _EXACT) ** 2 for error in errors]
         times = [decomposer.time(group, spec) for spec in specs]
         options += [
-            _Option((Pick(task, spec),), decomposer.cost(group, spec).parameters, penalty, time, penalty)
+            _Option((Pick(proposal, spec),), decomposer.cost(group, spec).parameters, penalty, time, penalty)
             for spec, penalty, time in zip(specs, penalties, times, strict=True)
         ]
     return options
@@ -233,7 +241,7 @@ def _weight(target: Target, statistics: Statistics) -> float:
 
 def _fronts(part: Part, options: Sequence[_Option], *, fast: bool) -> list[list[Spec]]:
     """For every method the specs that no other one of it beats in parameters and penalty, with ``fast`` in time too."""
-    own = [[option for option in options if option.picks[0].task is task] for task in part]
+    own = [[option for option in options if option.picks[0].proposal is proposal] for proposal in part]
     if not fast:
         return [[option.picks[0].spec for option in _front(mine)] for mine in own]
     return [
@@ -247,7 +255,7 @@ def _beats(one: _Option, other: _Option) -> bool:
     return all(mine <= its for mine, its in figures) and any(mine < its for mine, its in figures)
 
 
-def _best_partitions(blocks: Sequence[Block], found: dict[int, list[_Option]], budget: int) -> list[Partition]:
+def _best_partitions(blocks: Sequence[Block], found: _Found, budget: int) -> list[Partition]:
     """Of every block the partition that the least total penalty would take, by a curve of each."""
     if all(len(block) == 1 for block in blocks):
         return [block[0] for block in blocks]
@@ -255,7 +263,7 @@ def _best_partitions(blocks: Sequence[Block], found: dict[int, list[_Option]], b
     for block in blocks:
         curves.append([])
         for partition in block:
-            curves[-1] += [(partition, point) for point in _curve([found[id(part)] for part in partition])]
+            curves[-1] += [(partition, point) for point in _curve([found[_names(part)] for part in partition])]
     chosen = allocate([[Choice(o.parameters, o.cost) for _, o in curve] for curve in curves], budget, math.inf)
     if chosen is None:
         raise UnreachableError("no combination of candidates fits the budget")
@@ -278,7 +286,7 @@ def _curve(parts: Sequence[Sequence[_Option]]) -> list[_Option]:
     return list(points.values())
 
 
-def _energy(group: Group, source: Source) -> float:
+def _energy(group: Group, source: WeightSource) -> float:
     """||W||_F^2 over the group's matrices."""
     rows = (block for target in group.targets for block in row_blocks(source, target))
     return sum(float(torch.linalg.vector_norm(block.float(), dim=1).double().square().sum()) for block in rows)

@@ -6,35 +6,25 @@ Needs only the shapes of the model (the meta device will do), and the weights fo
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from compresskit.calibration.statistics import Calibration
-from compresskit.decomposers import registry
-from compresskit.decomposers.base import AUTO, DENSE, NEAR, Group, Source, Spec, Statistics
+from compresskit.decomposers import AUTO, DENSE, Group, Spec, Statistics, WeightSource, registry
 from compresskit.errors import InputError, UnreachableError
 from compresskit.model.measure import Flops, count_flops
 from compresskit.model.swap import mount
 from compresskit.model.targets import count_parameters, find_targets, skeleton
-from compresskit.planning.allocation import Choice, allocate
-from compresskit.planning.blocks import Block, Pick, Task, blocks_of, least_error
+from compresskit.planning.blocks import Block, Pick, Proposal, blocks_of, least_error
 from compresskit.planning.recipe import Recipe, apply_rules
+from compresskit.planning.uniform import uniform
 
 #: The achieved ratio lies within this share above the asked one, unless the plan says otherwise.
 SLACK = 0.01
-
-#: Bands around the common ratio, each NEAR wider than the one before, in which ratios count as equally near.
-_BANDS = 12
-
-#: What a candidate costs beside the one before it, in steps of distance, where candidates come best first.
-_LATER = 0.003
-
-#: The band that ``objective: latency`` starts with: ratios of single matrices may differ by a factor of 1.6 either way.
-_ROOM = 3
 
 Progress = Callable[[str, int, int], None]
 
@@ -129,7 +119,7 @@ class Plan:
 def make_plan(
     model: PreTrainedModel,
     recipe: Recipe,
-    source: Source | None = None,
+    source: WeightSource | None = None,
     *,
     statistics: Calibration | None = None,
     predict_errors: bool = False,
@@ -148,72 +138,84 @@ def make_plan(
     Raises:
         InputError: a rule that matches nothing, a ratio out of reach, a shape that does not fit or saves nothing.
     """
-    tasks = _tasks(model, recipe)
-    if not tasks:
+    proposals = _proposals(model, recipe)
+    if not proposals:
         raise InputError(f"recipe {recipe.name} factorises nothing in this model")
-    before = count_parameters(model)
     notes: list[str] = []
     if recipe.explicit:
-        picks = [Pick(task, _resolve(task, recipe)) for task in tasks]
+        picks = [Pick(proposal, _resolve(proposal, recipe)) for proposal in proposals]
     elif recipe.ratio is None:
         raise InputError(f"recipe {recipe.name} gives neither shapes nor a ratio: add --ratio")
     else:
-        tasks, stay_dense = _offered(tasks, recipe.allow_slow)
-        if not tasks:
-            raise UnreachableError(f"recipe {recipe.name}: no matrix of this model has a shape that saves parameters")
-        notes += [f"{name} stays dense: no shape of it saves parameters" for name in stay_dense]
-        blocks = blocks_of(tasks)
-        rest = before - sum(task.group.parameters for block in blocks for task, *_ in block[0])
-        budget = math.floor(before / recipe.ratio) - rest
-        _check_reach(blocks, recipe, before, rest)
-        if recipe.allocation == "uniform":
-            specs = _uniform(tasks, budget, rest, recipe.allow_slow, fast=recipe.objective == "latency")
-            picks = [Pick(task, spec) for task, spec in zip(tasks, specs, strict=True)]
-        else:
-            if source is None:
-                raise InputError("allocation error needs the weights, not only the shapes")
-            slack, slow = _slack(budget, rest), recipe.allow_slow
-            fast = recipe.objective == "latency"
-            picks = least_error(
-                blocks, budget, slack, source, statistics, allow_slow=slow, fast=fast, progress=progress
-            )
-            order = {target.name: index for index, target in enumerate(find_targets(model))}
-            picks.sort(key=lambda pick: order[pick.task.group.targets[0].name])
-
-    assignments = [
-        Assignment(task.group, task.decomposer.name, spec, task.decomposer.cost(task.group, spec).parameters)
-        for task, spec in picks
-    ]
+        picks, notes = _chosen(model, proposals, recipe, recipe.ratio, source, statistics, progress)
     student = skeleton(model, "cpu")
-    for task, spec in picks:
-        mount(student, task.decomposer, task.group, spec)
+    for (group, decomposer, _), spec in picks:
+        mount(student, decomposer, group, spec)
     plan = Plan(
         recipe=recipe,
-        assignments=tuple(assignments),
+        assignments=tuple(
+            Assignment(group, decomposer.name, spec, decomposer.cost(group, spec).parameters)
+            for (group, decomposer, _), spec in picks
+        ),
         ratio_asked=recipe.ratio,
-        parameters_before=before,
+        parameters_before=count_parameters(model),
         parameters_after=count_parameters(student),
         flops_before=count_flops(model),
         flops_after=count_flops(student),
         dense=tuple(target.name for target in find_targets(student)),
         calibration=statistics.record() if statistics is not None else None,
     )
-    if recipe.ratio is not None and plan.ratio > recipe.ratio * (1 + SLACK):
-        notes.append(f"{plan.ratio:.2f}x is the smallest ratio of at least {recipe.ratio:g}x that was found")
-    if statistics is not None and recipe.calibration_sha256 not in (None, statistics.text["sha256"]):
-        notes.append("the recipe was made with another calibration text: its factors will differ")
-    notes += statistics.notes if statistics is not None else ()
-    plan = replace(plan, notes=tuple(notes))
+    plan = replace(plan, notes=(*notes, *_notes(plan, statistics)))
     if predict_errors:
         predicted = _predicted(picks, source, statistics, progress)
         plan = plan.with_errors(predicted) if statistics is None else plan.with_errors({}, predicted)
     return plan
 
 
-def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[Task]:
+def _chosen(
+    model: PreTrainedModel,
+    proposals: list[Proposal],
+    recipe: Recipe,
+    ratio: float,
+    source: WeightSource | None,
+    statistics: Statistics | None,
+    progress: Progress,
+) -> tuple[list[Pick], list[str]]:
+    """What a recipe with a ratio comes to, and what to say of it."""
+    fast = recipe.objective == "latency"
+    proposals, stay_dense = _offered(proposals, recipe.allow_slow)
+    if not proposals:
+        raise UnreachableError(f"recipe {recipe.name}: no matrix of this model has a shape that saves parameters")
+    notes = [f"{name} stays dense: no shape of it saves parameters" for name in stay_dense]
+    blocks = blocks_of(proposals)
+    before = count_parameters(model)
+    rest = before - sum(proposal.group.parameters for block in blocks for proposal, *_ in block[0])
+    budget = math.floor(before / ratio) - rest
+    _check_reach(blocks, recipe, ratio, before, rest)
+    slack, slow = _slack(budget, rest), recipe.allow_slow
+    if recipe.allocation == "uniform":
+        return uniform(proposals, budget, slack, allow_slow=slow, fast=fast), notes
+    if source is None:
+        raise InputError("allocation error needs the weights, not only the shapes")
+    picks = least_error(blocks, budget, slack, source, statistics, allow_slow=slow, fast=fast, progress=progress)
+    order = {target.name: index for index, target in enumerate(find_targets(model))}
+    return sorted(picks, key=lambda pick: order[pick.proposal.group.targets[0].name]), notes
+
+
+def _notes(plan: Plan, statistics: Calibration | None) -> Iterator[str]:
+    asked = plan.ratio_asked
+    if asked is not None and plan.ratio > asked * (1 + SLACK):
+        yield f"{plan.ratio:.2f}x is the smallest ratio of at least {asked:g}x that was found"
+    if statistics is not None:
+        if plan.recipe.calibration_sha256 not in (None, statistics.text["sha256"]):
+            yield "the recipe was made with another calibration text: its factors will differ"
+        yield from statistics.notes
+
+
+def _proposals(model: PreTrainedModel, recipe: Recipe) -> list[Proposal]:
     targets = find_targets(model)
     order = {target.name: index for index, target in enumerate(targets)}
-    tasks = []
+    proposals = []
     names: Counter[str] = Counter()
     for rule, chosen in apply_rules(recipe, targets):
         if rule.method == DENSE:
@@ -226,103 +228,50 @@ def _tasks(model: PreTrainedModel, recipe: Recipe) -> list[Task]:
                 names[group.name] += 1
                 if names[group.name] > 1:  # two rules that share factors among different layers of one role
                     group = replace(group, name=f"{group.name}_{names[group.name]}")
-            tasks.append(Task(group, decomposer, rule))
-    return sorted(tasks, key=lambda task: order[task.group.targets[0].name])
+            proposals.append(Proposal(group, decomposer, rule))
+    return sorted(proposals, key=lambda proposal: order[proposal.group.targets[0].name])
 
 
-def _offered(tasks: list[Task], allow_slow: bool) -> tuple[list[Task], list[str]]:
-    """The tasks that have candidates at all, and the groups that have none from any method (prime or tiny shapes)."""
-    some = [task for task in tasks if task.decomposer.candidates(task.group, 0, allow_slow=allow_slow)]
-    covered = frozenset[str]().union(*(task.group.target_names for task in some))
-    return some, list(dict.fromkeys(t.group.name for t in tasks if not t.group.target_names & covered))
+def _offered(proposals: list[Proposal], allow_slow: bool) -> tuple[list[Proposal], list[str]]:
+    """The proposals that have candidates at all, and the groups for which no method has any (prime or tiny shapes)."""
+    some = [
+        proposal for proposal in proposals if proposal.decomposer.candidates(proposal.group, 0, allow_slow=allow_slow)
+    ]
+    covered = frozenset[str]().union(*(proposal.group.target_names for proposal in some))
+    return some, list(dict.fromkeys(t.group.name for t in proposals if not t.group.target_names & covered))
 
 
-def _resolve(task: Task, recipe: Recipe) -> Spec:
-    options = task.rule.options
-    assert options is not None
+def _resolve(proposal: Proposal, recipe: Recipe) -> Spec:
     try:
-        return task.decomposer.resolve(task.group, options)
+        options = proposal.rule.options
+        assert options is not None  # every rule of an explicit recipe has some
+        return proposal.decomposer.resolve(proposal.group, options)
     except InputError as error:
         raise InputError(f"recipe {recipe.name}: {error}") from None
 
 
-def _check_reach(blocks: Sequence[Block], recipe: Recipe, before: int, rest: int) -> None:
-    def least_of(task: Task) -> int:
-        smallest = task.decomposer.candidates(task.group, 0, allow_slow=recipe.allow_slow)
-        costs = [task.decomposer.cost(task.group, spec).parameters for spec in smallest]
-        return min([*costs, task.group.parameters])
+def _check_reach(blocks: Sequence[Block], recipe: Recipe, ratio: float, before: int, rest: int) -> None:
+    def least_of(proposal: Proposal) -> int:
+        smallest = proposal.decomposer.candidates(proposal.group, 0, allow_slow=recipe.allow_slow)
+        costs = [proposal.decomposer.cost(proposal.group, spec).parameters for spec in smallest]
+        return min([*costs, proposal.group.parameters])
 
     least = rest + sum(
         min(sum(min(map(least_of, part)) for part in partition) for partition in block) for block in blocks
     )
-    assert recipe.ratio is not None
-    if before / recipe.ratio < least:
+    if before / ratio < least:
         everyone = {
-            task.decomposer.name for block in blocks for partition in block for part in partition for task in part
+            proposal.decomposer.name
+            for block in blocks
+            for partition in block
+            for part in partition
+            for proposal in part
         }
         methods = " and ".join(sorted(everyone))
         raise UnreachableError(
-            f"ratio {recipe.ratio:g} is out of reach: with {methods} this model gets at most "
+            f"ratio {ratio:g} is out of reach: with {methods} this model gets at most "
             f"{math.floor(100 * before / least) / 100:g}x smaller ({rest:,} of its {before:,} parameters stay dense)"
         )
-
-
-def _uniform(tasks: Sequence[Task], budget: int, rest: int, allow_slow: bool, *, fast: bool) -> list[Spec]:
-    """One spec per (role, shape), all ratios as near to a common one as possible; among near ones fewer terms and what
-    a method prefers, or with ``fast`` the least estimated time.
-    """
-    classes: dict[tuple[Any, ...], list[Task]] = defaultdict(list)
-    for task in tasks:
-        group = task.group
-        classes[task.decomposer.name, group.role, group.kind, group.shape, len(group.targets)].append(task)
-    members = list(classes.values())
-    sizes = [sum(task.group.parameters for task in tasks_) for tasks_ in members]
-    common = sum(sizes) / budget  # the ratio that all would have if shapes were continuous
-
-    candidates: list[list[Spec]] = []
-    for tasks_ in members:
-        task, wanted = tasks_[0], tasks_[0].group.parameters / common
-        offered = [
-            spec
-            for factor in (1.0, 0.5, 2.0)
-            for spec in task.decomposer.candidates(task.group, round(factor * wanted), allow_slow=allow_slow)
-        ]
-        offered += [task.decomposer.faster(task.group, spec) for spec in offered] if fast else []
-        candidates.append(list(dict.fromkeys(offered)))
-
-    # The narrowest band of ratios around the common one in which the budget is met; speed gets room to choose from.
-    slack = _slack(budget, rest)
-    for band in range(_ROOM if fast else 1, _BANDS + 1):
-        choices, indices = [], []
-        for tasks_, specs in zip(members, candidates, strict=True):
-            task = tasks_[0]
-            counts = [task.decomposer.cost(task.group, spec).parameters for spec in specs]
-            distances = [abs(math.log(count * common / task.group.parameters)) for count in counts]
-            inside = [i for i, distance in enumerate(distances) if distance <= band * NEAR or band == _BANDS]
-            indices.append(inside)
-            losses = [
-                len(tasks_) * task.decomposer.time(task.group, specs[i])
-                if fast
-                else _terms(specs[i]) - 1 + distances[i] + (_LATER * i if task.decomposer.best_first else 0)
-                for i in inside
-            ]
-            choices.append([Choice(len(tasks_) * counts[i], loss) for i, loss in zip(inside, losses, strict=True)])
-        picks = allocate(choices, budget, slack) if all(choices) else None
-        if picks is not None:
-            total = sum(options[pick].parameters for options, pick in zip(choices, picks, strict=True))
-            if total * (1 + slack) >= budget or band == _BANDS:
-                break
-    if picks is None:
-        raise UnreachableError("no combination of candidates fits the budget")
-    chosen: dict[str, Spec] = {}
-    for tasks_, specs, inside, pick in zip(members, candidates, indices, picks, strict=True):
-        chosen |= {task.group.name: specs[inside[pick]] for task in tasks_}
-    return [chosen[task.group.name] for task in tasks]
-
-
-def _terms(spec: Spec) -> int:
-    """Summed products per matrix; 1 for methods that do not sum."""
-    return int(getattr(spec, "terms", 1))
 
 
 def _slack(budget: int, rest: int) -> float:
@@ -332,7 +281,7 @@ def _slack(budget: int, rest: int) -> float:
 
 
 def _predicted(
-    picks: Sequence[Pick], source: Source | None, statistics: Statistics | None, progress: Progress
+    picks: Sequence[Pick], source: WeightSource | None, statistics: Statistics | None, progress: Progress
 ) -> dict[str, float]:
     if source is None:
         raise InputError("errors cannot be predicted without the weights")

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from compresskit.decomposers import registry
-from compresskit.decomposers.base import AUTO, DENSE, ROLES, Options, Role, Target
+from compresskit.decomposers import AUTO, DENSE, ROLES, Role, RuleOptions, Target, registry
 from compresskit.errors import InputError
 from compresskit.planning.stage import Stage
 from compresskit.validation import parse_mapping, read_named, unknown_key, validate
@@ -66,7 +65,7 @@ class Rule(BaseModel):
         return self
 
     @property
-    def options(self) -> Options | None:
+    def options(self) -> RuleOptions | None:
         """The method's options; None where the rule gives none (or keeps its targets dense).
 
         Raises:
@@ -74,7 +73,7 @@ class Rule(BaseModel):
         """
         given = self.model_extra or {}
         if self.method in (AUTO, DENSE):
-            options_type: type[Options] = Options
+            options_type: type[RuleOptions] = RuleOptions
         else:
             options_type = registry.get(self.method).options_type
         allowed = [*type(self).model_fields, *options_type.model_fields]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from compresskit.benchmark.report.comparison import pareto
-from compresskit.decomposers.base import AUTO
+from compresskit.decomposers import AUTO
 from compresskit.decomposers.registry import METHODS
 
 #: Okabe and Ito's colours, which most eyes tell apart; baselines are grey.
