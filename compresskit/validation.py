@@ -88,10 +88,10 @@ def parse_mapping(text: str, what: str, keys: str) -> dict[str, Any]:
     return data
 
 
-def validate(model: type[BaseModel], data: Any, what: str) -> Any:
+def validate(model: type[BaseModel], data: Any, what: str, *, context: Any = None) -> Any:
     """``model.model_validate`` with the first problem as one clear line. Raises InputError."""
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=context)
     except ValidationError as error:
         # A misspelt key also leaves the right one missing: the misspelling is what to report.
         problems = error.errors()

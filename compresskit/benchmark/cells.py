@@ -27,7 +27,7 @@ from compresskit.calibration.statistics import Calibration
 from compresskit.data.corpus import Part
 from compresskit.decomposers.base import SharedFactors
 from compresskit.errors import InputError, UnreachableError, WorkError, one_line
-from compresskit.folders.compression import resolved_recipe
+from compresskit.folders.training import read_stages
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.measure import count_flops
@@ -35,6 +35,7 @@ from compresskit.model.output import output_folder
 from compresskit.model.targets import count_parameters, find_targets
 from compresskit.pipeline import Compression
 from compresskit.planning.recipe import Recipe
+from compresskit.planning.resolved import resolved_recipe
 from compresskit.storage.writing import write_text
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.predicting import Runnable
@@ -302,8 +303,7 @@ def _once(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def _last_stage(folder: Path) -> dict[str, Any]:
     """What a trained folder says of its last training."""
-    stage: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"][-1]
-    return stage
+    return read_stages(folder)[-1]
 
 
 def clear(folder: Path) -> None:
