@@ -5,104 +5,30 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from compresskit.calibration.statistics import TOKENS, Calibration, calibrate
-from compresskit.data.corpus import Corpus, find_corpus
-from compresskit.errors import InputError, unknown
 from compresskit.model import checkpoint
-from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.quantizer import quantizer_of
-from compresskit.model.sources import ModelWeights, check_finite
 from compresskit.model.swap import densify
-from compresskit.model.targets import check_supported
-from compresskit.model.tokenizer import find_tokenizer
-from compresskit.planning.apply import apply_plan
-from compresskit.planning.planner import Plan, Progress, make_plan, silent
-from compresskit.planning.recipe import Allocation, Objective, Recipe, check_ratio, for_method, load_recipe
-from compresskit.tasks.loading import load_data, load_task
-from compresskit.tasks.rows import TaskData
-
-ModelLike = PreTrainedModel | str | Path | None
-Text = str | Path | Corpus
+from compresskit.pipeline import ModelLike, Request, Text
+from compresskit.planning.planner import Plan
+from compresskit.planning.recipe import Allocation, Objective, Recipe
 
 
-def choose_recipe(
-    *,
-    method: str | None = None,
-    ratio: float | None = None,
-    recipe: Recipe | str | Path | None = None,
-    allocation: Allocation | None = None,
-    objective: Objective | None = None,
-    allow_slow: bool = False,
-    calibrated: bool = False,
-) -> Recipe:
-    """The recipe that these choices mean; see :func:`compress` for them.
+def plan(model: ModelLike = None, **options: Any) -> Plan:
+    """What :func:`compress` would do with the same arguments, with predicted errors; nothing is changed.
+
+    Args:
+        model: as for :func:`compress`.
+        options: ``method``, ``ratio``, ``recipe``, ``allocation``, ``objective``, ``allow_slow``, ``calibration``,
+            ``calibration_task``, ``data`` and ``tokenizer`` of :func:`compress`.
 
     Raises:
-        InputError: neither or both of method and recipe, no ratio for a method, a ratio for explicit shapes, an unknown
-            allocation or objective, a recipe whose rules do not fit together.
+        InputError: as for :func:`compress`.
     """
-    if allocation is not None and allocation not in get_args(Allocation):
-        raise unknown("allocation", str(allocation), get_args(Allocation))
-    if objective is not None and objective not in get_args(Objective):
-        raise unknown("objective", str(objective), get_args(Objective))
-    if (method is None) == (recipe is None):
-        raise InputError("give either a method (with a ratio) or a recipe" + ("" if method is None else ", not both"))
-    if method is not None:
-        if ratio is None:
-            raise InputError(f"method {method} needs a ratio or a size")
-        tokens = TOKENS if calibrated else 0
-        return for_method(method, ratio, allocation, allow_slow, objective or "size", tokens)
-    chosen = recipe.checked() if isinstance(recipe, Recipe) else load_recipe(recipe or "")
-    update: dict[str, Any] = {}
-    if chosen.explicit:
-        for given, what in ((ratio, "a ratio or size"), (allocation, "an allocation"), (objective, "an objective")):
-            if given is not None:
-                raise InputError(f"recipe {chosen.name} gives explicit shapes, so {what} cannot be chosen")
-    if ratio is not None:
-        update["ratio"] = check_ratio(ratio)
-    if allocation is not None:
-        update["allocation"] = allocation
-    if objective is not None:
-        update["objective"] = objective
-    if allow_slow:
-        update["allow_slow"] = True
-    if calibrated and not chosen.calibration_tokens:
-        update["calibration_tokens"] = TOKENS
-    return chosen.model_copy(update=update).checked()
-
-
-def plan(
-    model: ModelLike = None,
-    *,
-    method: str | None = None,
-    ratio: float | None = None,
-    recipe: Recipe | str | Path | None = None,
-    allocation: Allocation | None = None,
-    objective: Objective | None = None,
-    allow_slow: bool = False,
-    calibration: Text | bool = False,
-    calibration_task: str | Path | None = None,
-    data: str | Path | None = None,
-    tokenizer: Any = None,
-) -> Plan:
-    """What :func:`compress` would do with the same arguments, with predicted errors; nothing is changed."""
-    asked = choose_recipe(
-        method=method,
-        ratio=ratio,
-        recipe=recipe,
-        allocation=allocation,
-        objective=objective,
-        allow_slow=allow_slow,
-        calibrated=calibration is not False or calibration_task is not None,
-    )
-    text = find_calibration(calibration, calibration_task, data)
-    dense = _dense(model)
-    statistics = find_statistics(dense, asked, text, tokenizer)
-    return make_plan(dense.model, asked, ModelWeights(dense.model), statistics=statistics, predict_errors=True)
+    return Request(model=model, **options).read().calibrated().plan(predict_errors=True)
 
 
 def compress(
@@ -161,81 +87,27 @@ def compress(
         >>> small.embeddings.word_embeddings
         LowRankEmbedding(num_embeddings=1000, embedding_dim=64, rank=18)
     """
-    asked = choose_recipe(
+    request = Request(
+        model=model,
         method=method,
         ratio=ratio,
         recipe=recipe,
         allocation=allocation,
         objective=objective,
         allow_slow=allow_slow,
-        calibrated=calibration is not False or calibration_task is not None,
+        calibration=calibration,
+        calibration_task=calibration_task,
+        data=data,
+        tokenizer=tokenizer,
     )
-    text = find_calibration(calibration, calibration_task, data)
-    dense = _dense(model)
-    statistics = find_statistics(dense, asked, text, tokenizer)
-    chosen = make_plan(dense.model, asked, ModelWeights(dense.model), statistics=statistics)
-    for note in (*dense.notes, *chosen.notes):
+    work = request.read().calibrated()
+    chosen = work.plan()
+    for note in (*work.checkpoint.notes, *chosen.notes):
         warnings.warn(note, stacklevel=2)
-    student = dense.model if inplace or not isinstance(model, PreTrainedModel) else _copy(dense.model, chosen)
-    apply_plan(student, chosen, statistics=statistics)
-    quantizer_of(student).extra_tensors = dense.kept
-    return student
-
-
-def find_calibration(
-    calibration: Text | bool | None, task: str | Path | None, data: str | Path | None
-) -> Corpus | TaskData:
-    """What a calibration reads: the rows of a task, or else a text (without any: the embedded one).
-
-    Raises:
-        InputError: a text and a task, data without a task, a text or task that cannot be read, a task without training
-            rows.
-    """
-    if task is None:
-        if data is not None:
-            raise InputError("data belongs to a task: give a calibration task too")
-        return find_corpus(None if isinstance(calibration, bool) else calibration)
-    if calibration is not None and calibration is not False:
-        raise InputError("calibrate on a text or on a task, not on both")
-    return load_data(load_task(task), None if data is None else Path(data))
-
-
-def find_statistics(
-    dense: Checkpoint,
-    recipe: Recipe,
-    text: Corpus | TaskData,
-    tokenizer: Any = None,
-    progress: Progress = silent,
-) -> Calibration | None:
-    """The statistics that the recipe wants, on this text or task; None where it wants none.
-
-    Raises:
-        InputError: a text that cannot be read, no tokenizer to read it with.
-    """
-    if not recipe.calibration_tokens:
-        return None
-    reader, tokens = find_tokenizer(tokenizer, dense), recipe.calibration_tokens
-    return calibrate(dense.model, reader, text, tokens, progress, weigh=recipe.by_error, untrained=dense.untrained)
-
-
-def _dense(model: ModelLike) -> Checkpoint:
-    """The dense model with what its folder holds beside it."""
-    if model is None or isinstance(model, str | Path):
-        return checkpoint.read(model)
-    if not isinstance(model, PreTrainedModel):
-        raise InputError(f"model: give a PreTrainedModel, a folder or a hub id, not a {type(model).__name__}")
-    check_supported(model)
-    check_finite(model)
-    name = model.config.name_or_path or type(model).__name__
-    return Checkpoint(Path(name).name, name, None, model, {})
-
-
-def _copy(model: PreTrainedModel, chosen: Plan) -> PreTrainedModel:
-    """A deep copy that shares only the weights the plan replaces: they are read once and then gone from the copy."""
-    names = [target.name for assignment in chosen.assignments for target in assignment.group.targets]
-    weights = [model.get_submodule(name).weight for name in names]
-    memo: dict[int, Any] = {id(weight): weight for weight in weights}
-    return copy.deepcopy(model, memo)
+    if isinstance(model, PreTrainedModel) and not inplace:
+        work = work.copied(chosen)
+    work.apply(chosen)
+    return work.checkpoint.model
 
 
 def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from compresskit.errors import InputError, unknown
+from compresskit.errors import InputError, one_line, unknown
 
 #: Bytes of the largest file of settings that is read: a file of YAML, of JSON.
 _MOST_YAML, _MOST_JSON = 1_000_000, 100_000_000
@@ -67,7 +67,7 @@ def read_json(path: Path, problem: str) -> dict[str, Any]:
         if not isinstance(data, dict):
             raise ValueError("it must hold an object, { ... }")
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {problem}: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"{path}: {problem}: {one_line(error)}") from None
     return data
 
 
@@ -82,16 +82,16 @@ def parse_mapping(text: str, what: str, keys: str) -> dict[str, Any]:
     try:
         data = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or number may be none, nesting too deep
-        raise InputError(f"{what}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"{what}: not valid YAML: {one_line(error)}") from None
     if not isinstance(data, dict):
         raise InputError(f"{what}: must be a mapping with {keys}")
     return data
 
 
-def validate(model: type[BaseModel], data: Any, what: str) -> Any:
+def validate(model: type[BaseModel], data: Any, what: str, *, context: Any = None) -> Any:
     """``model.model_validate`` with the first problem as one clear line. Raises InputError."""
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=context)
     except ValidationError as error:
         # A misspelt key also leaves the right one missing: the misspelling is what to report.
         problems = error.errors()

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from timing import REPORT, made_on
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
+from compresskit.folders.compression import read_record
 from compresskit.markup import markdown
 
 matplotlib.use("agg")
@@ -90,7 +91,7 @@ def measure(checkpoint: Path, method: str, output: Path) -> dict[str, Any]:
     if process.returncode:
         errors.seek(0)
         raise SystemExit(errors.read().decode())
-    ratio = json.loads((output / "compression.json").read_text())["ratio"]
+    ratio = read_record(output).ratio
     return {"method": method, "seconds": time.perf_counter() - start, "peak": peak, "ratio": ratio}
 
 

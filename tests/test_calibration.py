@@ -25,6 +25,7 @@ from compresskit.decomposers.registry import METHODS, get
 from compresskit.decomposers.tensor_train import TensorTrainSpec
 from compresskit.decomposers.tensor_train import fit as tensor_train_fit
 from compresskit.decomposers.tucker import TuckerSpec
+from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import find_targets
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
@@ -305,7 +306,7 @@ def test_every_method_from_the_api(method: str, bench_folder: Path, tmp_path: Pa
 def test_least_error_means_outputs(dense: tuple[PreTrainedModel, Any], found: Calibration, bench_folder: Path) -> None:
     def total(allocation: str) -> float:
         model = AutoModel.from_pretrained(bench_folder / "model")
-        source = compresskit.api.ModelWeights(model)
+        source = ModelWeights(model)
         plan = make_plan(model, for_method("low-rank", 3, allocation), source, statistics=found, predict_errors=True)
         predicted = {a.group.name: a.output_error for a in plan.assignments}
         plan = apply_plan(model, plan, statistics=found)

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 import compresskit
 from compresskit.cli.common import AS_CHOICES
-from compresskit.cli.compress import parse_size
 from compresskit.cli.train import LOSSES
 from compresskit.model import checkpoint
+from compresskit.planning.size import parse_size
 from compresskit.planning.stage import LOSS_NAMES
 
 

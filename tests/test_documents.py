@@ -27,7 +27,7 @@ from test_push import Hub, push, serving
 from transformers import AutoModel, AutoTokenizer
 
 import compresskit
-from compresskit import api
+from compresskit import pipeline
 from compresskit.benchmark import latency
 from compresskit.benchmark.grid import load_grid
 from compresskit.cli import cli
@@ -106,7 +106,7 @@ def place(material: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of a document, in which the embedded checkpoint is a tiny model."""
     shutil.copytree(material, Path.cwd(), dirs_exist_ok=True)
     monkeypatch.setattr(demo, "folder", lambda: material / "google-bert" / "bert-base-uncased")
-    monkeypatch.setattr(api, "TOKENS", 1000)  # of a calibration
+    monkeypatch.setattr(pipeline, "TOKENS", 1000)  # of a calibration
     monkeypatch.setattr(latency, "TOKENS", 8)
     monkeypatch.setattr(training_data, "HELD_OUT", 4)
     return Path.cwd()

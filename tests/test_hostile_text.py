@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import Run, refused
+from conftest import Run, refused, tiny_model
 from safetensors.torch import load_file, save_file
 from test_report_tables import record
 
@@ -19,7 +19,9 @@ from compresskit import InputError
 from compresskit import markup as text
 from compresskit.benchmark.records import ExportRecord, frame, read, write
 from compresskit.data.corpus import Corpus
-from compresskit.folders.training import _stage_text
+from compresskit.folders.card import trained_card
+from compresskit.folders.training import view
+from compresskit.model import checkpoint
 from compresskit.storage import files
 from compresskit.validation import parse_mapping
 
@@ -146,10 +148,25 @@ def test_a_card_cannot_be_broken_out_of(run: Run, tiny_folder: Path) -> None:
 
 
 def test_data_and_teachers_in_a_card() -> None:
-    stage = {"stage": "general", "data": {"source": HOSTILE}, "steps": 1, "batch_size": 1, "tokens": 1, "seed": 0}
-    stage |= {"learning_rate": 1.0, "losses": {}, "teacher": {"name": HOSTILE, "parameters": 1}, "primary_metric": None}
-    stage |= {"scores": {"teacher": {"held_out": {}}, "student_after": {"held_out": {}}}}
-    assert _stage_text(stage).count(text.plain(HOSTILE)) == 2
+    stage = view(
+        {
+            "finished": "2026-01-02",
+            "stage": "general",
+            "data": {"source": HOSTILE},
+            "primary_metric": None,
+            "steps": 1,
+            "epochs": 1.0,
+            "batch_size": 1,
+            "tokens": 1,
+            "seed": 0,
+            "learning_rate": 1.0,
+            "losses": {},
+            "teacher": {"name": HOSTILE, "parameters": 1},
+            "scores": {"teacher": {"held_out": {}}, "student_after": {"held_out": {}}},
+        }
+    )
+    card = trained_card("", [stage], "small", checkpoint.in_memory(tiny_model()))
+    assert card.count(text.plain(HOSTILE)) == 2
 
 
 @pytest.mark.parametrize("name", ["<script>", "a|b", "=1+1", "a\nb", "../x", "$x$", "@x", "-x", "\x1b[2J"])

@@ -126,6 +126,14 @@ def test_push(hub: Hub, run: Run, small: Path) -> None:
     (small / "notes.txt").write_text("mine")
     stage = {
         "finished": "2026-01-02T03:04:05+00:00",
+        "stage": "task",
+        "steps": 1,
+        "tokens": 1,
+        "seed": 0,
+        "epochs": 1.0,
+        "batch_size": 1,
+        "learning_rate": 1.0,
+        "losses": {},
         "data": {
             "task": {"name": "sst2", "hub": {"path": "nyu-mll/glue", "name": "sst2"}},
             "splits": {"dev": {"remark": ""}, "other": {"remark": "sample"}},

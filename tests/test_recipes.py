@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 import compresskit
 from compresskit import InputError
 from compresskit.decomposers.registry import METHODS
-from compresskit.folders.compression import resolved_recipe
 from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import find_targets
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import Recipe, apply_rules, for_method, load_recipe, parse_recipe, shipped_recipes
+from compresskit.planning.resolved import resolved_recipe
 
 VALID = """
 version: 1

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from compresskit.api import find_statistics, plan
+from compresskit.api import plan
 from compresskit.calibration.sensitivity import _informative, sensitivities
 from compresskit.calibration.statistics import Calibration, calibrate
 from compresskit.decomposers import Target
@@ -26,6 +26,7 @@ from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import find_targets
+from compresskit.pipeline import Compression
 from compresskit.planning.planner import Plan, make_plan
 from compresskit.planning.recipe import for_method
 from compresskit.tasks.loading import load_data, load_task
@@ -257,7 +258,7 @@ def test_only_where_it_was_asked_for_and_there_are_predictions(rows: TaskData, t
 
     def known(dense: Checkpoint, allocation: str = "error") -> Calibration:
         recipe = for_method("low-rank", 4, allocation).model_copy(update={"calibration_tokens": 500})
-        found = find_statistics(dense, recipe, rows, tokenizer)
+        found = Compression(dense, recipe, text=rows, tokenizer=tokenizer).calibrated().statistics
         assert found is not None
         return found
 

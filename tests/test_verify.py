@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import compresskit
 from compresskit import InputError
+from compresskit.folders.compression import carry_record
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ FINDINGS = {
     "lost group": (_edit_record(lambda r: r["groups"].pop()), "groups, compression.json has"),
     "other file": (_edit_record(lambda r: r["weights"].update(other={})), "other: is missing"),
     "no hashes": (_edit_record(lambda r: r.pop("weights")), "has no hashes of the weights"),
-    "no figures": (_edit_record(lambda r: r.pop("parameters")), "an entry is missing or of another kind: KeyError"),
+    "no figures": (_edit_record(lambda r: r.pop("parameters")), "an entry is missing or of another kind: parameters: "),
     "odd hashes": (_edit_record(lambda r: r.update(weights=[1])), "its entry weights is no list of files"),
     "a dense layer": (_spec, "lacks weight embeddings.word_embeddings.weight"),
     "pickle": (_pickle, "pytorch_model.bin: may hold code"),
@@ -117,6 +118,25 @@ def test_findings(case: str, run: Run, small: Path) -> None:
     spoil(small)
     lines = found(run("verify", small))
     assert any(words in line for line in lines), lines
+
+
+def test_a_record_of_another_version_may_hold_more_and_less(small: Path) -> None:
+    """What is not needed to verify may be missing; what is not known is left alone, and goes on to a trained folder."""
+
+    def change(record: dict) -> None:
+        for name in ("objective", "dtype", "kept_tensors", "notes", "versions"):
+            del record[name]
+        del record["groups"][0]["output_error"]
+        record["groups"][0]["colour"] = record["later"] = {"any": 1}
+
+    _edit_record(change)(small)
+    assert compresskit.verify(small) == []
+    target = small.with_name("target")
+    shutil.copytree(small, target)
+    (target / "compression.json").unlink()
+    carry_record(small, target)
+    ours, theirs = (json.loads((folder / "compression.json").read_text()) for folder in (target, small))
+    assert ours == theirs
 
 
 def test_nothing_to_verify(run: Run, tmp_path: Path, small: Path, tiny_folder: Path) -> None:

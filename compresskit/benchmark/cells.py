@@ -27,17 +27,15 @@ from compresskit.calibration.statistics import Calibration
 from compresskit.data.corpus import Part
 from compresskit.decomposers import FactorisedLayer, SharedFactors
 from compresskit.errors import InputError, UnreachableError, WorkError, one_line
-from compresskit.folders.compressed import write_compressed
-from compresskit.folders.compression import resolved_recipe
+from compresskit.folders.training import read_stages
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.measure import count_flops
 from compresskit.model.output import output_folder
-from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import count_parameters, find_targets
-from compresskit.planning.apply import apply_plan
-from compresskit.planning.planner import make_plan
+from compresskit.pipeline import Compression
 from compresskit.planning.recipe import Recipe
+from compresskit.planning.resolved import resolved_recipe
 from compresskit.storage.writing import write_text
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.predicting import Runnable
@@ -188,15 +186,16 @@ class Workshop:
         dense = self._read_whole()
         statistics, calibrating = self._statistics(recipe) if recipe.calibration_tokens else (None, 0.0)
         start = time.perf_counter()
-        plan = make_plan(dense.model, recipe, ModelWeights(dense.model), statistics=statistics)
+        work = Compression(dense, recipe, statistics=statistics)
+        plan = work.plan()
         norms = {
             a.group.name: math.hypot(*(_norm(dense.model, target.name) for target in a.group.targets))
             for a in plan.assignments
         }
-        plan = apply_plan(dense.model, plan, statistics=statistics)
+        plan = work.apply(plan)
         seconds = calibrating + time.perf_counter() - start  # as if no other cell had read the same before
         with output_folder(target, overwrite=True) as temporary:
-            write_compressed(dense, plan, temporary, self.cell.folder)
+            work.write(plan, temporary, self.cell.folder)
         residual = math.hypot(*((a.error or 0.0) * norms[a.group.name] for a in plan.assignments))
         errors = [LayerError(name=a.group.name, role=a.group.role, error=a.error or 0.0) for a in plan.assignments]
         return {
@@ -304,8 +303,7 @@ def _once(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def _last_stage(folder: Path) -> dict[str, Any]:
     """What a trained folder says of its last training."""
-    stage: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"][-1]
-    return stage
+    return read_stages(folder)[-1]
 
 
 def clear(folder: Path) -> None:

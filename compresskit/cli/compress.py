@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,11 @@ import click
 
 from compresskit.cli.common import common, out, prepare, print_notes, progress_bar, reading
 from compresskit.data import EMBEDDED
-from compresskit.errors import InputError
 
 if TYPE_CHECKING:
     from compresskit.model.checkpoint import Checkpoint
+    from compresskit.pipeline import Compression, Request
     from compresskit.planning.planner import Plan
-    from compresskit.planning.recipe import Recipe
-    from compresskit.tasks.rows import TaskData
 
 
 @click.command()
@@ -49,88 +46,42 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace an output that compresskit wrote.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and its totals, write nothing.")
 def compress(
-    model: str | None,
-    as_class: str | None,
-    seed: int,
-    threads: int | None,
-    device: str,
-    method: str | None,
-    recipe: str | None,
-    ratio: float | None,
-    size: str | None,
-    allocation: Any,
-    objective: Any,
-    calibration: str | None,
-    calibration_task: str | None,
-    data: str | None,
-    allow_slow: bool,
-    output: Path | None,
-    overwrite: bool,
-    dry_run: bool,
-    **_: Any,
+    output: Path | None, overwrite: bool, dry_run: bool, seed: int, threads: int | None, debug: bool, **options: Any
 ) -> None:
     """Compress a checkpoint into a folder that transformers loads."""
-    if ratio is not None and size is not None:
-        raise InputError("give --ratio or --size, not both")
-    size_bytes = None if size is None else parse_size(size)
-    prepare(seed, threads, device)
-    from compresskit.api import choose_recipe, find_calibration, find_statistics
+    prepare(seed, threads, options["device"])
     from compresskit.decomposers import registry
-    from compresskit.folders.compressed import write_compressed
-    from compresskit.model import checkpoint as checkpoints
-    from compresskit.model import output as outputs
-    from compresskit.model.sources import ModelWeights
-    from compresskit.planning.apply import apply_plan
-    from compresskit.planning.planner import make_plan
-    from compresskit.tasks.rows import TaskData
+    from compresskit.model.output import check_output, output_folder
+    from compresskit.pipeline import Request
 
-    def chosen(at_ratio: float | None) -> Recipe:
-        options = {"allocation": allocation, "objective": objective, "allow_slow": allow_slow}
-        calibrated = calibration is not None or calibration_task is not None
-        return choose_recipe(method=method, recipe=recipe, ratio=at_ratio, calibrated=calibrated, **options)
-
-    # What needs no model is refused before one is read; a size becomes a ratio once the model is known.
-    asked = chosen(2.0 if size is not None else ratio)
-    text = find_calibration(calibration, calibration_task, data)
+    request = Request(**options)
     if output is not None and not dry_run:
-        outputs.check_output(output, overwrite)
-    with reading(model):
-        dense = checkpoints.read(model, as_class, device)
-    if size_bytes is not None:
-        asked = chosen(_ratio_of_size(dense, size_bytes))
-    source = ModelWeights(dense.model)
+        check_output(output, overwrite)
+    with reading(options["model"]):
+        work = request.read()
+    folder = output or Path(_default_name(request, work))
+    if not dry_run:
+        check_output(folder, overwrite)
+    with progress_bar() as progress:
+        work = work.calibrated(progress)
+        plan = work.plan(predict_errors=dry_run, progress=progress)
     if dry_run:
-        with progress_bar() as progress:
-            statistics = find_statistics(dense, asked, text, progress=progress)
-            plan = make_plan(dense.model, asked, source, statistics=statistics, predict_errors=True, progress=progress)
-        show(dense, plan)
+        show(work.checkpoint, plan)
         out.print("Dry run: nothing written.")
         return
-    suffix = size.strip() if size else f"{asked.ratio:.4g}x" if asked.ratio else ""
-    folder = output or Path("-".join(part for part in (dense.name, asked.name, suffix) if part))
-    outputs.check_output(folder, overwrite)
-    with progress_bar() as progress:
-        statistics = find_statistics(dense, asked, text, progress=progress)
-        plan = make_plan(dense.model, asked, source, statistics=statistics, progress=progress)
-    with outputs.output_folder(folder, overwrite) as temporary:
+    with output_folder(folder, overwrite) as temporary:
         with progress_bar() as progress:
-            plan = apply_plan(dense.model, plan, progress, statistics=statistics)
-        megabytes = write_compressed(dense, plan, temporary, folder.name)
-    show(dense, plan, megabytes)
+            plan = work.apply(plan, progress)
+        megabytes = work.write(plan, temporary, folder.name)
+    show(work.checkpoint, plan, megabytes)
     out.print(f"Written to {folder}/ (weights, tokenizer, recipe.yaml, compression.json, model card)", markup=False)
-    if calibration_task is None:
-        lesson = ["--text", "FILE", "--output", f"{folder}-general"]
-    else:
-        lesson = ["--task", calibration_task, *(["--data", data] if data is not None else [])]
-        lesson += ["--output", f"{folder}-{Path(calibration_task).stem}"]
-    teacher = model if not isinstance(text, TaskData) or _predicts(dense, text) else "TASK_TEACHER"
-    following = [*(["--teacher", teacher] if teacher else []), "--student", str(folder), *lesson]
-    load = f"import compresskit; model = compresskit.load({json.dumps(str(folder), ensure_ascii=False)})"
     gains = any(registry.get(assignment.method).gains_by_calibration for assignment in plan.assignments)
+    if gains and not work.recipe.calibration_tokens:
+        out.print("Nearer to the original at the same size: --calibration", highlight=False)
+    load = f"import compresskit; model = compresskit.load({json.dumps(str(folder), ensure_ascii=False)})"
     out.print(
-        ("Nearer to the original at the same size: --calibration\n" if gains and not asked.calibration_tokens else "")
-        + f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
-        f"  compresskit distill {shlex.join(following)}\n"
+        f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
+        f"  compresskit distill {shlex.join(_lesson(request, work, folder))}\n"
         f"Load it:\n  python -c {shlex.quote(load)}",
         soft_wrap=True,
         highlight=False,
@@ -138,12 +89,35 @@ def compress(
     )
 
 
-def _predicts(dense: Checkpoint, rows: TaskData) -> bool:
-    """Whether the model can teach the task."""
-    from compresskit.calibration.sensitivity import NoPredictionsError, check_predicts
+def _default_name(request: Request, work: Compression) -> str:
+    """``<model>-<method>-<ratio>x``, or the size instead of the ratio; nothing of both for explicit shapes."""
+    ratio = f"{work.recipe.ratio:.4g}x" if work.recipe.ratio else ""
+    suffix = request.size.strip() if request.size else ratio
+    return "-".join(part for part in (work.checkpoint.name, work.recipe.name, suffix) if part)
 
+
+def _lesson(request: Request, work: Compression, folder: Path) -> list[str]:
+    """Arguments of the ``distill`` that should come next: on the task of the calibration, or on any text."""
+    teacher = None if request.model is None else str(request.model)
+    if request.calibration_task is None:
+        lesson = ["--text", "FILE", "--output", f"{folder}-general"]
+    else:
+        task = str(request.calibration_task)
+        lesson = ["--task", task, *(["--data", str(request.data)] if request.data is not None else [])]
+        lesson += ["--output", f"{folder}-{Path(task).stem}"]
+        teacher = teacher if _predicts(work) else "TASK_TEACHER"
+    return [*(["--teacher", teacher] if teacher else []), "--student", str(folder), *lesson]
+
+
+def _predicts(work: Compression) -> bool:
+    """Whether the model can teach the task of its calibration."""
+    from compresskit.calibration.sensitivity import NoPredictionsError, check_predicts
+    from compresskit.tasks.rows import TaskData
+
+    if not isinstance(work.text, TaskData):
+        return False
     try:
-        check_predicts(dense.model, rows, dense.untrained)
+        check_predicts(work.checkpoint.model, work.text, work.checkpoint.untrained)
     except NoPredictionsError:
         return False
     return True
@@ -182,31 +156,6 @@ def methods(**_: Any) -> None:
     out.print(grid(("method", "what it does", "published in", "package"), rows, left=(0, 1, 2, 3)))
     recipes = [(name, load_recipe(name).description) for name in sorted(shipped_recipes())]
     out.print(grid(("recipe", "what it is"), recipes, left=(0, 1)))
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as ``5MB``, ``500kB`` or ``0.2GB`` (powers of ten). Raises InputError."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(kB|MB|GB)\s*", text, flags=re.IGNORECASE)
-    if match is None:
-        raise InputError(f"size {text!r}: give a number with kB, MB or GB, such as 5MB")
-    return int(float(match[1]) * {"kb": 1e3, "mb": 1e6, "gb": 1e9}[match[2].lower()])
-
-
-def _ratio_of_size(dense: Checkpoint, size: int) -> float:
-    """The ratio that makes the weight file at most ``size`` bytes; its header and kept tensors are allowed for."""
-    from compresskit.model.targets import count_parameters
-
-    tensors = [*dense.model.state_dict().items(), *dense.kept.items()]
-    # A factorised matrix has two tensors in the file; one entry of the header takes about 80 bytes and the name.
-    header = 256 + sum(2 * (len(name) + 80) for name, _ in tensors)
-    kept = sum(tensor.nbytes for tensor in dense.kept.values())
-    total = sum(parameter.nbytes for parameter in dense.model.parameters())
-    parameters = count_parameters(dense.model)
-    room = (size - header - kept) / (total / parameters)
-    if room <= 0 or parameters / room <= 1:
-        what = "too small for its header alone" if room <= 0 else f"not below the dense model's {total / 1e6:.1f} MB"
-        raise InputError(f"size {size / 1e6:g} MB: {what}")
-    return parameters / room
 
 
 def show(dense: Checkpoint, plan: Plan, megabytes: tuple[float, float] | None = None) -> None:

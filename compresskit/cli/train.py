@@ -208,10 +208,10 @@ def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
 
 def _report(result: Result, following: str = "") -> None:
     from compresskit.cli.tables import grid
-    from compresskit.folders.training import score_rows
+    from compresskit.folders.training import score_rows, view
 
     record = result.record
-    columns, rows = score_rows(record)
+    columns, rows = score_rows(view(record))
     out.print(grid(columns, rows, left=(0, 1)))
     speed = f"{record['tokens_per_second']:,.0f} tokens/s"
     out.print(

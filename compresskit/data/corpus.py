@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset
 
 from compresskit.data import EMBEDDED
-from compresskit.errors import InputError
+from compresskit.errors import InputError, one_line
 from compresskit.storage import files, hub
 
 #: One document in so many is held out of the part ``training``.
@@ -196,6 +196,4 @@ def _from_hub(name: str) -> Iterator[str]:
         for row in dataset:
             yield str(row["text"])
     except Exception as error:  # the library raises a dozen kinds, from no network to no such column
-        raise InputError(
-            f"text {name}: no such file, and not to be had from the hub: {' '.join(str(error).split())[:200]}"
-        ) from None
+        raise InputError(f"text {name}: no such file, and not to be had from the hub: {one_line(error)}") from None

@@ -15,6 +15,7 @@ from compresskit import __version__
 from compresskit.errors import InputError, WorkError, unknown
 from compresskit.exporting.agreement import agreement
 from compresskit.exporting.format import FORMATS, ExportFormat, Runtime, installed
+from compresskit.folders.compression import read_record
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
 from compresskit.model.checkpoint import Checkpoint
@@ -177,8 +178,8 @@ def _megabytes_before(read: Checkpoint) -> dict[str, float | None]:
     if read.folder is None:
         return {"original": None, "compressed": None}
     try:
-        original = json.loads((read.folder / outputs.MARKER).read_text(encoding="utf-8"))["megabytes"]["before"]
-    except (OSError, ValueError, KeyError, TypeError):
+        original = read_record(read.folder).megabytes.before
+    except InputError:
         original = None
     return {"original": original, "compressed": _megabytes(checkpoints.weight_files(read.folder))}
 

@@ -1,35 +1,50 @@
-"""The model card of a compressed folder."""
+"""The model cards of compressed and of trained folders."""
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Sequence
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
+from transformers import PreTrainedModel
 
 from compresskit.data import EMBEDDED
+from compresskit.folders.training import StageRecord, score_rows
 from compresskit.markup import calibration_text, fenced, markdown, plain
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.quantizer import is_compressed
+from compresskit.model.targets import count_parameters
 from compresskit.planning.planner import Plan
 from compresskit.planning.recipe import Recipe
 from compresskit.planning.summary import plan_columns, plan_rows, total_rows
 
-_TEXT = """---
+CARD = "README.md"
+#: What a card loads from; publishing puts the repository in its place.
+PLACE = "FOLDER_OR_REPOSITORY"
+#: The line without which transformers does not know the layers.
+IMPORT = "import compresskit  # lets transformers read the factorised layers"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+_HEAD = """---
 {data}
 ---
 
 # {title}
 
-{origin}, made {ratio:.2f}x smaller by compresskit ({recipe}).
+{origin}, {made}.
 
 ## Load
 
 ```python
-import compresskit  # lets transformers read the factorised layers
-from transformers import {loader}
+{before}from transformers import {loader}
 
-model = {loader}.from_pretrained("FOLDER_OR_REPOSITORY")
+model = {loader}.from_pretrained("{place}")
 ```
 
+"""
+
+_COMPRESSED = """\
 Without the import, transformers would put random dense weights in their place. `compresskit.load(...)` checks that
 nothing is missing; `compresskit.to_dense(model)` gives an ordinary model with the same outputs.
 
@@ -67,9 +82,22 @@ def _flags(checkpoint: Checkpoint, plan: Plan) -> str:
     return flags
 
 
-def model_card(
+def _head(model: PreTrainedModel, data: ModelCardData, title: str, *, origin: str, made: str, compressed: bool) -> str:
+    """What both cards begin with: data for the hub, title, where the model comes from, how to load it."""
+    return _HEAD.format(
+        data=data.to_yaml(),
+        title=title,
+        origin=origin,
+        made=made,
+        before=f"{IMPORT}\n" if compressed else "",
+        loader=type(model).__name__,
+        place=PLACE,
+    )
+
+
+def compressed_card(
     checkpoint: Checkpoint, plan: Plan, recipe: Recipe, title: str, megabytes: tuple[float, float]
-) -> ModelCard:
+) -> str:
     """A card with the import line, the figures, the recipe and what to do next."""
     notes = [*checkpoint.notes, *plan.notes]
     if plan.calibration is not None:
@@ -80,19 +108,51 @@ def model_card(
         library_name="transformers",
         tags=["compresskit", "model-compression", *sorted({a.method for a in plan.assignments})],
     )
-    loader = type(checkpoint.model).__name__
-    return ModelCard(
-        _TEXT.format(
-            data=data.to_yaml(),
-            title=title,
-            origin=checkpoint.origin,
-            flags=_flags(checkpoint, plan),
-            ratio=plan.ratio,
-            recipe=plan.recipe.name,
-            loader=loader,
-            totals=markdown(("total", "before", "after", "ratio"), total_rows(plan, megabytes)),
-            rows=markdown(plan_columns(plan), plan_rows(plan)),
-            notes="".join(f"\nNote: {plain(note)}.\n" for note in notes),
-            recipe_yaml=fenced(recipe.to_yaml(), "yaml"),
-        )
+    made = f"made {plan.ratio:.2f}x smaller by compresskit ({plan.recipe.name})"
+    head = _head(checkpoint.model, data, title, origin=checkpoint.origin, made=made, compressed=True)
+    return head + _COMPRESSED.format(
+        origin=checkpoint.origin,
+        flags=_flags(checkpoint, plan),
+        totals=markdown(("total", "before", "after", "ratio"), total_rows(plan, megabytes)),
+        rows=markdown(plan_columns(plan), plan_rows(plan)),
+        notes="".join(f"\nNote: {plain(note)}.\n" for note in notes),
+        recipe_yaml=fenced(recipe.to_yaml(), "yaml"),
     )
+
+
+def trained_card(original: str, stages: Sequence[StageRecord], title: str, checkpoint: Checkpoint) -> str:
+    """The card of the compression with a section on the training in the place of its warning; without one (an empty
+    ``original``) a card of that section.
+    """
+    loader = type(checkpoint.model).__name__
+    count = count_parameters(checkpoint.model)
+    section = f"## Training\n\nThis {loader} has {count:,} parameters.\n\n"
+    section += "\n\n".join(_stage_text(stage) for stage in stages) + "\n"
+    if heading := re.search(r"^## (Quality|Training)$", original, flags=re.MULTILINE):
+        text = re.sub(rf"{heading[0]}\n.*?(?=\n## |\Z)", lambda _: section, original, flags=re.DOTALL)
+        # The student took over its teacher's class.
+        text = re.sub(r"(?<=from transformers import )\w+|(?<=model = )\w+(?=\.from_pretrained)", loader, text)
+        return re.sub(r"^# .*$", lambda _: f"# {title}", text, count=1, flags=re.MULTILINE)
+    # A path of this machine says nothing to the reader of a card.
+    origin = checkpoint.origin if _HUB_ID.fullmatch(checkpoint.origin) else checkpoint.name
+    data = ModelCardData(library_name="transformers", tags=["compresskit"])
+    compressed = is_compressed(checkpoint.model)
+    return (
+        _head(checkpoint.model, data, title, origin=origin, made="trained by compresskit", compressed=compressed)
+        + section
+    )
+
+
+def _stage_text(stage: StageRecord) -> str:
+    task = stage.data.task
+    what = plain(stage.data.source) if task is None else task.name
+    passes = "" if task is None else f", {stage.epochs:.2f} epochs"  # of a text only as much is read as is needed
+    lines = [
+        f"**{stage.stage}** on {what}: {stage.steps:,} steps of {stage.batch_size} sequences "
+        f"({stage.tokens:,} tokens{passes}), learning rate {stage.learning_rate:g}, "
+        f"losses {', '.join(f'{name} {weight:g}' for name, weight in stage.losses.items())}, seed {stage.seed}."
+    ]
+    if stage.teacher is not None:
+        lines.append(f"Teacher: {plain(stage.teacher.name)} ({stage.teacher.parameters:,} parameters).")
+    columns, rows = score_rows(stage)
+    return "\n".join([*lines, "", markdown(columns, rows)])

@@ -14,11 +14,12 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError, WorkError, one_line
+from compresskit.folders.card import CARD, IMPORT, PLACE
+from compresskit.folders.training import last_stage
 from compresskit.model import sentence
 from compresskit.model.checkpoint import MODEL_CLASSES, load_compressed
-from compresskit.model.output import TRAINING, is_ours
+from compresskit.model.output import is_ours
 
-CARD = "README.md"
 RESULTS = ".eval_results/compresskit.yaml"
 #: What ``trust_remote_code=True`` runs: importing compresskit is all it does.
 BOOTSTRAP = "modeling_compresskit"
@@ -77,7 +78,7 @@ def _bootstrap(folder: Path, model: PreTrainedModel) -> dict[str, bytes]:
     config["auto_map"] = {auto: f"{BOOTSTRAP}.{name}" for auto, name in classes.items()}
     # Classes of its own, since saving such a model copies the file that defines its class.
     code = ['"""Loads this model with trust_remote_code=True. Needs the package compresskit."""', ""]
-    code += ["import compresskit  # lets transformers read the factorised layers", "import transformers"]
+    code += [IMPORT, "import transformers"]
     for name in dict.fromkeys(classes.values()):
         code += ["", "", f"class {name}(transformers.{name}):", f'    """{name} with factorised layers."""']
     return {
@@ -92,7 +93,7 @@ def _operations(folder: Path, repository: str, code: Mapping[str, bytes]) -> lis
         files += sorted(file for file in (folder / name).rglob("*") if file.is_file())
     contents: dict[str, Path | bytes] = {file.relative_to(folder).as_posix(): file for file in files}
     card = (folder / CARD).read_text(encoding="utf-8")
-    contents[CARD] = card.replace("FOLDER_OR_REPOSITORY", repository).encode()
+    contents[CARD] = card.replace(PLACE, repository).encode()
     contents |= code
     results = _results(folder)
     if results:
@@ -102,21 +103,19 @@ def _operations(folder: Path, repository: str, code: Mapping[str, bytes]) -> lis
 
 def _results(folder: Path) -> list[EvalResultEntry]:
     """The primary metric on every whole split of the last stage's task, where its data set lies on the hub."""
-    if not (folder / TRAINING).is_file():
+    stage = last_stage(folder)
+    task = stage.data.task if stage is not None else None
+    if stage is None or task is None or task.hub is None:
         return []
-    stage: Mapping[str, Any] = json.loads((folder / TRAINING).read_text(encoding="utf-8"))["stages"][-1]
-    task = stage["data"].get("task") or {}
-    if not task.get("hub"):
-        return []
-    splits, metric = stage["data"]["splits"], stage["primary_metric"]
+    splits, metric = stage.data.splits, stage.primary_metric
     return [
         EvalResultEntry(
-            dataset_id=task["hub"]["path"],
-            task_id=task["hub"].get("name") or task["name"],
+            dataset_id=task.hub.path,
+            task_id=task.hub.name or task.name,
             value=round(scores[metric], 4),
-            date=stage["finished"],
+            date=stage.finished,
             notes=f"{metric}, {split} split",
         )
-        for split, scores in stage["scores"]["student_after"].items()
-        if metric in scores and split in splits and not splits[split]["remark"]
+        for split, scores in stage.scores["student_after"].items()
+        if metric in scores and split in splits and not splits[split].remark
     ]

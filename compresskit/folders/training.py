@@ -1,11 +1,10 @@
-"""What a training run leaves in its output folder: ``training.json``, a picture of the losses, the model card."""
+"""The record of a training (``training.json``): one entry per stage, the newest one last."""
 
 from __future__ import annotations
 
 import json
 import platform
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,21 +14,93 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from pydantic import BaseModel, ConfigDict
 
 from compresskit import __version__
 from compresskit.errors import InputError
-from compresskit.markup import markdown, plain
 from compresskit.model.checkpoint import Checkpoint, weight_files
-from compresskit.model.output import MARKER, TRAINING
-from compresskit.model.quantizer import is_compressed
+from compresskit.model.output import TRAINING
 from compresskit.model.targets import count_parameters
-from compresskit.model.weights import fingerprints
 from compresskit.storage.files import file_hash
-from compresskit.validation import read_json
+from compresskit.validation import read_json, validate
 
 FORMAT_VERSION = 1
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WHO = {"teacher": "teacher", "student_before": "student before", "student_after": "student after"}
+
+
+class _View(BaseModel):
+    """What is read of an entry; the file holds more, such as every setting of the stage."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class HubPlace(_View):
+    """Where a task lies on the hub."""
+
+    path: str
+    name: str | None = None
+
+
+class TaskEntry(_View):
+    """The task of a stage."""
+
+    name: str
+    hub: HubPlace | None = None
+
+
+class SplitEntry(_View):
+    """A split of the task; ``remark`` says where it is not a whole one."""
+
+    remark: str = ""
+
+
+class DataEntry(_View):
+    """What a stage was trained on: a task with its splits, or a text or data set by its name."""
+
+    task: TaskEntry | None = None
+    splits: dict[str, SplitEntry] = {}
+    source: str = ""
+
+
+class ModelEntry(_View):
+    """A model that took part."""
+
+    name: str
+    parameters: int
+
+
+class StageRecord(_View):
+    """One stage of a training.
+
+    Attributes:
+        finished: when, ISO 8601.
+        stage: ``general``, ``task`` or ``fine-tuning``.
+        teacher: None where there was none.
+        losses: weight of each loss term that the models' classes allowed.
+        seed: of every random choice.
+        epochs: passes over the data.
+        steps: of the optimizer.
+        tokens: real (non-padding) ones that were trained on.
+        log: losses over the steps.
+        scores: of teacher, student before and student after: split -> metric -> fraction; of a general stage the losses
+            on held-out sequences.
+        primary_metric: of the task; None of a general stage.
+    """
+
+    finished: str
+    stage: str
+    teacher: ModelEntry | None = None
+    data: DataEntry
+    learning_rate: float
+    batch_size: int
+    losses: dict[str, float]
+    seed: int
+    epochs: float
+    steps: int
+    tokens: int
+    log: list[dict[str, Any]] = []
+    scores: dict[str, dict[str, dict[str, float]]]
+    primary_metric: str | None
 
 
 def identity(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
@@ -82,14 +153,14 @@ def _mean(scores: Mapping[str, Mapping[str, float]], metric: str) -> float:
     return float(np.mean([values[metric] for values in scores.values()]))
 
 
-def score_rows(record: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def score_rows(stage: StageRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows of the closing table: teacher, student before, student after, kept."""
-    scores = record["scores"]
+    scores = stage.scores
     who = [name for name in _WHO if name in scores]
     fine_tuned = "teacher" not in scores
     titles = ["before", "after"] if fine_tuned else [_WHO[name] for name in who]
     rows = []
-    losses = record["primary_metric"] is None
+    losses = stage.primary_metric is None
     shares = not losses and not fine_tuned
     for split, values in scores[who[-1]].items():
         for metric in values:
@@ -102,15 +173,16 @@ def score_rows(record: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
 
 def earlier_stages(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """The records of the stages that made the model, from its folder. Raises InputError."""
-    return read_stages(checkpoint.folder / TRAINING) if checkpoint.folder is not None else []
+    return read_stages(checkpoint.folder) if checkpoint.folder is not None else []
 
 
-def read_stages(path: Path) -> list[dict[str, Any]]:
-    """The stages of a ``training.json``; none where there is no such file, or it is no record of ours.
+def read_stages(folder: Path) -> list[dict[str, Any]]:
+    """The stages of a folder, whole and as plain data; none where it was not trained, or its file is no record of ours.
 
     Raises:
         InputError: unreadable, or of another format version.
     """
+    path = folder / TRAINING
     record = read_json(path, "cannot be read") if path.is_file() else {}
     if not isinstance(record.get("stages"), list):
         return []
@@ -119,96 +191,24 @@ def read_stages(path: Path) -> list[dict[str, Any]]:
     return list(record["stages"])
 
 
-def write(checkpoint: Checkpoint, stages: list[dict[str, Any]], folder: Path, title: str) -> None:
-    """Fill ``folder`` (where the model was saved) with the records of ``stages``, the newest one last."""
-    original = ""
-    if checkpoint.folder is not None:
-        if (checkpoint.folder / "recipe.yaml").is_file():
-            shutil.copyfile(checkpoint.folder / "recipe.yaml", folder / "recipe.yaml")
-        if (checkpoint.folder / MARKER).is_file():
-            compression = read_json(checkpoint.folder / MARKER, "cannot be read")
-            text = json.dumps(compression | {"weights": fingerprints(folder)}, indent=2)
-            (folder / MARKER).write_text(text + "\n", encoding="utf-8")
-        card = checkpoint.folder / "README.md"
-        if (checkpoint.folder / MARKER).is_file() and card.is_file():
-            original = card.read_text(encoding="utf-8")
+def last_stage(folder: Path) -> StageRecord | None:
+    """The newest stage of a folder; None where it was not trained.
+
+    Raises:
+        InputError: as :func:`read_stages`; an entry is missing or of another kind.
+    """
+    stages = read_stages(folder)
+    return view(stages[-1]) if stages else None
+
+
+def view(stage: Mapping[str, Any]) -> StageRecord:
+    """A stage as typed data. Raises InputError: an entry is missing or of another kind."""
+    found: StageRecord = validate(StageRecord, dict(stage), f"{TRAINING}: an entry is missing or of another kind")
+    return found
+
+
+def write_stages(stages: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write ``training.json``, one line per entry of the log."""
     text = json.dumps({"format_version": FORMAT_VERSION, "stages": stages}, indent=1)
-    # One line per entry of the log.
     text = re.sub(r"\{[^{}]*\}", lambda leaf: re.sub(r"\n\s*", " ", leaf[0]), text)
     (folder / TRAINING).write_text(text + "\n", encoding="utf-8")
-    loss_picture(stages[-1], folder / "losses.png")
-    (folder / "README.md").write_text(_card(original, stages, title, checkpoint), encoding="utf-8")
-
-
-def loss_picture(record: Mapping[str, Any], path: Path) -> None:
-    """The loss terms over the steps, logarithmic."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    log = record["log"]
-    names = [name for name in (log[0] if log else {}) if name.startswith("loss_")]
-    for name in ["loss", *names] if len(names) > 1 else ["loss"]:
-        points = [(entry["step"], entry[name]) for entry in log if entry.get(name, 0) > 0]
-        if points:
-            label = "total" if name == "loss" else name.removeprefix("loss_")
-            axes.plot(*zip(*points, strict=True), label=label, color="black" if name == "loss" else None)
-    axes.set(xlabel="step", ylabel="loss; terms without their weights", yscale="log", title=record["stage"])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3, which="both")
-    if axes.lines:
-        figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=120)
-
-
-_CARD = """---
-library_name: transformers
-tags:
-- compresskit
----
-
-# {title}
-
-{origin}, trained by compresskit.
-
-## Load
-
-```python
-{before}from transformers import {loader}
-
-model = {loader}.from_pretrained("FOLDER_OR_REPOSITORY")
-```
-
-"""
-
-
-def _card(original: str, stages: Sequence[Mapping[str, Any]], title: str, checkpoint: Checkpoint) -> str:
-    loader = type(checkpoint.model).__name__
-    count = count_parameters(checkpoint.model)
-    section = f"## Training\n\nThis {loader} has {count:,} parameters.\n\n"
-    section += "\n\n".join(_stage_text(stage) for stage in stages) + "\n"
-    if heading := re.search(r"^## (Quality|Training)$", original, flags=re.MULTILINE):
-        text = re.sub(rf"{heading[0]}\n.*?(?=\n## |\Z)", lambda _: section, original, flags=re.DOTALL)
-        # The student took over its teacher's class.
-        text = re.sub(r"(?<=from transformers import )\w+|(?<=model = )\w+(?=\.from_pretrained)", loader, text)
-        return re.sub(r"^# .*$", lambda _: f"# {title}", text, count=1, flags=re.MULTILINE)
-    before = "import compresskit  # lets transformers read the factorised layers\n" * is_compressed(checkpoint.model)
-    # A path of this machine says nothing to the reader of a card.
-    origin = checkpoint.origin if _HUB_ID.fullmatch(checkpoint.origin) else checkpoint.name
-    return _CARD.format(title=title, origin=origin, before=before, loader=loader) + section
-
-
-def _stage_text(stage: Mapping[str, Any]) -> str:
-    data = stage["data"]
-    what = data["task"]["name"] if "task" in data else plain(data["source"])
-    passes = f", {stage['epochs']:.2f} epochs" if "task" in data else ""  # of a text only as much is read as is needed
-    lines = [
-        f"**{stage['stage']}** on {what}: {stage['steps']:,} steps of {stage['batch_size']} sequences "
-        f"({stage['tokens']:,} tokens{passes}), learning rate {stage['learning_rate']:g}, "
-        f"losses {', '.join(f'{name} {weight:g}' for name, weight in stage['losses'].items())}, seed {stage['seed']}."
-    ]
-    if stage["teacher"] is not None:
-        lines.append(f"Teacher: {plain(stage['teacher']['name'])} ({stage['teacher']['parameters']:,} parameters).")
-    columns, rows = score_rows(stage)
-    return "\n".join([*lines, "", markdown(columns, rows)])

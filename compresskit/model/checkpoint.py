@@ -26,7 +26,16 @@ from compresskit.model.weights import Stored, check_folder, check_unchanged, rea
 from compresskit.storage import hub
 from compresskit.validation import read_json
 
-__all__ = ["MODEL_CLASSES", "Checkpoint", "is_vocabulary", "load_compressed", "read", "save", "weight_files"]
+__all__ = [
+    "MODEL_CLASSES",
+    "Checkpoint",
+    "in_memory",
+    "is_vocabulary",
+    "load_compressed",
+    "read",
+    "save",
+    "weight_files",
+]
 
 #: What ``--as`` takes.
 MODEL_CLASSES = {
@@ -120,6 +129,13 @@ def read(
     return Checkpoint(
         name, origin, folder, loaded.to(device), kept, notes, as_class, tuple(missing) if adopt is None else ()
     )
+
+
+def in_memory(model: PreTrainedModel) -> Checkpoint:
+    """The checkpoint of a model that was given as an object, dense or compressed: it has no folder."""
+    name = model.config.name_or_path or type(model).__name__
+    kept = quantizer_of(model).extra_tensors if is_compressed(model) else {}
+    return Checkpoint(Path(name).name, name, None, model, kept)
 
 
 def _check_labels(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 
 from compresskit.decomposers import COST_TOKENS, FactorisedLayer, TiedHead
-from compresskit.errors import InputError
+from compresskit.errors import InputError, one_line
 from compresskit.model.targets import skeleton
 
 _LINEAR = (nn.Linear, nn.Embedding, FactorisedLayer, TiedHead)
@@ -42,7 +42,7 @@ def count_flops(model: PreTrainedModel, tokens: int = COST_TOKENS) -> Flops:
         try:
             return _count(skeleton(model, "cpu"), tokens)
         except Exception as error:
-            problem = " ".join(str(error).split())[:200]
+            problem = one_line(error)
             raise InputError(f"{type(model).__name__} cannot be run on token ids alone: {problem}") from error
 
 

@@ -57,7 +57,8 @@ def check_output(output: Path, overwrite: bool) -> None:
     for path in found:
         ours = path.name in modules or (path.is_file() and is_ours(path.name))
         files = [file for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else [path]
-        if not ours and not exported.issuperset(file.relative_to(output).as_posix() for file in files):
+        names = {file.relative_to(output).as_posix() for file in files}
+        if not ours and not (names and names <= exported):  # an empty folder is nobody's export
             raise InputError(f"output {output}: holds {path.name}, which compresskit did not write; move it away first")
 
 

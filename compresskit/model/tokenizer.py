@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, one_line
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 
@@ -19,7 +19,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust library raises plain ones
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise InputError(f"model {checkpoint.origin}: its tokenizer cannot be loaded: {reason}") from None
 
 

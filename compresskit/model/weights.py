@@ -175,13 +175,17 @@ def changed_files(folder: Path, recorded: Any) -> list[str]:
     return sorted(problems)
 
 
+def recorded_weights(folder: Path) -> Any:
+    """What ``compression.json`` holds under ``weights``, unchecked; None without such a file or entry."""
+    path = folder / MARKER
+    return read_json(path, "cannot be read").get("weights") if path.is_file() else None
+
+
 def check_unchanged(folder: Path) -> None:
     """Refuse weights that are not those ``compression.json`` records, where the folder has one with hashes.
 
     Raises:
         InputError: names the first such file.
     """
-    path = folder / MARKER
-    recorded = read_json(path, "cannot be read").get("weights") if path.is_file() else None
-    for problem in changed_files(folder, recorded):
+    for problem in changed_files(folder, recorded_weights(folder)):
         raise InputError(f"{folder}: {problem} (weights that you changed yourself load once {MARKER} is removed)")

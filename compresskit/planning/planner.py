@@ -97,24 +97,6 @@ class Plan:
         )
         return replace(self, assignments=tuple(assignments))
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One plain dictionary per group, as ``compression.json`` holds them."""
-        return [
-            {
-                "name": a.group.name,
-                "targets": [target.name for target in a.group.targets],
-                "role": a.group.role,
-                "shape": list(a.group.shape),
-                "method": a.method,
-                "spec": a.spec.model_dump(mode="json"),
-                "parameters_before": a.group.parameters,
-                "parameters_after": a.parameters,
-                "error": a.error,
-                "output_error": a.output_error,
-            }
-            for a in self.assignments
-        ]
-
 
 def make_plan(
     model: PreTrainedModel,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, one_line
 
 #: Endings that are read; ``.gz`` may follow the text formats.
 FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
@@ -156,5 +156,5 @@ def _read_parquet(path: Path) -> Rows:
     try:
         rows: Rows = pyarrow.parquet.read_table(path).to_pylist()
     except (ArrowException, OSError) as error:
-        raise InputError(f"data {path}: not a readable Parquet file: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"data {path}: not a readable Parquet file: {one_line(error)}") from None
     return rows

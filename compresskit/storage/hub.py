@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, one_line
 
 #: Seconds to wait for the hub before saying that it cannot be reached.
 TIMEOUT = 4.0
@@ -47,7 +47,7 @@ def download(repo: str) -> Path:
             "check the name and the network"
         ) from None
     except (HTTPError, HFValidationError, OSError) as error:
-        answer = " ".join(str(error).split())[:200]
+        answer = one_line(error)
         raise InputError(f"model {repo}: no such folder, and the hub answers: {answer}") from None
 
 

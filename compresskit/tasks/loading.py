@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, one_line
 from compresskit.storage import files, hub
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.registry import KINDS
@@ -149,7 +149,7 @@ def _from_hub(task: Task, train: bool) -> dict[str, tuple[files.Rows, Split]]:
         try:
             dataset = hub.load_dataset(task.hub.path, task.hub.name, split=theirs)
         except Exception as error:  # the library raises a dozen kinds, from no network to no such split
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise InputError(
                 f"task {task.name}: {address} cannot be had from the hub ({reason}); give a folder with --data"
             ) from None

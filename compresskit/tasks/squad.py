@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, one_line
 from compresskit.storage.files import open_text
 
 #: Spans longer than this many tokens are not answers (as in BERT's own evaluation).
@@ -64,7 +64,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                         }
                     )
     except (OSError, ValueError, RecursionError, EOFError, zlib.error) as error:
-        raise InputError(f"data {path}: not valid JSON: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"data {path}: not valid JSON: {one_line(error)}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"data {path}: not in SQuAD's format: {type(error).__name__} {error}") from None
     if not rows:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, se
 
 from compresskit.errors import InputError, one_line
 from compresskit.folders import training as reports
+from compresskit.folders.trained import write_trained
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
 from compresskit.planning.stage import Stage
@@ -272,7 +273,7 @@ class Run:
         with outputs.output_folder(output.folder, output.overwrite) as temporary:
             checkpoints.save(self.models.student, temporary)
             self.models.tokenizer.save_pretrained(temporary)  # the one that it was trained with
-            reports.write(self.models.student, stages, temporary, output.folder.name)
+            write_trained(self.models.student, stages, temporary, output.folder.name)
 
 
 def micro_batches(stage: Stage, options: Options) -> int:

@@ -14,7 +14,7 @@ from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
 from compresskit.model.checkpoint import Checkpoint
-from compresskit.model.quantizer import is_compressed, quantizer_of
+from compresskit.model.quantizer import quantizer_of
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
 from compresskit.tasks.declaration import Task
@@ -242,9 +242,7 @@ def _read(
         raise InputError(
             f"the student is a {type(model).__name__} but the teacher a {type(adopt).__name__}: give equal classes"
         )
-    name = model.config.name_or_path or type(model).__name__
-    kept = quantizer_of(model).extra_tensors if is_compressed(model) else {}
-    return Checkpoint(Path(name).name, name, None, model, kept)
+    return checkpoints.in_memory(model)
 
 
 def with_new_head(model: ModelLike, task: Task, labels: Sequence[str]) -> Checkpoint:

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from compresskit.errors import InputError
+from compresskit.storage.writing import write_text
 from compresskit.training.trainer import checkpoints
 
 _SETTINGS = "settings.json"
@@ -99,9 +100,7 @@ class WorkingFolder:
             return json.loads(path.read_text(encoding="utf-8"))
         value = compute()
         if PartialState().is_main_process:
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(value), encoding="utf-8")
-            part.rename(path)
+            write_text(path, json.dumps(value))
         return value
 
     def remove(self) -> None:

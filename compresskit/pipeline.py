@@ -1,0 +1,226 @@
+"""The one way from a checkpoint to a compressed one, in steps that can be taken one by one.
+
+request = Request(model="all-MiniLM-L6-v2", method="low-rank", ratio=10)  # what needs no model is refused here
+work = request.read()                           # the checkpoint, and the recipe for it
+work = work.calibrated()                        # with statistics, where the recipe wants them
+plan = work.plan()                              # a spec for every group
+plan = work.apply(plan)                         # the model is compressed in place, errors are measured
+work.write(plan, folder, title)                 # weights, tokenizer, recipe, record, model card
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from transformers import PreTrainedModel
+
+from compresskit.calibration.statistics import TOKENS, Calibration, calibrate
+from compresskit.data.corpus import Corpus, find_corpus
+from compresskit.errors import InputError, unknown
+from compresskit.folders.compressed import write_compressed
+from compresskit.model import checkpoint as checkpoints
+from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.quantizer import quantizer_of
+from compresskit.model.sources import ModelWeights, check_finite
+from compresskit.model.targets import check_supported
+from compresskit.model.tokenizer import find_tokenizer
+from compresskit.planning.apply import apply_plan
+from compresskit.planning.planner import Plan, Progress, make_plan, silent
+from compresskit.planning.recipe import Allocation, Objective, Recipe, check_ratio, for_method, load_recipe
+from compresskit.planning.size import parse_size, ratio_of_size
+from compresskit.tasks.loading import load_data, load_task
+from compresskit.tasks.rows import TaskData
+
+ModelLike = PreTrainedModel | str | Path | None
+Text = str | Path | Corpus
+
+#: Stands for the ratio while a size is asked for and the model is not known yet.
+_ANY_RATIO = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything that may be asked of a compression. A new option is a field here, and a flag of the command.
+
+    Attributes:
+        model: a model, a folder or a hub id. Default: the embedded demo checkpoint.
+        as_class: the class to read a folder in, a key of :data:`~compresskit.model.checkpoint.MODEL_CLASSES`. Default:
+            the checkpoint's own.
+        device: where to compute, e.g. ``cpu`` or ``cuda``.
+        size: of the weight file, such as ``5MB``, instead of ``ratio``.
+        method, ratio, recipe, allocation, objective, allow_slow, calibration, calibration_task, data, tokenizer:
+            see :func:`compresskit.compress`.
+
+    Raises:
+        InputError: neither or both of method and recipe, or of ratio and size; no ratio for a method, a ratio for
+            explicit shapes, an unknown method, allocation or objective, a recipe whose rules do not fit together, a
+            text and a task for the calibration, data without a task.
+    """
+
+    model: ModelLike = None
+    as_class: str | None = None
+    device: str = "cpu"
+    method: str | None = None
+    ratio: float | None = None
+    size: str | None = None
+    recipe: Recipe | str | Path | None = None
+    allocation: Allocation | None = None
+    objective: Objective | None = None
+    allow_slow: bool = False
+    calibration: Text | bool | None = None
+    calibration_task: str | Path | None = None
+    data: str | Path | None = None
+    tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            if self.ratio is not None:
+                raise InputError("give --ratio or --size, not both")
+            parse_size(self.size)
+        self._recipe(self.ratio if self.size is None else _ANY_RATIO)
+        if self.calibration_task is not None and self._has_text:
+            raise InputError("calibrate on a text or on a task, not on both")
+        if self.calibration_task is None and self.data is not None:
+            raise InputError("data belongs to a task: give a calibration task too")
+
+    def read(self) -> Compression:
+        """The checkpoint in memory with the recipe for it, once the text of the calibration is known to be there.
+
+        Raises:
+            InputError: a text or task that cannot be read, a task without training rows, a model that cannot be
+                compressed, a size that it cannot have.
+        """
+        text = self._text()
+        dense = self._checkpoint()
+        ratio = self.ratio if self.size is None else ratio_of_size(dense, parse_size(self.size))
+        return Compression(dense, self._recipe(ratio), text=text, tokenizer=self.tokenizer)
+
+    @property
+    def _has_text(self) -> bool:
+        return self.calibration is not None and self.calibration is not False
+
+    def _recipe(self, ratio: float | None) -> Recipe:
+        """The recipe that is meant, with this ratio."""
+        if self.allocation is not None and self.allocation not in get_args(Allocation):
+            raise unknown("allocation", str(self.allocation), get_args(Allocation))
+        if self.objective is not None and self.objective not in get_args(Objective):
+            raise unknown("objective", str(self.objective), get_args(Objective))
+        if (self.method is None) == (self.recipe is None):
+            both = "" if self.method is None else ", not both"
+            raise InputError(f"give either a method (with a ratio) or a recipe{both}")
+        tokens = TOKENS if self._has_text or self.calibration_task is not None else 0
+        if self.method is not None:
+            if ratio is None:
+                raise InputError(f"method {self.method} needs a ratio or a size")
+            return for_method(
+                self.method,
+                ratio,
+                self.allocation,
+                self.allow_slow,
+                self.objective or "size",
+                calibration_tokens=tokens,
+            )
+        recipe = self.recipe.checked() if isinstance(self.recipe, Recipe) else load_recipe(self.recipe or "")
+        choices: tuple[tuple[str, Any, str], ...] = (
+            ("ratio", ratio, "a ratio or size"),
+            ("allocation", self.allocation, "an allocation"),
+            ("objective", self.objective, "an objective"),
+        )
+        for _, given, what in choices if recipe.explicit else ():
+            if given is not None:
+                raise InputError(f"recipe {recipe.name} gives explicit shapes, so {what} cannot be chosen")
+        changes = {name: given for name, given, _ in choices if given is not None}
+        if ratio is not None:
+            changes["ratio"] = check_ratio(ratio)
+        if self.allow_slow:
+            changes["allow_slow"] = True
+        if not recipe.calibration_tokens:
+            changes["calibration_tokens"] = tokens
+        return recipe.model_copy(update=changes).checked()
+
+    def _text(self) -> Corpus | TaskData:
+        """What a calibration reads: the rows of a task, or else a text (without any: the embedded one)."""
+        if self.calibration_task is not None:
+            return load_data(load_task(self.calibration_task), None if self.data is None else Path(self.data))
+        return find_corpus(None if isinstance(self.calibration, bool) else self.calibration)
+
+    def _checkpoint(self) -> Checkpoint:
+        """The dense model with what its folder holds beside it."""
+        if self.model is None or isinstance(self.model, str | Path):
+            return checkpoints.read(self.model, self.as_class, self.device)
+        if not isinstance(self.model, PreTrainedModel):
+            kind = type(self.model).__name__
+            raise InputError(f"model: give a PreTrainedModel, a folder or a hub id, not a {kind}")
+        check_supported(self.model)
+        check_finite(self.model)
+        return checkpoints.in_memory(self.model)
+
+
+@dataclass(frozen=True)
+class Compression:
+    """One checkpoint on its way; every step can be taken by itself.
+
+    Attributes:
+        checkpoint: dense, until :meth:`apply` compresses its model in place.
+        recipe: with a ratio or with explicit shapes.
+        text: what a calibration reads; only needed where the recipe wants one and there are no statistics yet.
+        tokenizer: to read it with. Default: the checkpoint's own.
+        statistics: from calibration; errors are then those of outputs, and factors keep outputs instead of weights.
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    text: Corpus | TaskData | None = None
+    tokenizer: Any = None
+    statistics: Calibration | None = None
+
+    def calibrated(self, progress: Progress = silent) -> Compression:
+        """The same with the statistics that the recipe wants; unchanged where it wants none.
+
+        Raises:
+            InputError: a text that cannot be read, no tokenizer to read it with.
+        """
+        if not self.recipe.calibration_tokens:
+            return self
+        dense, tokens = self.checkpoint, self.recipe.calibration_tokens
+        reader = find_tokenizer(self.tokenizer, dense)
+        text = find_corpus(None) if self.text is None else self.text
+        weigh = self.recipe.by_error
+        found = calibrate(dense.model, reader, text, tokens, progress, weigh=weigh, untrained=dense.untrained)
+        return replace(self, statistics=found)
+
+    def plan(self, *, predict_errors: bool = False, progress: Progress = silent) -> Plan:
+        """A spec for every group; nothing is changed. See :func:`~compresskit.planning.planner.make_plan`.
+
+        Raises:
+            InputError: a rule that matches nothing, a ratio out of reach, a shape that does not fit or saves nothing.
+        """
+        model = self.checkpoint.model
+        source = ModelWeights(model)
+        return make_plan(
+            model, self.recipe, source, statistics=self.statistics, predict_errors=predict_errors, progress=progress
+        )
+
+    def copied(self, plan: Plan) -> Compression:
+        """The same with a copy of the model, which shares only the weights that ``plan`` replaces: they are read once
+        and then gone from the copy.
+        """
+        model = self.checkpoint.model
+        names = [target.name for assignment in plan.assignments for target in assignment.group.targets]
+        weights = [model.get_submodule(name).weight for name in names]
+        memo: dict[int, Any] = {id(weight): weight for weight in weights}
+        return replace(self, checkpoint=replace(self.checkpoint, model=copy.deepcopy(model, memo)))
+
+    def apply(self, plan: Plan, progress: Progress = silent) -> Plan:
+        """Compress the checkpoint's model in place; the plan with the measured error of every group."""
+        model = self.checkpoint.model
+        applied = apply_plan(model, plan, progress, statistics=self.statistics)
+        quantizer_of(model).extra_tensors = self.checkpoint.kept
+        return applied
+
+    def write(self, plan: Plan, folder: Path, title: str) -> tuple[float, float]:
+        """Fill ``folder`` with the compressed checkpoint, its record and its card; returns MB before and after."""
+        return write_compressed(self.checkpoint, plan, folder, title)
