@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
@@ -38,6 +37,7 @@ from compresskit.model.targets import count_parameters, find_targets
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import Recipe
+from compresskit.scores import mean_over_splits
 from compresskit.storage.writing import write_text
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.predicting import Runnable
@@ -348,8 +348,7 @@ def score_on_task(cell: Cell, sources: Sources, model: PreTrainedModel, run: Run
     task, data = sources.task(cell.task)
     length = sequence_length(sources.grid.of(cell.task).stage("task")["max_length"], task)
     found = score(Scoring(model, sources.tokenizer(cell.origin), length, run=run), data)
-    mean = float(np.mean([values[task.primary] for values in found.values()]))
-    return {"metric": task.primary, "score": mean, "scores": dict(found)}
+    return {"metric": task.primary, "score": mean_over_splits(found, task.primary), "scores": dict(found)}
 
 
 def _norm(model: nn.Module, name: str) -> float:

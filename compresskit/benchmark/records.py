@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compresskit.benchmark.report.comparison import share_kept
 from compresskit.errors import InputError
+from compresskit.scores import share_kept
 from compresskit.storage.writing import write_text
 from compresskit.validation import validate
 

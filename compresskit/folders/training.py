@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 
@@ -24,6 +23,7 @@ from compresskit.model.output import MARKER, TRAINING
 from compresskit.model.quantizer import is_compressed
 from compresskit.model.targets import count_parameters
 from compresskit.model.weights import fingerprints
+from compresskit.scores import mean_over_splits, share_kept
 from compresskit.storage.files import file_hash
 from compresskit.validation import read_json
 
@@ -72,14 +72,9 @@ def stage_record(
         },
     }
     if primary is not None and "teacher" in scores:
-        teacher, student = (_mean(scores[who], primary) for who in ("teacher", "student_after"))
-        record["kept"] = student / teacher if teacher > 0 else None
+        teacher, student = (mean_over_splits(scores[who], primary) for who in ("teacher", "student_after"))
+        record["kept"] = share_kept(student, teacher)
     return record
-
-
-def _mean(scores: Mapping[str, Mapping[str, float]], metric: str) -> float:
-    """Over splits, such as MNLI's matched and mismatched ones."""
-    return float(np.mean([values[metric] for values in scores.values()]))
 
 
 def score_rows(record: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
