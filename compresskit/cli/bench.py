@@ -48,7 +48,7 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
 @click.option("--text", metavar="FILE|HUB_ID", help="General text. Default: the embedded text.")
 @click.option("--seeds", callback=_list(int), metavar="A,B", help="Default: 0.")
 @click.option(
-    "--baselines", callback=_list(str), metavar="A,B", help="Of dense (always there), int8, half-layers. Default: all."
+    "--baselines", callback=_list(str), metavar="A,B", help="Rows to compare with; `compresskit methods` lists them."
 )
 @click.option(
     "--students-from",

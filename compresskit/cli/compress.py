@@ -174,7 +174,8 @@ def inspect(model: str | None, as_class: str | None, seed: int, threads: int | N
 @click.command()
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def methods(**_: Any) -> None:
-    """List the registered methods and the shipped recipes."""
+    """List the registered methods, the shipped recipes, and the baselines of a benchmark."""
+    from compresskit.benchmark.baselines.registry import BASELINES
     from compresskit.cli.tables import table
     from compresskit.decomposers.base import AUTO
     from compresskit.decomposers.registry import METHODS
@@ -186,6 +187,9 @@ def methods(**_: Any) -> None:
     out.print(table(("method", "what it does", "published in", "package"), rows, left=(0, 1, 2, 3)))
     recipes = [(name, load_recipe(name).description) for name in sorted(shipped_recipes())]
     out.print(table(("recipe", "what it is"), recipes, left=(0, 1)))
+    rivals = [(name, rival.summary, BASELINES.source(name)) for name, rival in BASELINES.all().items()]
+    rivals += [(name, f"BROKEN: {reason}", "") for name, reason in BASELINES.broken().items()]
+    out.print(table(("baseline", "what `compresskit bench` compares with", "package"), rivals, left=(0, 1, 2)))
 
 
 def parse_size(text: str) -> int:

@@ -1,42 +1,43 @@
-"""What a skeptic compares with: the dense model in 8 bits, and one with fewer layers."""
+"""The dense model with every second layer, distilled as the students are."""
 
 from __future__ import annotations
 
 import copy
-import io
 import re
-import warnings
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from compresskit.errors import InputError, UnreachableError
+from compresskit.benchmark.baselines.base import Asked, Baseline, Made
+from compresskit.benchmark.baselines.registry import register
+from compresskit.benchmark.provenance import MadeBy
+from compresskit.errors import UnreachableError
+from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.targets import block_prefixes
 
 
-def quantise(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with torch's dynamic int8 quantisation of every linear layer. Runs on CPUs."""
-    if not any(engine != "none" for engine in torch.backends.quantized.supported_engines):
-        raise InputError("this torch has no engine for int8 on this processor")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated in favour of a package of its own, but what everyone has
-        quantised: PreTrainedModel = torch.ao.quantization.quantize_dynamic(
-            copy.deepcopy(model).cpu().float(), {nn.Linear}, dtype=torch.qint8
-        )
-    return quantised
+@register
+class HalfLayers(Baseline):
+    """As DistilBERT begins: every second layer (every third where their number is odd, ...), the rest as it is."""
 
+    name = "half-layers"
+    summary = "every second layer, trained on the students' budget"
+    trained = True
 
-def int8_megabytes(model: PreTrainedModel) -> float:
-    """MB of the file that ``torch.save`` makes of a quantised model's weights: safetensors has no such tensors."""
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    return len(file.getvalue()) / 1e6
+    def make(self, dense: Checkpoint, asked: Asked) -> Made:
+        """The model with fewer layers. Raises UnreachableError: it has one layer."""
+        smaller = replace(dense, model=with_fewer_layers(dense.model))
+        counts = (one.model.config.num_hidden_layers for one in (smaller, dense))
+        return Made(smaller, {"layers": "{} of {}".format(*counts)})
+
+    def fact(self, model: str, made_by: MadeBy) -> str:
+        """How many layers are left."""
+        return f"{made_by.layers} layers of {model}, evenly spread" if made_by.layers is not None else ""
 
 
 def with_fewer_layers(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with every second layer (every third where the number is odd, ...), as DistilBERT begins.
+    """The model with every n-th layer, n the smallest divisor of their number above 1.
 
     Raises:
         UnreachableError: it has one layer.
