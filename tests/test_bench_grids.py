@@ -16,6 +16,7 @@ from transformers import AutoModel
 import compresskit
 from compresskit.benchmark.baselines.half_layers import with_fewer_layers
 from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.store import Store
 from compresskit.planning.recipe import for_method
 
 STAGE = {"max_length": 32, "learning_rate": 3e-3, "epochs": 2}
@@ -242,3 +243,54 @@ def test_one_task_may_have_other_seeds_and_settings(bench_folder: Path, tmp_path
     less = compresskit.bench(recipe, output=tmp_path / "less", tasks=(two,))
     found = {(record.task, record.method, record.seed): record.score for record in less.records}
     assert found == {name: rows[name].score for name in (("two", "dense", 1), ("two", "low-rank", 1))}
+
+
+def test_variants(bench_folder: Path, tmp_path: Path) -> None:
+    grid = {
+        "methods": ("low-rank", "tucker"),
+        "variants": {
+            "calibrated": {"methods": ("low-rank",), "calibration_tokens": 1000},
+            "hidden-alone": {"general": {"losses": {"embedding": 0.0}}},
+        },
+    }
+    plain = tiny_bench(bench_folder, tmp_path / "out", methods=grid["methods"])
+    result = tiny_bench(bench_folder, tmp_path / "out", **grid)
+    names = ["low-rank", "low-rank + calibrated", "low-rank + hidden-alone", "tucker", "tucker + hidden-alone"]
+    assert [record.method for record in result.records] == ["dense", *names]
+    losses = {"hidden": 2.0, "embedding": 1.0}
+    grown = Grid(general={"losses": losses}, variants=grid["variants"]).of(None, "hidden-alone").general
+    assert grown == {"losses": {"hidden": 2.0, "embedding": 0.0}}
+    found = {record.method: record for record in result.records}
+    assert {record.status for record in result.records} == {"finished"}
+    for record in plain.records:  # what a grid has without variants is kept
+        assert record.key == found[record.method].key
+        assert record.made_by == found[record.method].made_by
+    usual, calibrated, hidden = (found[name] for name in names[:3])
+    assert calibrated.made_by.recipe["calibration_tokens"] == 1000
+    assert calibrated.error > usual.error  # of the weights
+    assert usual.made_by.general.losses == {"embedding": 1.0, "hidden": 1.0}
+    assert hidden.made_by.general.losses == {"hidden": 1.0}
+    assert hidden.made_by.general.max_tokens == usual.made_by.general.max_tokens
+    assert hidden.error == usual.error
+    assert hidden.score != usual.score
+    assert len(list((tmp_path / "out" / "cells").glob("model-low-rank-calibrated-3x-seed0-*/model"))) == 1
+    text = (result.folder / "README.md").read_text()
+    assert "| low-rank + calibrated |" in text
+    assert "- Variant: hidden-alone: general: losses (embedding 0.0)" in text
+    assert Store(result.folder).grid().variants["calibrated"].methods == ("low-rank",)
+
+
+@pytest.mark.parametrize(
+    ("variant", "says"),
+    [
+        ({"general": {"learning_rat": 1}}, "unknown key 'learning_rat'"),
+        ({"methods": ("tucker",)}, "unknown method of variants 'tucker'"),
+        ({"general": False}, "nothing would be trained"),
+        ({"students_from": "teacher"}, "students_from: teacher is for tasks"),
+        ({"seeds": (1,)}, "unknown key 'seeds'"),
+    ],
+)
+def test_variants_are_checked(bench_folder: Path, tmp_path: Path, variant: dict[str, object], says: str) -> None:
+    with pytest.raises(compresskit.InputError, match=says):
+        tiny_bench(bench_folder, tmp_path / "out", variants={"other": variant})
+    assert not (tmp_path / "out").exists()

@@ -49,7 +49,8 @@ class Variant(BaseModel):
         methods: of the grid, that have this variant; empty: all.
         allocation, calibration_tokens: of methods; a recipe file keeps its own.
         students_from: ``checkpoint`` or ``teacher``.
-        general: settings that replace those of the grid's ``general``; False leaves stage 1 out.
+        general: settings that replace those of the grid's ``general``; False leaves stage 1 out. Of the losses only
+            those are replaced whose weights are given.
         task: settings that replace those of the grid's ``task``, and of its ``per_task``.
     """
 

@@ -91,7 +91,7 @@ class Grid(BaseModel):
         per_task: name of a task -> what is different for it, e.g. more epochs where there is little data.
         variants: name -> what is different. Every method has a row as the grid says and one more for each variant,
             called ``METHOD + NAME``, so that rows may differ in more than method and ratio, e.g.
-            ``labels-alone: {task: {losses: {supervised: 1}}}``.
+            ``without-attention: {task: {losses: {attention: 0}}}``.
         precision: of all training: ``fp32`` or ``bf16``.
         any_machine: go on with cells that another kind of machine made; the report names all of them. Otherwise such
             cells are of another configuration. Latencies come from one machine in any case.
@@ -196,9 +196,9 @@ class Grid(BaseModel):
         if own := self.variants.get(variant):
             same = ("allocation", "calibration_tokens", "students_from")
             update |= {name: value for name in same if (value := getattr(own, name)) is not None}
-            update["task"] = update.get("task", self.task) | own.task
+            update["task"] = _changed(update.get("task", self.task), own.task)
             if own.general is not None:
-                update["general"] = own.general and (self.general or {}) | own.general
+                update["general"] = own.general and _changed(self.general or {}, own.general)
         return self.model_copy(update=update) if update else self
 
     def all_methods(self) -> tuple[str, ...]:
@@ -235,7 +235,8 @@ class Grid(BaseModel):
     def names(self) -> list[str]:
         """What tables call the rows of the grid, in its order."""
         methods = [(method, variant) for method in self.all_methods() for variant in ("", *self.variants)]
-        return [*map(row_name, self.baselines), *(_with_variant(*both) for both in methods)]
+        first = () if DENSE in self.baselines else (DENSE,)
+        return [*map(row_name, (*first, *self.baselines)), *(_with_variant(*both) for both in methods)]
 
     def _baseline_rows(self, model: str | None, task: str | None) -> Iterator[Row]:
         seeds = self.of(task).seeds
@@ -354,6 +355,13 @@ def shipped_grids() -> Mapping[str, Any]:
     """Short name -> file of every bench recipe that comes with compresskit."""
     folder = resources.files("compresskit.benchmark") / "grids"
     return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+
+
+def _changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a stage with some replaced; of losses those alone whose weights are given, as everywhere."""
+    both = [given["losses"] for given in (settings, changes) if "losses" in given]
+    losses = {"losses": {name: weight for one in both for name, weight in one.items()}} if both else {}
+    return settings | changes | losses
 
 
 def _with_variant(name: str, variant: str) -> str:
