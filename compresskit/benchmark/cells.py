@@ -387,11 +387,9 @@ def _by_role(model: PreTrainedModel, dense: PreTrainedModel) -> dict[str, int]:
         if target.role is None or target.name not in modules:  # a model with fewer layers lacks some
             continue
         layer = modules[target.name]
-        shared = getattr(layer, "shared", None)
-        parts = [layer]
-        if isinstance(shared, SharedFactors) and shared not in counted:
-            parts.append(shared)
-            counted.add(shared)
+        used = {part for part in vars(layer).values() if isinstance(part, SharedFactors)}
+        parts = [layer, *(used - counted)]
+        counted |= used
         own = sum(parameter.numel() for part in parts for parameter in part.parameters())
         roles[target.role] = roles.get(target.role, 0) + own
     return roles | {"rest": count_parameters(model) - sum(roles.values())}

@@ -47,7 +47,8 @@ class Variant(BaseModel):
 
     Attributes:
         methods: of the grid, that have this variant; empty: all.
-        allocation, calibration_tokens: of methods; a recipe file keeps its own.
+        allocation: of methods (a recipe file keeps its own; ``auto`` always takes ``error``).
+        calibration_tokens: that methods fit their factors to (a recipe file keeps its own).
         students_from: ``checkpoint`` or ``teacher``.
         general: settings that replace those of the grid's ``general``; False leaves stage 1 out. Of the losses only
             those are replaced whose weights are given.

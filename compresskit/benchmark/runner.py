@@ -80,11 +80,7 @@ def bench(
         raise unknown("executor", executor, get_args(Executor))
     if executor != "ray" and (ray_address is not None or gpus_per_cell):
         raise InputError("a Ray address or GPUs per cell are for the executor ray")
-    start = recipe if isinstance(recipe, Grid) else Grid() if recipe is None else load_grid(recipe)
-    given = {name: value for name, value in changes.items() if value is not None}
-    if start.per_task and "tasks" in given:  # what a recipe says of tasks that are not asked for does not matter
-        given.setdefault("per_task", {task: start.per_task[task] for task in start.per_task if task in given["tasks"]})
-    grid: Grid = validate(Grid, start.model_dump() | given, "bench").checked()
+    grid = _find_grid(recipe, changes)
     exports.check(grid)
     if executor == "ray":
         from compresskit.benchmark import cluster
@@ -111,3 +107,12 @@ def bench(
         finally:
             records = render(store)
     return BenchResult(store.folder, records)
+
+
+def _find_grid(recipe: Grid | str | Path | None, changes: dict[str, Any]) -> Grid:
+    start = recipe if isinstance(recipe, Grid) else Grid() if recipe is None else load_grid(recipe)
+    given = {name: value for name, value in changes.items() if value is not None}
+    if start.per_task and "tasks" in given:  # what a recipe says of tasks that are not asked for does not matter
+        given.setdefault("per_task", {task: start.per_task[task] for task in start.per_task if task in given["tasks"]})
+    grid: Grid = validate(Grid, start.model_dump() | given, "bench")
+    return grid.checked()
