@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from compresskit.benchmark.sources import git_state, hardware
+from compresskit.benchmark.machine import git_state, hardware
 
 _PACKAGES = (
     "torch", "transformers", "scipy", "compresskit", "linear-operator", "opt-einsum", "peft", "pyfastkron", "tensorly",
@@ -62,7 +62,7 @@ def made_on() -> str:
     found = {package.metadata["Name"].lower().replace("_", "-"): package.version for package in distributions()}
     versions = ", ".join(f"{name} {found[name]}" for name in _PACKAGES if name in found)
     return (
-        f"{machine['processor']} ({machine['machine']}), {machine['cores']} cores, {machine['memory_gib']} GiB; "
+        f"{machine.processor} ({machine.machine}), {machine.cores} cores, {machine.memory_gib} GiB; "
         f"{torch.backends.cpu.get_cpu_capability()}; Python {platform.python_version()}, {versions}; "
         f"commit {git_state() or 'unknown'}; load average {os.getloadavg()[0]:.1f} at the end.\n"
     )

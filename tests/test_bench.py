@@ -21,7 +21,7 @@ from transformers import AutoModel
 import compresskit
 from compresskit import InputError
 from compresskit.benchmark import cells as work
-from compresskit.benchmark import sources
+from compresskit.benchmark import shared
 from compresskit.benchmark.records import read
 from compresskit.benchmark.report.render import command
 from compresskit.benchmark.runner import BenchResult
@@ -125,13 +125,13 @@ def test_report(whole: BenchResult) -> None:
 
 def test_record_says_how_to_do_it_again(whole: BenchResult) -> None:
     made = find(whole, "kronecker", 3.0).made_by
-    assert len(made["model"]["sha256"]["model.safetensors"]) == 64
-    assert made["text"]["sha256"]
-    assert made["general"]["max_tokens"] == 3000
-    assert made["general"]["losses"] == {"embedding": 1.0, "hidden": 1.0}  # a base model predicts nothing
-    assert {"torch", "transformers", "compresskit", "python"} <= set(made["versions"])
-    assert made["hardware"]["threads"] == torch.get_num_threads()
-    assert made["recipe"]["rules"][0]["method"] == "kronecker"
+    assert len(made.model.sha256["model.safetensors"]) == 64
+    assert made.text.sha256
+    assert made.general.max_tokens == 3000
+    assert made.general.losses == {"embedding": 1.0, "hidden": 1.0}  # a base model predicts nothing
+    assert {"torch", "transformers", "compresskit", "python"} <= set(made.versions)
+    assert made.hardware.threads == torch.get_num_threads()
+    assert made.recipe["rules"][0]["method"] == "kronecker"
 
 
 def test_finished_cells_are_kept_and_more_may_be_added(bench_folder: Path, tmp_path: Path) -> None:
@@ -157,13 +157,13 @@ def test_finished_cells_are_kept_and_more_may_be_added(bench_folder: Path, tmp_p
 def test_cells_of_another_machine(bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for flag in (False, True):
         tiny_bench(bench_folder, tmp_path / str(flag), any_machine=flag)
-    real = sources.hardware()
-    monkeypatch.setattr(sources, "hardware", lambda: {**real, "processor": "another one"})
+    real = shared.hardware()
+    monkeypatch.setattr(shared, "hardware", lambda: real.model_copy(update={"processor": "another one"}))
     with pytest.raises(InputError, match="of another configuration, model, data, version or machine"):
         tiny_bench(bench_folder, tmp_path / "False", ratios=(2.0,))
     result = tiny_bench(bench_folder, tmp_path / "True", any_machine=True, ratios=(3.0, 2.0))
-    processors = {record.ratio_asked: record.made_by["hardware"]["processor"] for record in result.records}
-    assert processors == {None: real["processor"], 3.0: real["processor"], 2.0: "another one"}
+    processors = {record.ratio_asked: record.made_by.hardware.processor for record in result.records}
+    assert processors == {None: real.processor, 3.0: real.processor, 2.0: "another one"}
     assert len({record.latency.phase for record in result.records}) == 1
     text = (result.folder / "README.md").read_text()
     assert all(processor in text for processor in processors.values())
@@ -303,7 +303,7 @@ def test_report_again_and_paste(whole: BenchResult, tmp_path: Path, run: Run) ->
         (("--ratios", "4,4"), ["4.0 is there twice"]),
         (("--ratios", ","), ["ratios"]),
         (("--seeds", "-1"), ["seed -1"]),
-        (("--baselines", "int4"), ["baselines", "int8"]),
+        (("--baselines", "int4"), ["unknown baseline 'int4': did you mean 'int8'?", "half-layers"]),
         (("--data", "."), ["data belongs to a task"]),
         (("--task", "imdb"), ["imdb", "evaluation only"]),
         (("--general-tokens", "0"), ["nothing would be trained"]),

@@ -21,8 +21,8 @@ from test_bench_processes import table
 
 from compresskit.benchmark import cluster as clusters
 from compresskit.benchmark.grid import Cell, Grid
-from compresskit.benchmark.runner import Todo, Watcher
-from compresskit.benchmark.sources import versions
+from compresskit.benchmark.machine import versions
+from compresskit.benchmark.todo import Todo, Watcher
 from compresskit.errors import WorkError
 
 
@@ -121,7 +121,9 @@ def test_teachers_come_first_and_a_shared_stage_is_made_once(tmp_path: Path, mon
     """What runs together, on a stand-in for Ray that finishes the task that waits longest."""
 
     def cell(name: str, task: str, start: str = "") -> Cell:
-        return Cell("model", None, name, None, None, task, task, 0, f"{name} {task}", start)
+        return Cell(
+            "model", None, name, None, None, task, task, 0, f"{name} {task}", start, "dense" if name == "dense" else ""
+        )
 
     teachers = {task: cell("dense", task) for task in ("rte", "cola")}
     students = [cell(name, task, name) for task in teachers for name in ("low-rank", "tucker")]

@@ -22,7 +22,7 @@ from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.quality import find_passages
 from compresskit.benchmark.report.render import command
 from compresskit.benchmark.runner import BenchResult
-from compresskit.benchmark.sources import Sources
+from compresskit.benchmark.shared import Shared
 from compresskit.benchmark.store import Store
 from compresskit.errors import WorkError
 from compresskit.exporting.exported import write
@@ -86,7 +86,7 @@ def test_every_model_but_int8_is_exported_and_timed_with_the_others(whole: Bench
 
 def test_quality_is_that_of_onnx_runtime(whole: BenchResult, bench_folder: Path, origin: str) -> None:
     """Sentence similarity by hand: the file in ONNX Runtime against the dense model in torch."""
-    sources = Sources(Store(whole.folder).grid().model_copy(update={
+    sources = Shared(Store(whole.folder).grid().model_copy(update={
         "models": (origin,), "text": str(bench_folder / "text.txt"),
     }))  # fmt: skip
     passages = find_passages(sources.corpus("held-out"), sources.tokenizer(origin), 40)

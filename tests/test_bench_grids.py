@@ -14,9 +14,9 @@ from conftest import tiny_bench, tiny_model, weights, write_tsv
 from transformers import AutoModel
 
 import compresskit
-from compresskit.benchmark import sources
-from compresskit.benchmark.baselines import with_fewer_layers
+from compresskit.benchmark.baselines.half_layers import with_fewer_layers
 from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.store import Store
 from compresskit.planning.recipe import for_method
 
 STAGE = {"max_length": 32, "learning_rate": 3e-3, "epochs": 2}
@@ -76,9 +76,9 @@ def test_two_models_in_bf16(bench_folder: Path, tmp_path: Path) -> None:
     assert [record.status for record in result.records] == ["finished"] * 8
     for record in result.records:
         if record.method == "half-layers":
-            assert record.made_by["layers"] == {"model": "1 of 2", "three-layers": "1 of 3"}[record.model]
+            assert record.made_by.layers == {"model": "1 of 2", "three-layers": "1 of 3"}[record.model]
         if record.kind == "student":
-            assert record.made_by["general"]["precision"] == "bf16"
+            assert record.made_by.general.precision == "bf16"
             (folder,) = (result.folder / "cells").glob(f"{record.model}-tucker-*/model")
             # Shared factors belong to the role whose matrices they make, once.
             model = AutoModel.from_pretrained(folder)
@@ -150,7 +150,7 @@ def test_one_stage_1_for_all_tasks_and_seeds(bench_folder: Path, tmp_path: Path)
         (record.task, record.method, record.seed): (
             record.score_before,
             record.score,
-            record.made_by["general"]["seed"],
+            record.made_by.general.seed,
         )
         for record in shared.records
         if record.method != "dense"
@@ -188,8 +188,8 @@ def test_students_of_the_task_s_teacher(bench_folder: Path, tmp_path: Path) -> N
     score = compresskit.evaluate(made, task="sst2", data=data, tokenizer=tokenizer, max_length=32).record["scores"]
     students = [record for record in result.records if record.method == "low-rank"]
     assert {record.score_before for record in students} == {score["dev"]["accuracy"]}
-    assert students[0].made_by["calibration"]["text"]["task"] == "sst2"
-    assert students[0].made_by["calibration"]["weighed_by"] == "predictions"
+    assert students[0].made_by.calibration.text.task == "sst2"
+    assert students[0].made_by.calibration.weighed_by == "predictions"
     halved = with_fewer_layers(transformers.AutoModelForSequenceClassification.from_pretrained(teacher)).state_dict()
     assert all(torch.equal(tensor, halved[name]) for name, tensor in weights(shared[0] / "compressed").items())
     text = (result.folder / "README.md").read_text()
@@ -224,10 +224,10 @@ def test_one_task_may_have_other_seeds_and_settings(bench_folder: Path, tmp_path
         ("two", "dense", 1),
         ("two", "low-rank", 1),
     ]
-    assert {name: rows[name].made_by["task_stage"]["epochs"] for name in rows} == {
+    assert {name: rows[name].made_by.task_stage.epochs for name in rows} == {
         name: 3 if name[0] == "two" else 1 for name in rows
     }
-    assert rows["two", "low-rank", 1].made_by["teacher"]["learning_rate"] == 3e-3
+    assert rows["two", "low-rank", 1].made_by.teacher.learning_rate == 3e-3
     # All tasks: the mean over seeds of (one with that seed + two with the seed it has) over the same of the teachers.
     students = [rows["one", "low-rank", seed].score + rows["two", "low-rank", 1].score for seed in (0, 1)]
     kept = sum(students) / 2 / (rows["one", "dense", 0].score + rows["two", "dense", 1].score)
@@ -245,7 +245,52 @@ def test_one_task_may_have_other_seeds_and_settings(bench_folder: Path, tmp_path
     assert found == {name: rows[name].score for name in (("two", "dense", 1), ("two", "low-rank", 1))}
 
 
-def test_newer_fields_of_recipes_leave_keys_alone() -> None:
-    """Else no committed report could be continued: a field that is added here belongs into the list of newer ones."""
-    fields = {"version", "name", "description", "ratio", "allocation", "allow_slow", "rules", "distill"}
-    assert set(sources._plain(for_method("low-rank", 4.0))) == fields
+def test_variants(bench_folder: Path, tmp_path: Path) -> None:
+    grid = {
+        "methods": ("low-rank", "tucker"),
+        "variants": {
+            "calibrated": {"methods": ("low-rank",), "calibration_tokens": 1000},
+            "hidden-alone": {"general": {"losses": {"embedding": 0.0}}},
+        },
+    }
+    plain = tiny_bench(bench_folder, tmp_path / "out", methods=grid["methods"])
+    result = tiny_bench(bench_folder, tmp_path / "out", **grid)
+    names = ["low-rank", "low-rank + calibrated", "low-rank + hidden-alone", "tucker", "tucker + hidden-alone"]
+    assert [record.method for record in result.records] == ["dense", *names]
+    losses = {"hidden": 2.0, "embedding": 1.0}
+    grown = Grid(general={"losses": losses}, variants=grid["variants"]).of(None, "hidden-alone").general
+    assert grown == {"losses": {"hidden": 2.0, "embedding": 0.0}}
+    found = {record.method: record for record in result.records}
+    assert {record.status for record in result.records} == {"finished"}
+    for record in plain.records:  # what a grid has without variants is kept
+        assert record.key == found[record.method].key
+        assert record.made_by == found[record.method].made_by
+    usual, calibrated, hidden = (found[name] for name in names[:3])
+    assert calibrated.made_by.recipe["calibration_tokens"] == 1000
+    assert calibrated.error > usual.error  # of the weights
+    assert usual.made_by.general.losses == {"embedding": 1.0, "hidden": 1.0}
+    assert hidden.made_by.general.losses == {"hidden": 1.0}
+    assert hidden.made_by.general.max_tokens == usual.made_by.general.max_tokens
+    assert hidden.error == usual.error
+    assert hidden.score != usual.score
+    assert len(list((tmp_path / "out" / "cells").glob("model-low-rank-calibrated-3x-seed0-*/model"))) == 1
+    text = (result.folder / "README.md").read_text()
+    assert "| low-rank + calibrated |" in text
+    assert "- Variant: hidden-alone: general: losses (embedding 0.0)" in text
+    assert Store(result.folder).grid().variants["calibrated"].methods == ("low-rank",)
+
+
+@pytest.mark.parametrize(
+    ("variant", "says"),
+    [
+        ({"general": {"learning_rat": 1}}, "unknown key 'learning_rat'"),
+        ({"methods": ("tucker",)}, "unknown method of variants 'tucker'"),
+        ({"general": False}, "nothing would be trained"),
+        ({"students_from": "teacher"}, "students_from: teacher is for tasks"),
+        ({"seeds": (1,)}, "unknown key 'seeds'"),
+    ],
+)
+def test_variants_are_checked(bench_folder: Path, tmp_path: Path, variant: dict[str, object], says: str) -> None:
+    with pytest.raises(compresskit.InputError, match=says):
+        tiny_bench(bench_folder, tmp_path / "out", variants={"other": variant})
+    assert not (tmp_path / "out").exists()

@@ -17,8 +17,8 @@ from faults.command import finish, start
 from filelock import FileLock
 
 from compresskit.benchmark.records import RECORD
-from compresskit.benchmark.runner import Watcher
 from compresskit.benchmark.store import Store
+from compresskit.benchmark.todo import Watcher
 
 MEASURED = ("latency", "speedup", "peak_memory", "seconds")
 
@@ -90,7 +90,7 @@ def test_locked_cells_are_waited_for(bench_folder: Path, tmp_path: Path, monkeyp
         (tmp_path / "kept.json").rename(folder / RECORD)
         lock.release()
 
-    monkeypatch.setattr("compresskit.benchmark.runner.time.sleep", other_process_finishes)
+    monkeypatch.setattr("compresskit.benchmark.todo.time.sleep", other_process_finishes)
     again = tiny_bench(bench_folder, tmp_path / "out", watcher=Listener())
     assert "waiting for another process" in said
     assert record.score == next(r.score for r in again.records if r.method == "low-rank")

@@ -443,9 +443,9 @@ def test_in_a_benchmark(bench_folder: Path, tmp_path: Path) -> None:
     assert ours.error > theirs.error  # of the weights
     assert ours.score_before > theirs.score_before
     made = ours.made_by
-    assert made["calibration"]["text"] == {**made["text"], "part": "training"}
-    assert made["recipe"]["calibration_tokens"] == 2000
-    assert "calibration" not in theirs.made_by
+    assert made.calibration.text == made.text.model_copy(update={"part": "training"})
+    assert made.recipe["calibration_tokens"] == 2000
+    assert theirs.made_by.calibration is None
 
 
 def test_scaled_rows_go_on_from_block_to_block() -> None:

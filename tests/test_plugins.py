@@ -40,7 +40,7 @@ grid = {"methods": ("randomized-svd",), "ratios": (3,), "baselines": ("dense",),
 grid |= {"models": (str(root / "model"),), "text": str(root / "text.txt")}
 result = compresskit.bench(output=output / "bench", general={"max_steps": 20, "max_length": 32}, **grid)
 record = result.records[-1]
-print("bench:", record.method, record.status, record.made_by["versions"]["compresskit-randomized-svd"])
+print("bench:", record.method, record.status, record.made_by.versions["compresskit-randomized-svd"])
 """
 
 

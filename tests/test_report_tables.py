@@ -17,6 +17,18 @@ from compresskit.benchmark.records import Record, frame
 from compresskit.benchmark.report import comparison
 from compresskit.benchmark.report.render import command
 
+MADE_BY = {
+    "model": {"name": "bert", "sha256": {}},
+    "recipe": None,
+    "text": {"source": "text.txt", "sha256": None},
+    "general": {},
+    "versions": {},
+    "hardware": {
+        "machine": "m", "processor": "p", "cores": 1, "memory_gib": None, "threads": 1, "device": "cpu",
+    },
+    "git": None,
+}  # fmt: skip
+
 
 def record(method: str, asked: float | None, task: str, seed: int, score: float | None, **changes: Any) -> Record:
     """A record with what the tables read."""
@@ -33,7 +45,7 @@ def record(method: str, asked: float | None, task: str, seed: int, score: float 
         "ratio_asked": asked,
         "task": task,
         "seed": seed,
-        "made_by": {},
+        "made_by": MADE_BY,
     }
     if done:
         timing = {"milliseconds": 10 / size, "spread": 0.5, "speedup": size**0.5}

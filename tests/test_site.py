@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import compresskit
-from compresskit.benchmark.grid import Grid, TaskChanges
+from compresskit.benchmark.changes import TaskChanges, Variant
+from compresskit.benchmark.grid import Grid
 from compresskit.cli import cli
 from compresskit.decomposers.registry import METHODS
 from compresskit.planning.recipe import Recipe, Rule
@@ -60,7 +61,7 @@ def test_commands_are_those_of_the_program(site: Path) -> None:
 def test_recipe_keys_are_those_of_the_schemas(site: Path) -> None:
     page = read(site / "recipes.html")
     options = [method.options_type for method in METHODS.all().values()]
-    described = (Recipe, Rule, Stage, Task, Hub, Grid, TaskChanges, *options)
+    described = (Recipe, Rule, Stage, Task, Hub, Grid, TaskChanges, Variant, *options)
     for model in described:
         for key in model.model_fields:
             assert re.search(rf"^ +{key}: \S", model.__doc__ or "", flags=re.MULTILINE), (model.__name__, key)

@@ -8,21 +8,20 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from compresskit.benchmark import quality
-from compresskit.benchmark.baselines import int8_megabytes, quantise, with_fewer_layers
-from compresskit.benchmark.grid import Cell
+from compresskit.benchmark.baselines.base import megabytes
+from compresskit.benchmark.grid import Cell, Grid
 from compresskit.benchmark.records import RECORD, LayerError, Record
 from compresskit.benchmark.records import read as read_record
-from compresskit.benchmark.sources import Sources
+from compresskit.benchmark.shared import Shared
 from compresskit.calibration.statistics import Calibration
 from compresskit.data.corpus import Part
 from compresskit.decomposers import FactorisedLayer, SharedFactors
@@ -33,9 +32,11 @@ from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.measure import count_flops
 from compresskit.model.output import output_folder
 from compresskit.model.targets import count_parameters, find_targets
+from compresskit.model.tokenizer import find_tokenizer
 from compresskit.pipeline import Compression
 from compresskit.planning.recipe import Recipe
 from compresskit.planning.resolved import resolved_recipe
+from compresskit.scores import mean_over_splits
 from compresskit.storage.writing import write_text
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.predicting import Runnable
@@ -58,7 +59,7 @@ class Workshop:
 
     Attributes:
         cell: what to make.
-        sources: what all cells share.
+        shared: what all cells share.
         folder: of the cell.
         dense: folder of the dense cell of the same model and task.
         start: folder of the stage 1 or compressed teacher that the cell shares with others; None: it has its own.
@@ -67,7 +68,7 @@ class Workshop:
     """
 
     cell: Cell
-    sources: Sources
+    shared: Shared
     folder: Path
     dense: Path
     start: Path | None = None
@@ -83,11 +84,11 @@ class Workshop:
             message=message,
             model=cell.model,
             method=cell.method,
-            kind="baseline" if cell.recipe is None else "student",
+            kind="baseline" if cell.baseline else "student",
             ratio_asked=cell.ratio,
             task=cell.task_name or None,
             seed=cell.seed,
-            made_by=self.sources.made_by(cell),
+            made_by=self.shared.made_by(cell),
         )
 
     def run(self) -> Record:
@@ -101,76 +102,91 @@ class Workshop:
         return Record.model_validate(self.failure("").model_dump() | found | {"status": "finished"})
 
     def _run(self) -> dict[str, Any]:
-        method = self.cell.method if self.cell.recipe is None else ""
-        found: dict[str, Any]
-        if method == "dense":
-            found = self._teacher()
-        elif method == "int8":
-            found = self._int8()
-        else:
-            found = self._student(half_layers=method == "half-layers")
-        found["score_teacher"] = found["score"] if method == "dense" else self._teacher_score()
+        found = self._trained() if self.cell.learns else self._untrained()
+        found["score_teacher"] = found["score"] if self.cell.is_teacher else self._teacher_score()
         if self.cell.task is None:
-            found["scores"]["retrieval chance"] = self.sources.passages(self.cell.origin).chance
-            found["scores"]["retrieval teacher"] = self.sources.encoded(self.cell.origin)[1]
+            found["scores"]["retrieval chance"] = self.shared.passages(self.cell.origin).chance
+            found["scores"]["retrieval teacher"] = self.shared.encoded(self.cell.origin)[1]
         return found
 
-    # -- the three kinds of cells ---------------------------------------------------------------------------------
+    # -- the two kinds of cells -------------------------------------------------------------------------------------
 
-    def _teacher(self) -> dict[str, Any]:
-        cell, grid = self.cell, self.sources.grid
-        found: dict[str, Any] = {}
-        if cell.task is not None and not (self.folder / MODEL).exists():
+    def _untrained(self) -> dict[str, Any]:
+        """The dense model, of a task fine-tuned first, or what a baseline makes of it."""
+        cell = self.cell
+        assert cell.rival is not None
+        if cell.is_teacher and cell.task is not None:
             self.say("fine-tuning the teacher")
-            settings = {**grid.of(cell.task).teacher, "precision": grid.precision}
-            self._train(stages.finetune, self.folder / MODEL, cell.origin, task=cell.task, data=grid.data, **settings)
-        read = self._read_dense()
-        if cell.task is not None:
-            found["seconds_distill"] = _last_stage(self.folder / MODEL)["seconds"]
-        return found | self._size(read.model, read.folder) | self._score(read.model)
-
-    def _int8(self) -> dict[str, Any]:
-        self.say("quantising")
+            settings = {**self.grid.teacher, "precision": self.grid.precision}
+            self._train(
+                stages.finetune, self.folder / MODEL, cell.origin, task=cell.task, data=self.grid.data, **settings
+            )
+        elif not cell.is_teacher:
+            self.say(f"making {cell.method}")
         dense = self._read_dense()
-        size = self._size(dense.model, dense.folder)
         start = time.perf_counter()
-        quantised = quantise(dense.model)
+        made = cell.rival.make(dense, cell.asked)
         seconds = time.perf_counter() - start
-        size |= {"megabytes": int8_megabytes(quantised), "seconds_compress": seconds}
-        return size | self._score(quantised)
+        found = self._size(made.checkpoint) | self._score(made.checkpoint)
+        found["made_by"] = self.shared.made_by(cell, made.made_by)
+        if not cell.is_teacher:
+            return found | {"seconds_compress": seconds}
+        return found | ({"seconds_distill": _last_stage(self.folder / MODEL)["seconds"]} if cell.task else {})
 
-    def _student(self, *, half_layers: bool) -> dict[str, Any]:
-        cell, grid = self.cell, self.sources.grid
-        options = {"allow_dense": half_layers, "precision": grid.precision}
+    def _trained(self) -> dict[str, Any]:
+        """A student of a method or a baseline, taught in the grid's stages."""
+        cell, grid = self.cell, self.grid
         # What comes before stage 2 may be shared; then it lies in a folder of its own.
         work = self.start or self.folder / WORK
         start = work / "compressed"
         if not start.is_dir():
             (work / "compressed.json").unlink(missing_ok=True)
-        made = _once(work / "compressed.json", lambda: self._halve(start) if half_layers else self._compress(start))
+        make = self._compress if cell.rival is None else self._make_baseline
+        made = _once(work / "compressed.json", lambda: make(start))
         self.say("scoring before training")
-        before = _once(self.folder / WORK / "before.json", lambda: self._score(self._read(start).model))
-        seconds, made_by = 0.0, self.sources.made_by(cell) | made.pop("made_by", {})
+        before = _once(self.folder / WORK / "before.json", lambda: self._score(self._read(start)))
+        trained: dict[str, dict[str, Any]] = {}
+        seconds = 0.0
         if grid.general is not False:
-            self.say("stage 1: general text")
-            target = work / "general" if cell.task is not None else self.folder / MODEL
-            text, seed = self.sources.corpus(self._part), grid.seeds[0] if self.start else cell.seed
-            settings = {**grid.general, **options, "seed": seed}
-            self._train(stages.distill, target, start, cell.origin, text=text, **settings)
-            start, stage = target, _last_stage(target)
-            seconds += stage["seconds"]
-            made_by["general"] |= {"losses": stage["losses"], "seed": seed}  # the losses that the class allowed
+            start = work / "general" if cell.task is not None else self.folder / MODEL
+            seconds += self._stage_1(work / "compressed", start, trained)
         if cell.task is not None:
-            self.say(f"stage 2: {cell.task_name}")
-            target, teacher = self.folder / MODEL, self.dense / MODEL
-            settings = {**grid.of(cell.task).task, **options, "teacher_outputs": self.dense / OUTPUTS}
-            self._train(stages.distill, target, start, teacher, task=cell.task, data=grid.data, **settings)
-            stage = _last_stage(target)
-            seconds += stage["seconds"]
-            made_by["task_stage"]["losses"] = stage["losses"]
+            seconds += self._stage_2(start, trained)
         read = self._read(self.folder / MODEL)
-        found = self._size(read.model, read.folder) | self._score(read.model)
-        return made | found | {"score_before": before["score"], "seconds_distill": seconds, "made_by": made_by}
+        found = self._size(read) | self._score(read)
+        found |= {"score_before": before["score"], "seconds_distill": seconds}
+        found["made_by"] = self.shared.made_by(cell, made["made_by"], trained)
+        return made | found
+
+    def _stage_1(self, start: Path, target: Path, trained: dict[str, dict[str, Any]]) -> float:
+        """General text, from one folder to another; the seconds it took. ``trained`` learns what was decided in it."""
+        self.say("stage 1: general text")
+        seed = self.grid.seeds[0] if self.start else self.cell.seed
+        settings = {**(self.grid.general or {}), **self._options, "seed": seed}
+        text = self.shared.corpus(self._part)
+        self._train(stages.distill, target, start, self.cell.origin, text=text, **settings)
+        stage = _last_stage(target)
+        trained["general"] = {"losses": stage["losses"], "seed": seed}  # the losses that the class allowed
+        return float(stage["seconds"])
+
+    def _stage_2(self, start: Path, trained: dict[str, dict[str, Any]]) -> float:
+        """The task, as :meth:`_stage_1`."""
+        self.say(f"stage 2: {self.cell.task_name}")
+        target, teacher = self.folder / MODEL, self.dense / MODEL
+        settings = {**self.grid.task, **self._options, "teacher_outputs": self.dense / OUTPUTS}
+        self._train(stages.distill, target, start, teacher, task=self.cell.task, data=self.grid.data, **settings)
+        stage = _last_stage(target)
+        trained["task_stage"] = {"losses": stage["losses"]}
+        return float(stage["seconds"])
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"allow_dense": self.cell.rival is not None, "precision": self.grid.precision}
+
+    @property
+    def grid(self) -> Grid:
+        """The grid as it is for this cell."""
+        return self.shared.grid.of(self.cell.task, self.cell.variant)
 
     @property
     def _part(self) -> Part:
@@ -211,23 +227,24 @@ class Workshop:
 
     def _statistics(self, recipe: Recipe) -> tuple[Calibration, float]:
         cell, tokens = self.cell, recipe.calibration_tokens
-        if self.sources.grid.students_from == "checkpoint":
-            return self.sources.statistics(cell.origin, self._part, tokens)
+        if self.grid.students_from == "checkpoint":
+            return self.shared.statistics(cell.origin, self._part, tokens)
         assert cell.task is not None
-        return self.sources.task_statistics(cell.origin, cell.task, self.dense / MODEL, tokens, recipe.by_error)
+        return self.shared.task_statistics(cell.origin, cell.task, self.dense / MODEL, tokens, recipe.by_error)
 
-    def _halve(self, target: Path) -> dict[str, Any]:
+    def _make_baseline(self, target: Path) -> dict[str, Any]:
+        assert self.cell.rival is not None
+        self.say(f"making {self.cell.method}")
         dense = self._read_whole()
         start = time.perf_counter()
-        smaller = replace(dense, model=with_fewer_layers(dense.model))
+        made = self.cell.rival.make(dense, self.cell.asked)
         seconds = time.perf_counter() - start
         shutil.rmtree(target, ignore_errors=True)
         part = target.with_name("compressed.part")
         part.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(smaller, part)
+        checkpoints.save(made.checkpoint, part)
         part.rename(target)
-        counts = (one.model.config.num_hidden_layers for one in (smaller, dense))
-        return {"seconds_compress": seconds, "made_by": {"layers": "{} of {}".format(*counts)}}
+        return {"seconds_compress": seconds, "made_by": dict(made.made_by)}
 
     def _train(self, train: Callable[..., Any], output: Path, *models: Any, **settings: Any) -> None:
         """A stage into ``output``, unless it is there; a stopped one continues."""
@@ -240,12 +257,12 @@ class Workshop:
     # -- reading and measuring ----------------------------------------------------------------------------------------
 
     def _read_dense(self) -> Checkpoint:
-        return read_dense(self.cell, self.sources, self.dense)
+        return read_dense(self.cell, self.shared, self.dense)
 
     def _read_whole(self) -> Checkpoint:
         """What the student is made from."""
-        whole = self.sources.grid.students_from == "checkpoint"
-        return self.sources.read_dense(self.cell.origin) if whole else self._read_dense()
+        whole = self.grid.students_from == "checkpoint"
+        return self.shared.read_dense(self.cell.origin) if whole else self._read_dense()
 
     def _read(self, folder: Path) -> Checkpoint:
         """A student in the class in which it is scored, with the teacher's head where it has none yet."""
@@ -258,30 +275,32 @@ class Workshop:
         assert score_ is not None  # a finished cell has one
         return score_
 
-    def _size(self, model: PreTrainedModel, folder: Path | None) -> dict[str, Any]:
-        assert folder is not None
-        flops, total = count_flops(model), count_parameters(model)
+    def _size(self, made: Checkpoint) -> dict[str, Any]:
+        rival = self.cell.rival
         dense = self._read_dense().model
+        model = made.model if rival is None else rival.counted(dense, made.model)
+        flops, total = count_flops(model), count_parameters(model)
         return {
             "parameters": total,
             "parameters_by_role": _by_role(model, dense),
             "ratio": count_parameters(dense) / total,
-            "megabytes": sum(file.stat().st_size for file in checkpoints.weight_files(folder)) / 1e6,
+            "megabytes": megabytes(made) if rival is None else rival.megabytes(made),
             "flops": flops.total,
             "flops_linear": flops.linear,
         }
 
-    def _score(self, model: PreTrainedModel) -> dict[str, Any]:
-        cell = self.cell
+    def _score(self, made: Checkpoint) -> dict[str, Any]:
+        cell, rival = self.cell, self.cell.rival
         if cell.task is None:
-            teacher, _ = self.sources.encoded(cell.origin)
-            passages = self.sources.passages(cell.origin)
-            ours = quality.encode(model.float().eval(), self.sources.tokenizer(cell.origin), passages)
+            teacher, _ = self.shared.encoded(cell.origin)
+            passages = self.shared.passages(cell.origin)
+            ours = quality.encode(made.model.float().eval(), self.shared.tokenizer(cell.origin), passages)
             scores = quality.closeness(ours, teacher, passages)
             return {"metric": quality.METRIC, "score": scores[quality.METRIC], "scores": dict(scores)}
-        # Quantised layers run on CPUs only.
-        device: Any = "cuda" if torch.cuda.is_available() and cell.method != "int8" else "cpu"
-        return score_on_task(cell, self.sources, model.float().to(device))
+        own = find_tokenizer(None, made) if rival is not None and rival.own_tokenizer else None
+        cpu = rival is not None and rival.cpu_only
+        device: Any = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
+        return score_on_task(cell, self.shared, made.model.float().to(device), tokenizer=own)
 
 
 def reason(error: Exception, folder: Path) -> str:
@@ -315,39 +334,41 @@ def clear(folder: Path) -> None:
 
 def has_model(cell: Cell, record: Record, folder: Path) -> bool:
     """Whether the model of a finished cell is still there, where it has one of its own."""
-    own = cell.recipe is not None or cell.method == "half-layers" or (cell.method == "dense" and cell.task is not None)
-    return not own or record.status != "finished" or (folder / MODEL).is_dir()
+    return not cell.keeps_model or record.status != "finished" or (folder / MODEL).is_dir()
 
 
-def read_dense(cell: Cell, sources: Sources, dense: Path) -> Checkpoint:
+def read_dense(cell: Cell, shared: Shared, dense: Path) -> Checkpoint:
     """The dense model that the cell is compared with: the task's teacher, or the pre-trained checkpoint itself."""
-    return sources.read_dense(cell.origin) if cell.task is None else checkpoints.read(dense / MODEL)
+    return shared.read_dense(cell.origin) if cell.task is None else checkpoints.read(dense / MODEL)
 
 
-def read_own(cell: Cell, sources: Sources, folder: Path, dense: Path) -> Checkpoint:
-    """The checkpoint of a finished cell; of the int8 baseline the one it is made from."""
-    if cell.recipe is not None or cell.method == "half-layers":
+def read_own(cell: Cell, shared: Shared, folder: Path, dense: Path) -> Checkpoint:
+    """The checkpoint of a finished cell: its own, or what its baseline makes of the dense one."""
+    if cell.learns:
         return checkpoints.read(folder / MODEL, compressed=None)
-    return read_dense(cell, sources, dense)
+    assert cell.rival is not None
+    return cell.rival.make(read_dense(cell, shared, dense), cell.asked).checkpoint
 
 
-def read_model(cell: Cell, sources: Sources, folder: Path, dense: Path) -> PreTrainedModel:
+def read_model(cell: Cell, shared: Shared, folder: Path, dense: Path) -> PreTrainedModel:
     """The model of a finished cell, for timing."""
-    model = read_own(cell, sources, folder, dense).model.float().eval()
-    return quantise(model) if cell.recipe is None and cell.method == "int8" else model
+    return read_own(cell, shared, folder, dense).model.float().eval()
 
 
-def score_on_task(cell: Cell, sources: Sources, model: PreTrainedModel, run: Runnable | None = None) -> dict[str, Any]:
+def score_on_task(
+    cell: Cell, shared: Shared, model: PreTrainedModel, run: Runnable | None = None, *, tokenizer: Any = None
+) -> dict[str, Any]:
     """Metric, score (its mean over the splits) and every metric of a model on the cell's task.
 
-    ``run`` computes in the model's place, e.g. ONNX Runtime.
+    Args:
+        run: computes in the model's place, e.g. ONNX Runtime.
+        tokenizer: of the model, where it is not the dense model's.
     """
     assert cell.task is not None
-    task, data = sources.task(cell.task)
-    length = sequence_length(sources.grid.of(cell.task).stage("task")["max_length"], task)
-    found = score(Scoring(model, sources.tokenizer(cell.origin), length, run=run), data)
-    mean = float(np.mean([values[task.primary] for values in found.values()]))
-    return {"metric": task.primary, "score": mean, "scores": dict(found)}
+    task, data = shared.task(cell.task)
+    length = sequence_length(shared.grid.of(cell.task).stage("task")["max_length"], task)
+    found = score(Scoring(model, tokenizer or shared.tokenizer(cell.origin), length, run=run), data)
+    return {"metric": task.primary, "score": mean_over_splits(found, task.primary), "scores": dict(found)}
 
 
 def _norm(model: nn.Module, name: str) -> float:

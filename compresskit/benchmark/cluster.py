@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from compresskit.benchmark.grid import Cell, Grid
+from compresskit.benchmark.machine import versions
 from compresskit.benchmark.records import Record
-from compresskit.benchmark.runner import PATIENCE, Todo, Watcher, failure, settle
-from compresskit.benchmark.sources import Sources, versions
+from compresskit.benchmark.shared import Shared
 from compresskit.benchmark.store import Store
+from compresskit.benchmark.todo import PATIENCE, Todo, Watcher, failure, settle
 from compresskit.errors import InputError, WorkError, one_line
 
 #: How often a cell whose worker died is continued elsewhere.
@@ -69,7 +70,7 @@ def connect(address: str | None, needs: Needs) -> None:
         )
 
 
-def run_all(todo: Todo, store: Store, sources: Sources, watch: Watcher, needs: Needs) -> None:
+def run_all(todo: Todo, store: Store, shared: Shared, watch: Watcher, needs: Needs) -> None:
     """Every cell without a result, as many at a time as the cluster has room for; students once their teacher is there.
 
     A worker that dies costs what its cell did since its last checkpoint: the cell continues elsewhere. A cell whose
@@ -81,7 +82,7 @@ def run_all(todo: Todo, store: Store, sources: Sources, watch: Watcher, needs: N
     import ray
 
     task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RETRIES)(_work)
-    shared = (sources.grid, Path.cwd(), store.folder.resolve(), versions(), needs.cpus)
+    places = (shared.grid, Path.cwd(), store.folder.resolve(), versions(), needs.cpus)
     running: dict[Any, Cell] = {}
     done: set[Cell] = set()
     waiting = list(todo.teachers)
@@ -93,7 +94,7 @@ def run_all(todo: Todo, store: Store, sources: Sources, watch: Watcher, needs: N
                 if todo.teachers[cell] in (cell, *done) and cell.start not in taken:
                     waiting.remove(cell)
                     watch.started(cell)
-                    running[task.remote(cell, todo, *shared)] = cell
+                    running[task.remote(cell, todo, *places)] = cell
             watch.says(f"cluster: {len(running)} cells run or are queued, {len(waiting)} wait for others")
             for answer in ray.wait(list(running))[0]:
                 cell = running.pop(answer)
@@ -103,7 +104,7 @@ def run_all(todo: Todo, store: Store, sources: Sources, watch: Watcher, needs: N
                     raise WorkError(f"executor ray: {one_line(error.cause)}") from error
                 except ray.exceptions.RayError as error:
                     words = f"its worker died {RETRIES + 1} times: {one_line(error)}"
-                    record = failure(cell, words, store, sources)
+                    record = failure(cell, words, store, shared)
                 done.add(cell)
                 watch.finished(cell, record)
     finally:
@@ -122,13 +123,13 @@ def _work(
         other = ", ".join(f"{name} {number}" for name, number in versions().items() if theirs.get(name) != number)
         raise WorkError(f"{platform.node()} has other versions: {other}")
     torch.set_num_threads(threads)
-    store, sources = Store(folder), _sources(grid.model_dump_json())
-    while (record := settle(cell, todo, store, sources, Watcher())) is None:
+    store, shared = Store(folder), _shared(grid.model_dump_json())
+    while (record := settle(cell, todo, store, shared, Watcher())) is None:
         time.sleep(PATIENCE)
     return record
 
 
 @cache
-def _sources(grid: str) -> Sources:
+def _shared(grid: str) -> Shared:
     """Read once by every worker process, which makes many cells."""
-    return Sources(Grid.model_validate_json(grid))
+    return Shared(Grid.model_validate_json(grid))

@@ -12,7 +12,7 @@ from compresskit.benchmark import cells as work
 from compresskit.benchmark import quality
 from compresskit.benchmark.grid import Cell, Grid
 from compresskit.benchmark.records import ExportRecord, Record
-from compresskit.benchmark.sources import Sources
+from compresskit.benchmark.shared import Shared
 from compresskit.errors import InputError
 from compresskit.exporting import exported
 from compresskit.exporting.format import FORMATS, installed
@@ -28,13 +28,12 @@ def check(grid: Grid) -> None:
 
 
 def wanted(cell: Cell, grid: Grid) -> tuple[str, ...]:
-    """The formats of a cell: those of the grid; of the dense model also those that hold the same unrounded; none of the
-    int8 baseline.
+    """The formats of a cell: those of the grid; of the dense model also those that hold the same unrounded; none of
+    baselines that cannot be exported.
     """
-    if cell.recipe is None and cell.method == "int8":
+    if not cell.exported:
         return ()
-    dense = cell.recipe is None and cell.method == "dense"
-    return _with_exact(grid.exports) if dense else grid.exports
+    return _with_exact(grid.exports) if cell.is_teacher else grid.exports
 
 
 def _with_exact(forms: Sequence[str]) -> tuple[str, ...]:
@@ -48,13 +47,13 @@ def lacks(cell: Cell, record: Record, grid: Grid) -> bool:
     return record.status == "finished" and not made.issuperset(wanted(cell, grid))
 
 
-def export_all(cell: Cell, record: Record, sources: Sources, folder: Path, dense: Path) -> Record:
+def export_all(cell: Cell, record: Record, shared: Shared, folder: Path, dense: Path) -> Record:
     """The record with every wanted export, and no other; what is there is kept."""
     made = {}
-    for form in wanted(cell, sources.grid):
+    for form in wanted(cell, shared.grid):
         known = record.exports.get(form)
         whole = known is not None and not known.message and exported.is_whole(form, folder / form)
-        made[form] = known if known is not None and whole else _export(cell, form, sources, folder, dense)
+        made[form] = known if known is not None and whole else _export(cell, form, shared, folder, dense)
     return record.model_copy(update={"exports": made})
 
 
@@ -66,12 +65,12 @@ def load(form: str, folder: Path) -> Runnable:
     return run
 
 
-def _export(cell: Cell, form: str, sources: Sources, folder: Path, dense: Path) -> ExportRecord:
+def _export(cell: Cell, form: str, shared: Shared, folder: Path, dense: Path) -> ExportRecord:
     """One export with its score; why there is none is a result too."""
     try:
-        read = work.read_own(cell, sources, folder, dense)
+        read = work.read_own(cell, shared, folder, dense)
         done = exported.write(read, folder / form, form, overwrite=True)
-        found = _score(cell, form, sources, read, folder)
+        found = _score(cell, form, shared, read, folder)
     except Exception as error:  # one export must not stop the others
         return ExportRecord(message=work.reason(error, folder))
     return ExportRecord(
@@ -82,15 +81,15 @@ def _export(cell: Cell, form: str, sources: Sources, folder: Path, dense: Path) 
     )
 
 
-def _score(cell: Cell, form: str, sources: Sources, read: Checkpoint, folder: Path) -> dict[str, Any]:
+def _score(cell: Cell, form: str, shared: Shared, read: Checkpoint, folder: Path) -> dict[str, Any]:
     if cell.task is not None:
-        return work.score_on_task(cell, sources, read.model.float().eval(), load(form, folder))
-    passages = sources.passages(cell.origin)
+        return work.score_on_task(cell, shared, read.model.float().eval(), load(form, folder))
+    passages = shared.passages(cell.origin)
     with tempfile.TemporaryDirectory() as temporary:
         encoder: Any = read.model.base_model
         if encoder is not read.model:  # an exported head gives no hidden states: its encoder is written for them
             folder = Path(temporary)
             exported.write(replace(read, model=encoder), folder / form, form)
-        ours = quality.encode_exported(load(form, folder), sources.tokenizer(cell.origin), passages)
-    scores = quality.closeness(ours, sources.encoded(cell.origin)[0], passages)
+        ours = quality.encode_exported(load(form, folder), shared.tokenizer(cell.origin), passages)
+    scores = quality.closeness(ours, shared.encoded(cell.origin)[0], passages)
     return {"score": scores[quality.METRIC], "scores": scores}

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
+from compresskit.benchmark.baselines.base import DENSE, Asked, Baseline
+from compresskit.benchmark.baselines.registry import BASELINES, find, row_name
+from compresskit.benchmark.changes import Beginning, TaskChanges, Variant, check_seeds, no_twins
 from compresskit.decomposers import AUTO, registry
 from compresskit.errors import InputError, unknown
 from compresskit.planning.recipe import Allocation, Recipe, check_ratio, for_method, load_recipe, shipped_recipes
@@ -18,39 +30,34 @@ from compresskit.tasks.loading import evaluation_only, load_task
 from compresskit.training.settings import split_settings, with_settings
 from compresskit.validation import parse_mapping, read_named, validate
 
-Baseline = Literal["dense", "int8", "half-layers"]
-BASELINES: tuple[Baseline, ...] = ("dense", "int8", "half-layers")
-Beginning = Literal["checkpoint", "teacher"]
+#: What a grid compares with where it says nothing.
+USUAL = (DENSE, "int8", "half-layers")
 #: Stage 1 of every student where the grid says nothing: short, for a first look. At so few tokens small batches win.
 GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
 
 
-def _seeds(value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    if bad := [seed for seed in value or () if not 0 <= seed < 2**32]:
-        raise ValueError(f"seed {bad[0]} is not between 0 and 2^32 - 1")
-    return _no_twins(value)
-
-
-def _no_twins(value: Any) -> Any:
-    if twins := [entry for entry in value or () if value.count(entry) > 1]:
-        raise ValueError(f"{twins[0]} is there twice")
-    return value
-
-
-class TaskChanges(BaseModel):
-    """What is different for one task.
+class Row(NamedTuple):
+    """One cell that a grid asks for, as it asks for it.
 
     Attributes:
-        seeds: the task's own.
-        teacher: settings that replace those of the grid's ``teacher``.
-        task: settings that replace those of the grid's ``task``.
+        model: a folder or hub id; None: the embedded checkpoint.
+        task: a name or YAML file; None: quality without labels.
+        seed: of its training.
+        name: what tables call it: the baseline, or ``METHOD``, or ``METHOD + VARIANT``.
+        baseline: the grid's entry; empty: a student of a method.
+        recipe: of a student; None for a baseline.
+        ratio: as asked; None for what has a ratio of its own.
+        variant: name of the variant; empty: as the grid says.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seeds: Annotated[tuple[int, ...] | None, Field(min_length=1), AfterValidator(_seeds)] = None
-    teacher: dict[str, Any] = Field(default_factory=dict)
-    task: dict[str, Any] = Field(default_factory=dict)
+    model: str | None
+    task: str | None
+    seed: int
+    name: str
+    baseline: str = ""
+    recipe: Recipe | None = None
+    ratio: float | None = None
+    variant: str = ""
 
 
 class Grid(BaseModel):
@@ -66,9 +73,9 @@ class Grid(BaseModel):
         tasks: names or YAML files; empty: quality without labels.
         data: folder with the tasks' files; None: the hub.
         text: general text for stage 1 and for quality without labels; None: the embedded text.
-        seeds: of order, masks and new heads. The teacher of a task and the int8 baseline take the first one.
-        baselines: rows without compression by factors: ``dense`` (the teacher; always there), ``int8`` (its linear
-            layers quantised dynamically), ``half-layers`` (every second layer, distilled on the students' budget).
+        seeds: of order, masks and new heads. The teacher of a task, and baselines that are not trained, take the first.
+        baselines: rows without compression by factors: registered names, some with an argument behind a colon.
+            ``dense`` (the teacher) is always there.
         teacher: settings of :func:`compresskit.finetune` for a task's teacher.
         students_from: what students are made from: ``checkpoint``, the pre-trained model, or ``teacher``, the task's
             fine-tuned one. Students of a teacher know the task before any training and need no stage 1; methods that
@@ -81,6 +88,9 @@ class Grid(BaseModel):
             every task and seed; otherwise every cell has its own.
         task: settings of stage 2 of every student, where there are tasks.
         per_task: name of a task -> what is different for it, e.g. more epochs where there is little data.
+        variants: name -> what is different. Every method has a row as the grid says and one more for each variant,
+            called ``METHOD + NAME``, so that rows may differ in more than method and ratio, e.g.
+            ``without-attention: {task: {losses: {attention: 0}}}``.
         precision: of all training: ``fp32`` or ``bf16``.
         any_machine: go on with cells that another kind of machine made; the report names all of them. Otherwise such
             cells are of another configuration. Latencies come from one machine in any case.
@@ -101,8 +111,8 @@ class Grid(BaseModel):
     tasks: tuple[str, ...] = ()
     data: str | None = None
     text: str | None = None
-    seeds: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_seeds)] = (0,)
-    baselines: tuple[Baseline, ...] = BASELINES
+    seeds: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(check_seeds)] = (0,)
+    baselines: tuple[str, ...] = USUAL
     teacher: dict[str, Any] = Field(default_factory=dict)
     students_from: Beginning = "checkpoint"
     allocation: Allocation = "uniform"
@@ -111,6 +121,9 @@ class Grid(BaseModel):
     share_general: bool = False
     task: dict[str, Any] = Field(default_factory=dict)
     per_task: dict[str, TaskChanges] = Field(default_factory=dict)
+    variants: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Variant] = Field(
+        default_factory=dict
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     any_machine: bool = False
     latency_rounds: int = Field(default=5, ge=1)
@@ -119,7 +132,7 @@ class Grid(BaseModel):
     @field_validator("models", "methods", "ratios", "tasks", "baselines", "exports")
     @classmethod
     def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = _no_twins(value)
+        found: tuple[Any, ...] = no_twins(value)
         return found
 
     @field_validator("ratios")
@@ -127,8 +140,15 @@ class Grid(BaseModel):
     def _above_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(check_ratio(ratio) for ratio in value)
 
+    @model_serializer(mode="wrap")
+    def _variants_if_any(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most grids have none, and folders of before say nothing of them."""
+        return {name: value for name, value in whole(self).items() if name != "variants" or self.variants}
+
     def checked(self) -> Grid:
-        """The grid itself, once methods, tasks and settings are known to be valid. Raises InputError."""
+        """The grid itself, once methods, baselines, tasks and settings are known to be valid. Raises InputError."""
+        for entry in self.baselines:
+            self._check_baseline(entry)
         for method in self.all_methods():
             self._recipe(method, self.ratios[0])
         for task in self.tasks:
@@ -138,9 +158,24 @@ class Grid(BaseModel):
             raise InputError("data belongs to a task: give --task")
         if strangers := [task for task in self.per_task if task not in self.tasks]:
             raise unknown("task of per_task", strangers[0], self.tasks)
-        for grid in (self, *map(self.of, self.tasks)):
-            for what in ("teacher", "general", "task"):
-                grid.stage(what)
+        for variant in self.variants.values():
+            if unheard := [method for method in variant.methods if method not in self.all_methods()]:
+                raise unknown("method of variants", unheard[0], self.all_methods())
+        for name in ("", *self.variants):
+            for grid in (self.of(None, name), *(self.of(task, name) for task in self.tasks)):
+                for what in ("teacher", "general", "task"):
+                    grid.stage(what)
+            self.of(None, name)._check_stages()
+        return self
+
+    def _check_baseline(self, entry: str) -> None:
+        baseline, _ = find(entry)
+        if row_name(entry) in registry.METHODS.all():
+            raise InputError(f"baseline {entry}: is called like a method")
+        if baseline.own_tokenizer and not self.tasks:
+            raise InputError(f"baseline {entry}: has a tokenizer of its own, so it needs a task: give --task")
+
+    def _check_stages(self) -> None:
         if self.share_general and (self.general is False or not self.tasks):
             raise InputError("share_general: is for stage 1 (general) followed by tasks; there is nothing to share")
         if self.students_from == "teacher" and (self.general is not False or not self.tasks):
@@ -150,17 +185,20 @@ class Grid(BaseModel):
             )
         if self.general is False and not self.tasks:
             raise InputError("nothing would be trained: without a task, stage 1 (general) is what distils a student")
-        return self
 
-    def of(self, task: str | None) -> Grid:
-        """The grid as it is for one task."""
-        changes = self.per_task.get(task or "")
-        if changes is None:
-            return self
-        seeds = changes.seeds or self.seeds
-        return self.model_copy(
-            update={"seeds": seeds, "teacher": self.teacher | changes.teacher, "task": self.task | changes.task}
-        )
+    def of(self, task: str | None, variant: str = "") -> Grid:
+        """The grid as it is for one task and one variant of the students."""
+        update: dict[str, Any] = {}
+        if changes := self.per_task.get(task or ""):
+            update = {"seeds": changes.seeds or self.seeds, "teacher": self.teacher | changes.teacher}
+            update["task"] = self.task | changes.task
+        if own := self.variants.get(variant):
+            same = ("allocation", "calibration_tokens", "students_from")
+            update |= {name: value for name in same if (value := getattr(own, name)) is not None}
+            update["task"] = _changed(update.get("task", self.task), own.task)
+            if own.general is not None:
+                update["general"] = own.general and _changed(self.general or {}, own.general)
+        return self.model_copy(update=update) if update else self
 
     def all_methods(self) -> tuple[str, ...]:
         """The methods, the registered ones where none are named."""
@@ -183,20 +221,38 @@ class Grid(BaseModel):
         budget = {"max_steps": options.max_steps, "max_tokens": options.max_tokens, "precision": self.precision}
         return stage.model_dump(mode="json") | budget
 
-    def rows(self) -> Iterator[tuple[str | None, str | None, str, Recipe | None, float | None, int]]:
-        """Every cell as (model, task, method, recipe, ratio, seed), the dense model of a task before its students."""
+    def rows(self) -> Iterator[Row]:
+        """Every cell, the dense model of a task before its students."""
         for model in self.models or (None,):
             for task in self.tasks or (None,):
-                seeds = self.of(task).seeds
-                for baseline in ("dense", *(name for name in self.baselines if name != "dense")):
-                    for seed in seeds if baseline == "half-layers" else seeds[:1]:
-                        yield model, task, baseline, None, None, seed
+                yield from self._baseline_rows(model, task)
                 for method in self.all_methods():
-                    first = self._recipe(method, self.ratios[0])
-                    for ratio in (None,) if first.explicit else self.ratios:
-                        recipe = first if ratio is None else self._recipe(method, ratio)
-                        for seed in seeds:
-                            yield model, task, recipe.name, recipe, ratio, seed
+                    for variant in ("", *self.variants):
+                        if not variant or method in (self.variants[variant].methods or (method,)):
+                            yield from self._student_rows(model, task, method, variant)
+
+    def names(self) -> list[str]:
+        """What tables call the rows of the grid, in its order."""
+        methods = [(method, variant) for method in self.all_methods() for variant in ("", *self.variants)]
+        first = () if DENSE in self.baselines else (DENSE,)
+        return [*map(row_name, (*first, *self.baselines)), *(_with_variant(*both) for both in methods)]
+
+    def _baseline_rows(self, model: str | None, task: str | None) -> Iterator[Row]:
+        seeds = self.of(task).seeds
+        for entry in (DENSE, *(entry for entry in self.baselines if entry != DENSE)):
+            baseline, _ = find(entry)
+            for ratio in self.ratios if baseline.rated else (None,):
+                for seed in seeds if baseline.trained else seeds[:1]:
+                    yield Row(model, task, seed, row_name(entry), baseline=entry, ratio=ratio)
+
+    def _student_rows(self, model: str | None, task: str | None, method: str, variant: str) -> Iterator[Row]:
+        grid = self.of(task, variant)
+        first = grid._recipe(method, self.ratios[0])
+        for ratio in (None,) if first.explicit else self.ratios:
+            recipe = first if ratio is None else grid._recipe(method, ratio)
+            for seed in grid.seeds:
+                name = _with_variant(recipe.name, variant)
+                yield Row(model, task, seed, name, recipe=recipe, ratio=ratio, variant=variant)
 
     def _recipe(self, method: str, ratio: float) -> Recipe:
         """A method or recipe at that ratio; every student gets the grid's training, so a recipe's own is dropped."""
@@ -206,19 +262,19 @@ class Grid(BaseModel):
         if Path(method).suffix not in (".yaml", ".yml") and method not in shipped_recipes():
             raise unknown("method or recipe", method, [*registry.METHODS.all(), AUTO, *shipped_recipes()])
         recipe = load_recipe(method)
-        if recipe.name in (*BASELINES, AUTO, *registry.METHODS.all()):
+        if recipe.name in (*BASELINES.all(), AUTO, *registry.METHODS.all()):
             raise InputError(f"recipe {method}: is called {recipe.name!r} like a baseline or method; rename it")
         return recipe.model_copy(update={"distill": None, "ratio": None if recipe.explicit else ratio})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Cell:
     """One result to be: a model made smaller one way, for one task, with one seed.
 
     Attributes:
         model: the short name of the dense checkpoint.
         origin: what reads it: None for the embedded one.
-        method: name of the method or recipe, or of the baseline.
+        method: what tables call the row, as in :class:`Row`.
         recipe: None for a baseline.
         ratio: as asked; None for baselines and explicit shapes.
         task: name or file; None for quality without labels.
@@ -227,24 +283,59 @@ class Cell:
         key: hash of all that decides the result.
         start: name of the folder with what it shares with other cells (stage 1 and what comes before it, or the
             compressed teacher); empty: it has its own.
+        baseline: the grid's entry for a baseline; empty for a student of a method.
+        variant: of a student; empty: as the grid says.
     """
 
     model: str
     origin: str | None
     method: str
-    recipe: Recipe | None
+    recipe: Recipe | None = field(hash=False)
     ratio: float | None
     task: str | None
     task_name: str
     seed: int
     key: str
     start: str = ""
+    baseline: str = ""
+    variant: str = ""
 
     @property
     def folder(self) -> str:
         """Name of its folder, unique through the key."""
-        parts = [self.model, self.method, f"{self.ratio:g}x" if self.ratio else "", self.task_name, f"seed{self.seed}"]
+        method = re.sub(r"[^\w.-]+", "-", self.method)
+        parts = [self.model, method, f"{self.ratio:g}x" if self.ratio else "", self.task_name, f"seed{self.seed}"]
         return "-".join(part for part in (*parts, self.key[:8]) if part)
+
+    @property
+    def rival(self) -> Baseline | None:
+        """The baseline that it is; None for a student of a method."""
+        return find(self.baseline)[0] if self.baseline else None
+
+    @property
+    def asked(self) -> Asked:
+        """What the grid asks of its baseline."""
+        return Asked(self.baseline.partition(":")[2], self.ratio)
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether it is the dense model that the others are compared with."""
+        return self.baseline == DENSE
+
+    @property
+    def learns(self) -> bool:
+        """Whether its model is trained on the students' budget."""
+        return self.rival is None or self.rival.trained
+
+    @property
+    def keeps_model(self) -> bool:
+        """Whether it has a model of its own in its folder; others are made from the dense one."""
+        return self.learns or (self.is_teacher and self.task is not None)
+
+    @property
+    def exported(self) -> bool:
+        """Whether it may be exported."""
+        return self.rival is None or (self.rival.exported and not self.rival.own_tokenizer)
 
     def __str__(self) -> str:
         ratio = f" {self.ratio:g}x" if self.ratio else ""
@@ -263,3 +354,14 @@ def shipped_grids() -> Mapping[str, Any]:
     """Short name -> file of every bench recipe that comes with compresskit."""
     folder = resources.files("compresskit.benchmark") / "grids"
     return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+
+
+def _changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a stage with some replaced; of losses those alone whose weights are given, as everywhere."""
+    both = [given["losses"] for given in (settings, changes) if "losses" in given]
+    losses = {"losses": {name: weight for one in both for name, weight in one.items()}} if both else {}
+    return settings | changes | losses
+
+
+def _with_variant(name: str, variant: str) -> str:
+    return f"{name} + {variant}" if variant else name

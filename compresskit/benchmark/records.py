@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compresskit.benchmark.report.comparison import share_kept
+from compresskit.benchmark.provenance import MadeBy, digest
 from compresskit.errors import InputError
+from compresskit.scores import share_kept
 from compresskit.storage.writing import write_text
 from compresskit.validation import validate
 
@@ -142,7 +142,7 @@ class Record(_Strict):
     score_teacher: float | None = None
     chance: float | None = None
     exports: dict[Name, ExportRecord] = Field(default_factory=dict)
-    made_by: dict[str, Any]
+    made_by: MadeBy
 
     @property
     def kept(self) -> float | None:
@@ -156,12 +156,6 @@ class Record(_Strict):
         if self.status == "finished" and None in (self.score, self.score_teacher, self.ratio, self.parameters):
             raise ValueError("a finished record needs score, score_teacher, ratio and parameters")
         return self
-
-
-def digest(data: Any) -> str:
-    """SHA-256 of plain data."""
-    text = json.dumps(data, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write(record: Record, path: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from compresskit.benchmark import cells as work
-from compresskit.benchmark.baselines import with_fewer_layers
 from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import Record
-from compresskit.benchmark.sources import Sources
+from compresskit.benchmark.shared import Shared
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.sources import ModelWeights
@@ -19,7 +17,7 @@ from compresskit.planning.recipe import Recipe
 from compresskit.training.stages import with_new_head
 
 
-def timed_folder(cell: Cell, record: Record, sources: Sources, folder: Path, spare: Path) -> Path:
+def timed_folder(cell: Cell, record: Record, shared: Shared, folder: Path, spare: Path) -> Path:
     """The cell's folder, or one below ``spare`` with a model built alike, untrained.
 
     Args:
@@ -32,18 +30,17 @@ def timed_folder(cell: Cell, record: Record, sources: Sources, folder: Path, spa
     made = spare / cell.folder
     if not made.exists():
         (made / work.MODEL).mkdir(parents=True)
-        checkpoints.save(_built_alike(cell, record, sources), made / work.MODEL)
+        checkpoints.save(_built_alike(cell, record, shared), made / work.MODEL)
     return made
 
 
-def _built_alike(cell: Cell, record: Record, sources: Sources) -> Checkpoint:
-    dense = sources.read_dense(cell.origin)
+def _built_alike(cell: Cell, record: Record, shared: Shared) -> Checkpoint:
+    dense = shared.read_dense(cell.origin)
     if cell.task is not None:
-        task, data = sources.task(cell.task)
+        task, data = shared.task(cell.task)
         dense = with_new_head(cell.origin, task, data.labels)
-    if cell.method == "half-layers":
-        return replace(dense, model=with_fewer_layers(dense.model))
-    if cell.recipe is not None:
-        shapes = Recipe.model_validate(record.made_by["resolved_recipe"])
-        apply_plan(dense.model, make_plan(dense.model, shapes, ModelWeights(dense.model)))
+    if cell.rival is not None:
+        return cell.rival.stand_in(dense, cell.asked, record.made_by)
+    shapes = Recipe.model_validate(record.made_by.resolved_recipe)
+    apply_plan(dense.model, make_plan(dense.model, shapes, ModelWeights(dense.model)))
     return dense

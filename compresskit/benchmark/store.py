@@ -18,7 +18,7 @@ from compresskit.storage.writing import write_text
 from compresskit.validation import validate
 
 #: Says that a folder is a benchmark's, and which grid it holds.
-MARKER = "bench.json"
+GRID = "bench.json"
 CELLS = "cells"
 #: Where stages 1 lie that cells share.
 GENERAL = "general"
@@ -37,8 +37,8 @@ class Store:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"output {folder}: is a file")
         found = [path for path in folder.iterdir() if path.suffix != ".part"] if folder.is_dir() else []
-        if found and not (folder / MARKER).is_file():
-            raise InputError(f"output {folder}: is not empty and holds no benchmark ({MARKER}); choose another folder")
+        if found and not (folder / GRID).is_file():
+            raise InputError(f"output {folder}: is not empty and holds no benchmark ({GRID}); choose another folder")
 
     def open(self, grid: Grid, cells: Sequence[Cell], *, overwrite: bool) -> None:
         """Make the folder ready for these cells.
@@ -61,7 +61,7 @@ class Store:
                 "grid": _without_places(grid).model_dump(mode="json"),
                 "cells": [cell.folder for cell in cells],
             }
-            write_text(self.folder / MARKER, json.dumps(data, indent=1) + "\n")
+            write_text(self.folder / GRID, json.dumps(data, indent=1) + "\n")
             for folder in foreign:
                 self._remove(folder)
             if overwrite:
@@ -87,17 +87,17 @@ class Store:
 
     def grid(self) -> Grid:
         """The grid that the folder was made for. Raises InputError: there is none, or it cannot be read."""
-        grid: Grid = validate(Grid, self._marker().get("grid"), f"report {self.folder / MARKER}")
+        grid: Grid = validate(Grid, self._marker().get("grid"), f"report {self.folder / GRID}")
         return grid
 
     def _marker(self) -> dict[str, Any]:
-        path = self.folder / MARKER
+        path = self.folder / GRID
         try:
             data: Any = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(f"report {self.folder}: is no benchmark's folder: {MARKER} is missing") from None
+            raise InputError(f"report {self.folder}: is no benchmark's folder: {GRID} is missing") from None
         except (OSError, ValueError) as error:
-            raise InputError(f"report {self.folder}: holds no readable {MARKER}: {error}") from None
+            raise InputError(f"report {self.folder}: holds no readable {GRID}: {error}") from None
         found = data.get("format_version") if isinstance(data, dict) else None
         if found != FORMAT_VERSION:
             raise InputError(
@@ -174,8 +174,12 @@ def _locked(folder: Path) -> Iterator[bool]:
 def _without_places(grid: Grid) -> Grid:
     """The grid with file names for paths: where files lie is this machine's affair; records hold their hashes."""
     names = {name: tuple(map(_short, getattr(grid, name))) for name in ("models", "methods", "tasks")}
+    variants = {
+        name: variant.model_copy(update={"methods": tuple(map(_short, variant.methods))})
+        for name, variant in grid.variants.items()
+    }
     text = _short(grid.text) if grid.text else None
-    return grid.model_copy(update={**names, "text": text, "data": "DIR" if grid.data else None})
+    return grid.model_copy(update={**names, "variants": variants, "text": text, "data": "DIR" if grid.data else None})
 
 
 def _short(name: str) -> str:

@@ -48,7 +48,7 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
 @click.option("--text", metavar="FILE|HUB_ID", help="General text. Default: the embedded text.")
 @click.option("--seeds", callback=_list(int), metavar="A,B", help="Default: 0.")
 @click.option(
-    "--baselines", callback=_list(str), metavar="A,B", help="Of dense (always there), int8, half-layers. Default: all."
+    "--baselines", callback=_list(str), metavar="A,B", help="Rows to compare with; `compresskit methods` lists them."
 )
 @click.option(
     "--students-from",
@@ -145,13 +145,13 @@ def _budget(settings: dict[str, Any], **budget: float) -> dict[str, Any]:
 def _closing_words(result: BenchResult, seconds: float) -> None:
     from compresskit.benchmark.records import frame
     from compresskit.benchmark.report import comparison
-    from compresskit.cli.tables import grid
+    from compresskit.cli.tables import table
 
-    for title, table in comparison.sections(frame(result.records)):
-        columns, rows = comparison.summary(table)
+    for title, kept in comparison.sections(frame(result.records)):
+        columns, rows = comparison.summary(kept)
         plain = [[cell.replace("**", "") for cell in row] for row in rows]
-        out.print(grid(columns, plain, left=(0,), caption=title))
-        print_notes(tuple(comparison.problems(table)))
+        out.print(table(columns, plain, left=(0,), caption=title))
+        print_notes(tuple(comparison.problems(kept)))
     folder = result.folder
     lines = (
         f"{len(result.records)} cells, {seconds:.0f} s",

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import Record
-from compresskit.benchmark.runner import Watcher
+from compresskit.benchmark.todo import Watcher
 
 
 class Screen(Watcher):

@@ -144,8 +144,9 @@ def inspect(model: str | None, as_class: str | None, seed: int, threads: int | N
 @click.command()
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def methods(**_: Any) -> None:
-    """List the registered methods and the shipped recipes."""
-    from compresskit.cli.tables import grid
+    """List the registered methods, the shipped recipes, and the baselines of a benchmark."""
+    from compresskit.benchmark.baselines.registry import BASELINES
+    from compresskit.cli.tables import table
     from compresskit.decomposers import AUTO
     from compresskit.decomposers.registry import METHODS
     from compresskit.planning.recipe import load_recipe, shipped_recipes
@@ -153,9 +154,12 @@ def methods(**_: Any) -> None:
     rows = [(name, method.summary, method.reference, METHODS.source(name)) for name, method in METHODS.all().items()]
     rows.append((AUTO, "for every matrix the method and shape with the least error, best with --calibration", "", ""))
     rows += [(name, f"BROKEN: {reason}", "", "") for name, reason in METHODS.broken().items()]
-    out.print(grid(("method", "what it does", "published in", "package"), rows, left=(0, 1, 2, 3)))
+    out.print(table(("method", "what it does", "published in", "package"), rows, left=(0, 1, 2, 3)))
     recipes = [(name, load_recipe(name).description) for name in sorted(shipped_recipes())]
-    out.print(grid(("recipe", "what it is"), recipes, left=(0, 1)))
+    out.print(table(("recipe", "what it is"), recipes, left=(0, 1)))
+    rivals = [(name, rival.summary, BASELINES.source(name)) for name, rival in BASELINES.all().items()]
+    rivals += [(name, f"BROKEN: {reason}", "") for name, reason in BASELINES.broken().items()]
+    out.print(table(("baseline", "what `compresskit bench` compares with", "package"), rivals, left=(0, 1, 2)))
 
 
 def show(dense: Checkpoint, plan: Plan, megabytes: tuple[float, float] | None = None) -> None:

@@ -38,7 +38,7 @@ class _Format(click.Option):
 def export(folder: str, format_: str, output: Path | None, threads: int | None, debug: bool, **options: Any) -> None:
     """Write a compressed model for another runtime: ONNX, where factors stay factors, or an ordinary checkpoint."""
     prepare(0, threads)
-    from compresskit.cli.tables import grid
+    from compresskit.cli.tables import table
     from compresskit.exporting.exported import export as write
 
     target = output or Path(f"{Path(folder).resolve().name}-{format_}")
@@ -49,7 +49,7 @@ def export(folder: str, format_: str, output: Path | None, threads: int | None, 
         for name, found in done.record["agreement"].items()
     ]
     if rows:
-        out.print(grid(("output", "largest difference", "relative error"), rows, left=(0,), caption="against torch"))
+        out.print(table(("output", "largest difference", "relative error"), rows, left=(0,), caption="against torch"))
     print_notes(done.notes)
     megabytes = done.record["megabytes"]
     line = f"{megabytes['exported']:.2f} MB; compressed checkpoint {megabytes['compressed']:.2f} MB"

@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from compresskit.cli.tables import grid
+from compresskit.cli.tables import table
 from compresskit.decomposers import Target, linalg, row_blocks
 from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import convolutions, count_parameters, find_targets, tied_heads
@@ -49,14 +49,14 @@ def inspection_tables(model: PreTrainedModel, progress: Progress) -> list[Table]
     rest = total - sum(sums.values())
     rows.append(("biases, norms, others", "dense", "", f"{rest:,}", f"{100 * rest / total:.2f} %", "-", "not matrices"))
     sums["dense"] += rest
-    every = grid(
+    every = table(
         ("matrix", "role", "shape", "parameters", "share", "rank 90 %", "remark"),
         rows,
         left=(0, 1, 6),
         caption="rank 90 %: singular values that hold 90 % of the squared norm, and their share of all; "
         "the fewer, the more compressible by low rank",
     )
-    per_role = grid(
+    per_role = table(
         ("role", "parameters", "share"),
         [(role, f"{count:,}", f"{100 * count / total:.1f} %") for role, count in sums.items()]
         + [("whole model", f"{total:,}", "100.0 %")],

@@ -15,12 +15,12 @@ def plan_table(plan: Plan) -> Table:
     caption = "error: ||W - W'|| / ||W||, mean over the matrices"
     if plan.calibration is not None:
         caption += f"; output error: ||(W - W') X|| / ||W X|| on {plan.calibration['tokens']:,} tokens X of calibration"
-    return grid(plan_columns(plan), plan_rows(plan), left=(0, 3, 4), caption=caption)
+    return table(plan_columns(plan), plan_rows(plan), left=(0, 3, 4), caption=caption)
 
 
 def totals_table(plan: Plan, megabytes: tuple[float, float] | None = None) -> Table:
     """The totals, before and after."""
-    return grid(
+    return table(
         ("total", "before", "after", "ratio"),
         total_rows(plan, megabytes),
         left=(0, 3),
@@ -28,7 +28,7 @@ def totals_table(plan: Plan, megabytes: tuple[float, float] | None = None) -> Ta
     )
 
 
-def grid(
+def table(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
@@ -36,9 +36,9 @@ def grid(
     caption: str | None = None,
 ) -> Table:
     """A table with the columns ``left`` aligned left, the others right. Long cells fold, nothing is cut off."""
-    table = Table(caption=caption, caption_justify="left")
+    made = Table(caption=caption, caption_justify="left")
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index in left else "right", overflow="fold")
+        made.add_column(name, justify="left" if index in left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    return table
+        made.add_row(*row)
+    return made

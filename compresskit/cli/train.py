@@ -142,7 +142,7 @@ def evaluate(model: str, task: str | None, debug: bool, threads: int | None, see
     if task is None:
         raise InputError("--task is needed: what to score; `compresskit tasks` lists what is there")
     prepare(seed, threads)
-    from compresskit.cli.tables import grid
+    from compresskit.cli.tables import table
     from compresskit.training import stages
 
     with progress_bar() as progress:
@@ -152,7 +152,7 @@ def evaluate(model: str, task: str | None, debug: bool, threads: int | None, see
         for split, values in result.record["scores"].items()
         for metric, value in values.items()
     ]
-    out.print(grid(("split", "metric", "score, %", "rows"), rows, left=(0, 1)))
+    out.print(table(("split", "metric", "score, %", "rows"), rows, left=(0, 1)))
     print_notes(result.notes)
 
 
@@ -160,7 +160,7 @@ def evaluate(model: str, task: str | None, debug: bool, threads: int | None, see
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def tasks(debug: bool) -> None:
     """List the tasks that come with compresskit."""
-    from compresskit.cli.tables import grid
+    from compresskit.cli.tables import table
     from compresskit.tasks.loading import load_task, shipped_tasks
 
     declared = [load_task(name) for name in sorted(shipped_tasks())]
@@ -174,7 +174,7 @@ def tasks(debug: bool) -> None:
         )
         for task in declared
     ]
-    out.print(grid(("task", "kind", "metrics", "files below --data", "what it asks"), rows, left=(0, 1, 2, 3, 4)))
+    out.print(table(("task", "kind", "metrics", "files below --data", "what it asks"), rows, left=(0, 1, 2, 3, 4)))
 
 
 @contextmanager
@@ -207,12 +207,12 @@ def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
 
 
 def _report(result: Result, following: str = "") -> None:
-    from compresskit.cli.tables import grid
+    from compresskit.cli.tables import table
     from compresskit.folders.training import score_rows, view
 
     record = result.record
     columns, rows = score_rows(view(record))
-    out.print(grid(columns, rows, left=(0, 1)))
+    out.print(table(columns, rows, left=(0, 1)))
     speed = f"{record['tokens_per_second']:,.0f} tokens/s"
     out.print(
         f"{record['steps']:,} steps, {record['tokens']:,} tokens, {record['seconds']:.0f} s ({speed})", highlight=False

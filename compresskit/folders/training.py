@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +20,7 @@ from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint, weight_files
 from compresskit.model.output import TRAINING
 from compresskit.model.targets import count_parameters
+from compresskit.scores import mean_over_splits, share_kept
 from compresskit.storage.files import file_hash
 from compresskit.validation import read_json, validate
 
@@ -143,14 +143,9 @@ def stage_record(
         },
     }
     if primary is not None and "teacher" in scores:
-        teacher, student = (_mean(scores[who], primary) for who in ("teacher", "student_after"))
-        record["kept"] = student / teacher if teacher > 0 else None
+        teacher, student = (mean_over_splits(scores[who], primary) for who in ("teacher", "student_after"))
+        record["kept"] = share_kept(student, teacher)
     return record
-
-
-def _mean(scores: Mapping[str, Mapping[str, float]], metric: str) -> float:
-    """Over splits, such as MNLI's matched and mismatched ones."""
-    return float(np.mean([values[metric] for values in scores.values()]))
 
 
 def score_rows(stage: StageRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

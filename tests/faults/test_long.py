@@ -13,7 +13,7 @@ import numpy as np
 import compresskit
 from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import Record
-from compresskit.benchmark.runner import Watcher
+from compresskit.benchmark.todo import Watcher
 from faults.command import finish, start
 from faults.conftest import Outcome
 

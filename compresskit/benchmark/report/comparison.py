@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from compresskit.markup import markdown
+from compresskit.scores import share_kept
 
 NOT_KNOWN = "N/A"
 _GROUP = ["model", "task", "method", "kind", "ratio_asked"]
@@ -21,11 +22,6 @@ _MEANS = (
     "speedup_batch32", "peak_memory_mb", "seconds_compress", "seconds_distill", "score", "score_before",
     "score_teacher", "score_kept", "chance", "retrieval", "hidden_error", "error",
 )  # fmt: skip
-
-
-def share_kept(score: float, teacher: float) -> float | None:
-    """Score / the teacher's; None where the teacher's says nothing (0 or below, as Matthews' coefficient may be)."""
-    return score / teacher if teacher > 0 else None
 
 
 def by_seed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,9 @@ import pandas as pd
 import yaml
 
 from compresskit import __version__
+from compresskit.benchmark.baselines.registry import BASELINES, row_name
 from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.provenance import Hardware, MadeBy, Training
 from compresskit.benchmark.quality import METRIC
 from compresskit.benchmark.records import FORMAT_VERSION, Record, frame
 from compresskit.benchmark.report import comparison, plots
@@ -145,7 +147,7 @@ def _records(store: Store) -> tuple[Record, ...]:
 
 def _ordered(records: list[Record], grid: Grid) -> list[Record]:
     """In the order of the grid: models, tasks, baselines, methods, ratios, seeds."""
-    methods = [*grid.baselines, *grid.all_methods()]
+    methods = grid.names()
     tasks = list(dict.fromkeys(record.task or "" for record in records))
 
     def place(record: Record) -> tuple[Any, ...]:
@@ -187,47 +189,20 @@ def _by_task(name: str, records: Sequence[Record], text: Callable[[Record], str]
 
 
 def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[str, Any]:
-    """What a reader must know, as (name, text) lines."""
+    """What a reader must know: ``lead`` above the tables, ``quality`` below, and ``lines`` (name, text)."""
+    variants = tuple(f" + {name}" for name in grid.variants)
     trained = [record for record in records if record.kind == "student" and record.status == "finished"]
-    shown = trained or list(records)
-    made = shown[0].made_by
-    general, text = made.get("general"), made["text"]["source"]
-    lines = [("Command", command(grid))]
-    if shown[0].task is not None:
-        lines += _by_task("Teacher", shown, lambda record: f"fine-tuned: {_budget(record.made_by['teacher'])}")
-    if grid.students_from == "teacher":
-        lines.append(("Students made from", "the task's teacher"))
-    fitted = [record for record in shown if "calibration" in record.made_by]
-    lines += _by_task("Calibration", fitted, lambda record: calibration_text(record.made_by["calibration"]))
-    lines.append(("Stage 1, every student", f"{text}: {_budget(general)}" if general else "none"))
-    if general and grid.share_general:
-        lines.append(("Stage 1, run", "once for every method and ratio, with the first seed"))
-    if made.get("task_stage"):
-        lines += _by_task("Stage 2, every student", shown, lambda record: _budget(record.made_by["task_stage"]))
-    remarks = {
-        f"{record.task}: {name}, {part['rows']:,} rows" + (f" ({part['remark']})" if part["remark"] else "")
-        for record in records
-        for name, part in record.made_by.get("data", {}).items()
-    }
-    lines += [("Data", remark) for remark in sorted(remarks)]
-    notes = dict.fromkeys(note for record in records for note in record.made_by.get("notes", []))
-    lines += [("Note", note) for note in notes]
+    shown = [record for record in trained if not record.method.endswith(variants)] or trained or list(records)
+    lines = [("Command", command(grid)), *_training(shown, grid)]
+    lines += [("Variant", f"{name}: {variant.text()}") for name, variant in grid.variants.items()]
+    lines += _data(records)
     lines += _by_task("Seeds", shown, lambda record: ", ".join(map(str, grid.of(record.task).seeds)))
-    timed = next((record.latency for record in records if record.latency is not None), None)
-    if timed is not None:
-        what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {_threads(timed.threads)}, {timed.device}"
-        lines.append(("Latency", f"{what}; {timed.rounds} rounds, every model once per round"))
-    lines += [("Machine", text) for text in sorted({_machine(r.made_by["hardware"]) for r in records})]
-    lines += _export_lines(records)
-    several = {", ".join(f"{name} {number}" for name, number in r.made_by["versions"].items()) for r in records}
-    lines += [("Versions", text) for text in sorted(several)]
-    lines += [("Commit", commit) for commit in sorted({r.made_by["git"] for r in records if r.made_by["git"]})]
+    lines += _machines(records)
     if missing:
         lines.append(("Not run yet", f"{len(missing)} cells: {', '.join(missing)}"))
-    halves = {(r.model, r.made_by["layers"]) for r in records if "layers" in r.made_by}
-    lines += [("half-layers", f"{layers} layers of {model}, evenly spread") for model, layers in sorted(halves)]
-    without = {r.model: r.scores for r in records if "retrieval teacher" in r.scores}
+    lines += _of_baselines(records, grid)
     lead = "Equal parameters, equal training: every student of a column has about the same size and the same budget."
+    without = {record.model: record.scores for record in records if "retrieval teacher" in record.scores}
     quality = ""
     if without:
         references = [
@@ -260,10 +235,71 @@ def _export_lines(records: Sequence[Record]) -> list[tuple[str, str]]:
     ]
 
 
-def _machine(hardware: dict[str, Any]) -> str:
+def _training(shown: Sequence[Record], grid: Grid) -> list[tuple[str, str]]:
+    """How teacher and students were trained."""
+    made = shown[0].made_by
+    lines = []
+    if shown[0].task is not None:
+        lines += _by_task("Teacher", shown, lambda record: f"fine-tuned: {_budget(record.made_by.teacher)}")
+    if grid.students_from == "teacher":
+        lines.append(("Students made from", "the task's teacher"))
+    fitted = [record for record in shown if record.made_by.calibration is not None]
+    lines += _by_task("Calibration", fitted, lambda record: calibration_text(_plain_fit(record.made_by)))
+    general = f"{made.text.source}: {_budget(made.general)}" if made.general is not None else "none"
+    lines.append(("Stage 1, every student", general))
+    if made.general is not None and grid.share_general:
+        lines.append(("Stage 1, run", "once for every method and ratio, with the first seed"))
+    if made.task_stage is not None:
+        lines += _by_task("Stage 2, every student", shown, lambda record: _budget(record.made_by.task_stage))
+    return lines
+
+
+def _plain_fit(made: MadeBy) -> dict[str, Any]:
+    return {} if made.calibration is None else made.calibration.model_dump(mode="json")
+
+
+def _data(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Which rows, and what was remarked on the way."""
+    remarks = {
+        f"{record.task}: {name}, {part.rows:,} rows" + (f" ({part.remark})" if part.remark else "")
+        for record in records
+        for name, part in (record.made_by.data or {}).items()
+    }
+    notes = dict.fromkeys(note for record in records for note in record.made_by.notes or ())
+    return [*(("Data", remark) for remark in sorted(remarks)), *(("Note", note) for note in notes)]
+
+
+def _machines(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """On what the cells were made and timed, and with which software."""
+    lines = []
+    timed = next((record.latency for record in records if record.latency is not None), None)
+    if timed is not None:
+        what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {_threads(timed.threads)}, {timed.device}"
+        lines.append(("Latency", f"{what}; {timed.rounds} rounds, every model once per round"))
+    lines += [("Machine", text) for text in sorted({_machine(r.made_by.hardware) for r in records})]
+    lines += _export_lines(records)
+    several = {", ".join(f"{name} {number}" for name, number in r.made_by.versions.items()) for r in records}
+    lines += [("Versions", text) for text in sorted(several)]
+    lines += [("Commit", commit) for commit in sorted({r.made_by.git for r in records if r.made_by.git})]
+    return lines
+
+
+def _of_baselines(records: Sequence[Record], grid: Grid) -> list[tuple[str, str]]:
+    """What baselines say of their models; one that is not installed here says nothing."""
+    entries = {row_name(entry): entry.partition(":")[0] for entry in grid.baselines}
+    known = BASELINES.all()
+    facts = {
+        (record.model, record.method, known[name].fact(record.model, record.made_by))
+        for record in records
+        if record.kind == "baseline" and (name := entries.get(record.method)) in known
+    }
+    return [(method, fact) for _, method, fact in sorted(facts) if fact]
+
+
+def _machine(hardware: Hardware) -> str:
     return (
-        f"{hardware['processor']} ({hardware['machine']}), {hardware['cores']} cores, {hardware['memory_gib']} GiB, "
-        f"trained on {hardware['device']} with {_threads(hardware['threads'])}"
+        f"{hardware.processor} ({hardware.machine}), {hardware.cores} cores, {hardware.memory_gib} GiB, "
+        f"trained on {hardware.device} with {_threads(hardware.threads)}"
     )
 
 
@@ -271,16 +307,17 @@ def _threads(count: int) -> str:
     return f"{count} thread" + "s" * (count != 1)
 
 
-def _budget(stage: dict[str, Any]) -> str:
+def _budget(stage: Training | None) -> str:
     """A stage's settings in words."""
-    amount = f"{stage['epochs']:g} epoch" + "s" * (stage["epochs"] != 1)
-    for name in ("max_steps", "max_tokens"):
-        if stage[name] is not None:
-            amount = f"{stage[name]:,} {name.removeprefix('max_')}"
-    losses = ", ".join(name for name, weight in stage["losses"].items() if weight)
+    if stage is None:
+        return "none"
+    amount = f"{stage.epochs:g} epoch" + "s" * (stage.epochs != 1)
+    for name, limit in (("steps", stage.max_steps), ("tokens", stage.max_tokens)):
+        if limit is not None:
+            amount = f"{limit:,} {name}"
+    losses = ", ".join(name for name, weight in stage.losses.items() if weight)
     return (
-        f"{amount}, batch {stage['batch_size']}, learning rate {stage['learning_rate']:g}, losses {losses}, "
-        f"{stage['precision']}"
+        f"{amount}, batch {stage.batch_size}, learning rate {stage.learning_rate:g}, losses {losses}, {stage.precision}"
     )
 
 

@@ -1,0 +1,92 @@
+"""The key of a cell: a hash of all that decides its result. Results of other settings, data, code or machines are never
+taken for this cell's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from compresskit.benchmark.baselines.registry import BASELINES, find, row_name
+from compresskit.benchmark.grid import Cell, Grid, Row
+from compresskit.benchmark.provenance import digest
+from compresskit.decomposers import registry
+
+#: Of :func:`settings`, what decides stage 1 and what comes before it; the compressed teacher.
+_OF_BOTH = ("model", "baseline", "recipe", "packages", "ratio", "versions", "host")
+_OF_GENERAL = (*_OF_BOTH, "text", "general", "general_seed")
+_OF_TEACHER = (*_OF_BOTH, "task", "data", "teacher", "first_seed")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What cells rest on beside the grid, as plain data.
+
+    Attributes:
+        model: which checkpoint, as in :class:`compresskit.benchmark.provenance.MadeBy`; so are the next four.
+        text, versions: the general text; the libraries.
+        task, data: the declaration without its defaults, and its rows; None without a task.
+        host: the hash of the machine; None where cells of any machine will do.
+    """
+
+    model: dict[str, Any]
+    text: dict[str, Any]
+    versions: dict[str, str]
+    host: str | None
+    task: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+
+
+def settings(row: Row, grid: Grid, ground: Ground) -> dict[str, Any]:
+    """All that decides the result of a cell, as plain data. What only students learn from is not of the dense model."""
+    usual, mine = grid.of(row.task), grid.of(row.task, row.variant)
+    found: dict[str, Any] = {
+        "model": ground.model,
+        "row": row.name,
+        "baseline": row.baseline,
+        "recipe": row.recipe.model_dump(mode="json", exclude_defaults=True) if row.recipe is not None else None,
+        "packages": packages(row),
+        "ratio": row.ratio,
+        "seed": row.seed,
+        "text": ground.text,
+        "versions": ground.versions,
+        "host": ground.host,
+        "task": ground.task,
+        "data": ground.data,
+        "teacher": mine.stage("teacher") if row.task is not None else None,
+        "first_seed": mine.seeds[0],
+        "max_length": usual.stage("task")["max_length"],  # with which all are scored
+    }
+    if not row.baseline or find(row.baseline)[0].trained:
+        found |= {
+            "students_from": mine.students_from,
+            "general": mine.stage("general"),
+            "general_seed": grid.seeds[0] if grid.share_general else row.seed,
+            "task_stage": mine.stage("task") if row.task is not None else None,
+        }
+    return found
+
+
+def start(row: Row, grid: Grid, found: dict[str, Any], model: str, task: str) -> str:
+    """Name of the folder with what the cell shares with others; empty: it shares nothing.
+
+    Args:
+        found: of :func:`settings`.
+        model, task: short names, for the folder's.
+    """
+    if "students_from" not in found:
+        return ""
+    of_teacher = found["students_from"] == "teacher"
+    if not of_teacher and not grid.share_general:
+        return ""
+    method = row_name(row.baseline) if row.recipe is None else row.recipe.name
+    shared = digest({name: found[name] for name in (_OF_TEACHER if of_teacher else _OF_GENERAL)})
+    parts = (model, method, f"{row.ratio:g}x" if row.ratio else "", task if of_teacher else "", shared[:8])
+    return "-".join(part.replace(" ", "-") for part in parts if part)
+
+
+def packages(row: Row | Cell) -> list[str]:
+    """The packages that make the row, with their versions; ``compresskit`` for its own methods and baselines."""
+    if row.recipe is not None:
+        return registry.sources(rule.method for rule in row.recipe.rules)
+    return [BASELINES.source(row.baseline.partition(":")[0])]
