@@ -1,10 +1,7 @@
-"""Methods from other packages: a real one, built and installed, and what happens with broken ones and twins."""
+"""Plug-ins that are tried without installing them: what works, what is broken, and twins."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -14,64 +11,12 @@ import torch
 from conftest import Run, tiny_model
 
 import compresskit
-from compresskit import InputError
 from compresskit.decomposers import Group, Target
 from compresskit.decomposers.low_rank import LowRank, LowRankSpec
 from compresskit.decomposers.registry import METHODS, get, register
 from compresskit.testing import Matrices
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "plugins" / "method"
-
-EVERYTHING = """
-import sys
-from pathlib import Path
-import compresskit, torch
-from compresskit.decomposers.registry import get, METHODS
-root, output = Path(sys.argv[1]), Path(sys.argv[2])
-print("package:", METHODS.source("randomized-svd"))
-plan = compresskit.plan(root / "model", method="randomized-svd", ratio=3, allocation="error")
-assert 3 <= plan.ratio < 3.2, plan.ratio
-student = compresskit.compress(root / "model", method="randomized-svd", ratio=3)
-student.save_pretrained(output / "saved")
-ids = torch.arange(5, 25)[None]
-again = compresskit.load(output / "saved")
-assert torch.equal(again(ids)[0], student.eval()(ids)[0])
-grid = {"methods": ("randomized-svd",), "ratios": (3,), "baselines": ("dense",), "latency_rounds": 1}
-grid |= {"models": (str(root / "model"),), "text": str(root / "text.txt")}
-result = compresskit.bench(output=output / "bench", general={"max_steps": 20, "max_length": 32}, **grid)
-record = result.records[-1]
-print("bench:", record.method, record.status, record.made_by.versions["compresskit-randomized-svd"])
-"""
-
-
-@pytest.mark.slow
-def test_a_real_package(bench_folder: Path, tmp_path: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
-    subprocess.run([*pip, "wheel", *offline, "--wheel-dir", tmp_path / "wheels", EXAMPLE], check=True)
-    (wheel,) = (tmp_path / "wheels").iterdir()
-    subprocess.run([*pip, "install", *offline[:2], "--target", tmp_path / "site", wheel], check=True)
-    paths = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    (tmp_path / "everything.py").write_text(EVERYTHING)
-
-    def run(*arguments: object) -> str:
-        line = [sys.executable, *map(str, arguments)]
-        answer = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True)
-        assert answer.returncode == 0, answer.stderr
-        return answer.stdout
-
-    said = run("everything.py", bench_folder, tmp_path)
-    assert "package: compresskit-randomized-svd 0.1.0" in said
-    assert "bench: randomized-svd finished 0.1.0" in said
-    listed = run("-m", "compresskit", "methods")
-    assert "randomized-svd" in listed
-    assert "compresskit-randomized-svd 0.1.0" in listed
-    # Its own tests are the checks that every method of compresskit passes.
-    assert " passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLE / "tests")
-    # Without the package its folders are refused by name.
-    with pytest.raises(InputError, match=r"unknown method 'randomized-svd'.*package that adds it installed"):
-        compresskit.load(tmp_path / "saved")
 
 
 @pytest.fixture

@@ -159,9 +159,10 @@ def evaluate(model: str, task: str | None, debug: bool, threads: int | None, see
 @click.command()
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def tasks(debug: bool) -> None:
-    """List the tasks that come with compresskit."""
+    """List the tasks that come with compresskit, and the task kinds."""
     from compresskit.cli.tables import table
     from compresskit.tasks.loading import load_task, shipped_tasks
+    from compresskit.tasks.registry import KINDS
 
     declared = [load_task(name) for name in sorted(shipped_tasks())]
     rows = [
@@ -175,6 +176,9 @@ def tasks(debug: bool) -> None:
         for task in declared
     ]
     out.print(table(("task", "kind", "metrics", "files below --data", "what it asks"), rows, left=(0, 1, 2, 3, 4)))
+    kinds = [(name, kind.summary, ", ".join(kind.metrics), KINDS.source(name)) for name, kind in KINDS.all().items()]
+    kinds += [(name, f"BROKEN: {reason}", "", "") for name, reason in KINDS.broken().items()]
+    out.print(table(("task kind", "what is predicted", "metrics", "package"), kinds, left=(0, 1, 2, 3)))
 
 
 @contextmanager
