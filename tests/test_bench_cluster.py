@@ -112,9 +112,9 @@ def test_nodes_that_cannot_do_it_say_why(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     given: Any = (None, None, Grid())
     with pytest.raises(WorkError, match=r"does not see .*elsewhere; nodes must share it"):
-        clusters._work(*given, tmp_path, tmp_path / "elsewhere", versions(), 1)
+        clusters.work_on_node(*given, tmp_path, tmp_path / "elsewhere", versions(), 1)
     with pytest.raises(WorkError, match=rf"has other versions: torch {re.escape(versions()['torch'])}$"):
-        clusters._work(*given, tmp_path, tmp_path, versions() | {"torch": "1.0"}, 1)
+        clusters.work_on_node(*given, tmp_path, tmp_path, versions() | {"torch": "1.0"}, 1)
 
 
 def test_teachers_come_first_and_a_shared_stage_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

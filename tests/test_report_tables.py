@@ -185,7 +185,7 @@ def test_retrieval_and_closeness_by_hand() -> None:
 
 
 def test_speedup_is_the_median_of_the_rounds() -> None:
-    timing = latency._timing([0.010, 0.020, 0.011], [0.030, 0.030, 0.022])
+    timing = latency.timing([0.010, 0.020, 0.011], [0.030, 0.030, 0.022])
     assert timing.milliseconds == pytest.approx(11)
     assert timing.speedup == pytest.approx(2.0)  # of 3, 1.5 and 2
     assert timing.spread == pytest.approx(5.0)
@@ -200,7 +200,7 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     models = {name: BertModel(config).eval() for name in "abc"}
     order: list[tuple[int, int]] = []
-    monkeypatch.setattr(latency, "_LEAST", 0.0)
+    monkeypatch.setattr(latency, "LEAST", 0.0)
     monkeypatch.setattr(latency, "forward", lambda model, batch: order.append((id(model), len(batch["input_ids"]))))
     found = latency.time_models(models, dict.fromkeys("abc", "a"), "phase", 3, lambda *_: None)
     turns = [turn for turn, _ in groupby(order)]  # torch's timer warms up before each measurement

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from compresskit.api import plan
-from compresskit.calibration.sensitivity import _informative, sensitivities
+from compresskit.calibration.sensitivity import informative, sensitivities
 from compresskit.calibration.statistics import Calibration, calibrate
 from compresskit.decomposers import Target
 from compresskit.errors import InputError
@@ -127,7 +127,7 @@ def test_noise_has_the_fisher_information_as_its_covariance(classes: int) -> Non
         torch.tensor([0.5, -3.0, 1.0, 4.0], dtype=torch.float64)[:classes],
     )
     drawn = logits.repeat(200_000, 1).requires_grad_()
-    _informative(drawn, chance).backward()
+    informative(drawn, chance).backward()
     p = logits.softmax(0)
     wanted = torch.ones(1, 1) if classes == 1 else p.diag() - p[:, None] * p
     assert torch.allclose(drawn.grad.T @ drawn.grad / len(drawn), wanted.double(), rtol=0.02, atol=5e-4)

@@ -81,7 +81,7 @@ def run_all(todo: Todo, store: Store, shared: Shared, watch: Watcher, needs: Nee
     """
     import ray
 
-    task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RETRIES)(_work)
+    task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RETRIES)(work_on_node)
     places = (shared.grid, Path.cwd(), store.folder.resolve(), versions(), needs.cpus)
     running: dict[Any, Cell] = {}
     done: set[Cell] = set()
@@ -112,7 +112,7 @@ def run_all(todo: Todo, store: Store, shared: Shared, watch: Watcher, needs: Nee
             ray.cancel(answer, force=True)
 
 
-def _work(
+def work_on_node(
     cell: Cell, todo: Todo, grid: Grid, place: Path, folder: Path, theirs: dict[str, str], threads: int
 ) -> Record:
     """On a node: the cell's record, computed unless it is there."""

@@ -21,7 +21,7 @@ from compresskit.tasks.predicting import Runnable
 BATCHES = (1, 32)
 TOKENS = 128
 #: Seconds that one timing of one model takes at least.
-_LEAST = 0.05
+LEAST = 0.05
 
 Progress = Callable[[str, int, int], None]
 
@@ -42,7 +42,7 @@ def time_models(
     repeats = {}
     for done, (which, timer) in enumerate(timers.items()):
         timer.timeit(1)  # the first pass allocates
-        repeats[which] = max(1, round(_LEAST / timer.timeit(1).mean))
+        repeats[which] = max(1, round(LEAST / timer.timeit(1).mean))
         progress("warming up", done + 1, len(timers))
     for done in range(rounds):
         for which, timer in timers.items():
@@ -55,7 +55,7 @@ def time_models(
             threads=torch.get_num_threads(),
             device=str(models[name].device),
             rounds=rounds,
-            batches={str(size): _timing(seconds[name, size], seconds[dense[name], size]) for size in BATCHES},
+            batches={str(size): timing(seconds[name, size], seconds[dense[name], size]) for size in BATCHES},
         )
         for name in models
     }
@@ -89,7 +89,8 @@ def forward(model: Runnable, batch: Mapping[str, torch.Tensor]) -> None:
         model(**batch)
 
 
-def _timing(ours: list[float], dense: list[float]) -> Timing:
+def timing(ours: list[float], dense: list[float]) -> Timing:
+    """The figures of one model from its seconds and the dense model's, round by round."""
     milliseconds = 1e3 * np.array(ours)
     low, middle, high = np.percentile(milliseconds, [25, 50, 75])
     ratios = np.array(dense) / np.array(ours)

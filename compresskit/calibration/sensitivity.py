@@ -104,7 +104,7 @@ def sensitivities(
         with torch.autocast(model.device.type, enabled=False):
             outputs = model(**inputs, return_dict=True)
             distributions = predictions.distributions(outputs, mask)
-            torch.stack([_informative(logits, chance) for logits in distributions]).sum().backward()
+            torch.stack([informative(logits, chance) for logits in distributions]).sum().backward()
         progress("weighing matrices", number, len(batches))
     costs = {}
     for target in targets:
@@ -118,7 +118,7 @@ def sensitivities(
     return {name: cost / mean for name, cost in costs.items()}
 
 
-def _informative(logits: Tensor, chance: torch.Generator) -> Tensor:
+def informative(logits: Tensor, chance: torch.Generator) -> Tensor:
     """A scalar whose gradient by the logits is random, with their Fisher information as its covariance: diag(p) - p p^T
     of classes, 1 of a number (unit variance). The same as drawing labels and taking the gradient of their
     log-likelihood, but a sure prediction does not wait for a rare draw.
