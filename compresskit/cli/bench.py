@@ -39,36 +39,76 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.option("--recipe", metavar="NAME|FILE", help="A bench recipe (YAML); the other flags change it.")
-@click.option("--model", "models", multiple=True, metavar="FOLDER|HUB_ID", help="Dense. Default: the embedded MiniLM.")
-@click.option("--methods", callback=_list(str), metavar="A,B", help="Methods or recipes. Default: every method.")
-@click.option("--ratios", callback=_list(float), metavar="X,Y", help="Default: 4,8,19.")
-@click.option("--task", "tasks", callback=_list(str), metavar="A,B", help="Tasks. Default: quality without labels.")
+@click.option("--recipe", metavar="NAME|FILE", help="A bench recipe (YAML). The other flags change it.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="FOLDER|HUB_ID",
+    help="Dense checkpoint to compress. Default: the embedded MiniLM.",
+)
+@click.option(
+    "--methods", callback=_list(str), metavar="A,B", help="Methods or recipes to compare. Default: every method."
+)
+@click.option("--ratios", callback=_list(float), metavar="X,Y", help="How many times smaller. Default: 4,8,19.")
+@click.option(
+    "--task",
+    "tasks",
+    callback=_list(str),
+    metavar="A,B",
+    help="Tasks to score on. Default: quality is measured without labels.",
+)
 @click.option("--data", metavar="DIR", help="Folder with the tasks' files. Default: the hub.")
-@click.option("--text", metavar="FILE|HUB_ID", help="General text. Default: the embedded text.")
-@click.option("--seeds", callback=_list(int), metavar="A,B", help="Default: 0.")
+@click.option("--text", metavar="FILE|HUB_ID", help="Text of stage 1. Default: the embedded text.")
+@click.option("--seeds", callback=_list(int), metavar="A,B", help="One run of every student for each seed. Default: 0.")
 @click.option(
     "--baselines", callback=_list(str), metavar="A,B", help="Rows to compare with; `compresskit methods` lists them."
 )
 @click.option(
     "--students-from",
     type=click.Choice(["checkpoint", "teacher"]),
-    help="Compress the pre-trained checkpoint or each task's teacher. Default: checkpoint.",
+    help="What students are made from: the pre-trained checkpoint or each task's teacher. Default: checkpoint.",
 )
-@click.option("--allocation", type=click.Choice(["uniform", "error"]), help="Of methods. Default: uniform.")
-@click.option("--calibration-tokens", type=click.IntRange(0), help="To fit factors to. Default: 0, none.")
-@click.option("--general-tokens", type=click.IntRange(0), help="Stage 1 of every student; 0: none. Default: 40000.")
-@click.option("--task-epochs", type=float, help="Stage 2 of every student. Default: 1.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of all training. Default: fp32.")
 @click.option(
-    "--export", "exports", callback=_list(str), metavar="A,B", help="Also as onnx, onnx-int8: rows of their own."
+    "--allocation", type=click.Choice(["uniform", "error"]), help="How methods share out parameters. Default: uniform."
 )
-@click.option("--quick", is_flag=True, help="One ratio (19), very short training: a first look in two minutes.")
-@click.option("--output", type=click.Path(path_type=Path), help="Default: reports/local/<recipe or default>.")
+@click.option(
+    "--calibration-tokens", type=click.IntRange(0), help="Tokens that methods fit their factors to. Default: 0, none."
+)
+@click.option(
+    "--general-tokens",
+    type=click.IntRange(0),
+    help="Tokens of stage 1 for every student; 0 leaves it out. Default: 40000.",
+)
+@click.option("--task-epochs", type=float, help="Epochs of stage 2 for every student. Default: 1.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of all training. Default: fp32.")
+@click.option(
+    "--export",
+    "exports",
+    callback=_list(str),
+    metavar="A,B",
+    help="Formats, such as onnx,onnx-int8. Every model gets a row in each.",
+)
+@click.option("--quick", is_flag=True, help="A first look in two minutes: one ratio (19) and very short training.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder to write. Default: reports/local/<recipe or default>."
+)
 @click.option("--overwrite", is_flag=True, help="Remove cells of another configuration from the output.")
-@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", help="ray: cells on a Ray cluster.")
-@click.option("--ray-address", metavar="HOST:PORT", help="Of the cluster. Default: the one of this machine.")
-@click.option("--gpus-per-cell", type=click.FloatRange(0), default=0.0, help="On the cluster. Default: 0.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Where cells run: here, or on a Ray cluster.",
+)
+@click.option(
+    "--ray-address", metavar="HOST:PORT", help="Address of the Ray cluster. Default: the one of this machine."
+)
+@click.option(
+    "--gpus-per-cell",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="GPUs that a cell takes on the Ray cluster. Default: 0.",
+)
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. Default: all.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def bench(
@@ -116,7 +156,12 @@ def bench(
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--paste", type=click.Path(path_type=Path), metavar="FILE", help="Also put the tables of kept into it.")
+@click.option(
+    "--paste",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also paste the tables of kept quality into this file.",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def report(folder: Path, paste: Path | None, debug: bool) -> None:
     """Render a benchmark's report again from its records.

@@ -39,7 +39,13 @@ err = Console(stderr=True)
 def shared(command: F) -> F:
     """The flags that mean the same in every command that computes."""
     options = (
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of all chance."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            help="Seed of every random choice.",
+        ),
         click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. Default: all."),
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     )

@@ -20,31 +20,41 @@ if TYPE_CHECKING:
 
 @click.command()
 @common
-@click.option("--method", metavar="NAME", help="For every role, or auto; see `compresskit methods`.")
-@click.option("--recipe", metavar="NAME|FILE", help="A shipped recipe or a YAML file, instead of --method.")
-@click.option("--ratio", type=float, help="Dense parameters / compressed parameters, whole model, above 1.")
-@click.option("--size", metavar="SIZE", help="Instead of --ratio: the weight file's size, e.g. 5MB (10^6 bytes).")
-@click.option("--allocation", type=click.Choice(["uniform", "error"]), help="Same ratio for all, or least error.")
+@click.option("--method", metavar="NAME", help="Method for every role, or auto. `compresskit methods` lists them.")
+@click.option("--recipe", metavar="NAME|FILE", help="A shipped recipe or a YAML file. It takes the place of --method.")
+@click.option("--ratio", type=float, help="Dense parameters / compressed parameters of the whole model, above 1.")
+@click.option(
+    "--size",
+    metavar="SIZE",
+    help="Largest size of the weight file, e.g. 5MB (10^6 bytes). It takes the place of --ratio.",
+)
+@click.option(
+    "--allocation",
+    type=click.Choice(["uniform", "error"]),
+    help="uniform: about the same ratio for every matrix. error: the least total error.",
+)
 @click.option(
     "--objective",
     type=click.Choice(["size", "latency"]),
-    help="latency: of equally small plans the fastest by estimate.",
+    help="latency: take the plan that is estimated fastest among equally small ones.",
 )
 @click.option(
     "--calibration",
     is_flag=False,
     flag_value=EMBEDDED,
     metavar="[FILE|HUB_ID]",
-    help="Keep outputs on this text, not weights. Alone: on the embedded text.",
+    help="Fit factors so that outputs on this text are kept. Without a value: on the embedded text.",
 )
 @click.option(
-    "--calibration-task", metavar="NAME|FILE", help="Instead: on this task's training rows, for a fine-tuned model."
+    "--calibration-task",
+    metavar="NAME|FILE",
+    help="Fit factors to this task's training rows; best for a fine-tuned model.",
 )
 @click.option("--data", metavar="DIR", help="Folder with the task's files. Default: the hub.")
-@click.option("--allow-slow", is_flag=True, help="Also offer shapes above 1.1 x the dense FLOPs.")
+@click.option("--allow-slow", is_flag=True, help="Also offer shapes that take more than 1.1 x the dense FLOPs.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write. Default: <model>-<method>-<ratio>x.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that compresskit wrote.")
-@click.option("--dry-run", is_flag=True, help="Show the plan and its totals, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and its totals. Nothing is written.")
 def compress(
     output: Path | None, overwrite: bool, dry_run: bool, seed: int, threads: int | None, debug: bool, **options: Any
 ) -> None:

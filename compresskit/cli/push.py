@@ -12,8 +12,14 @@ from compresskit.cli.common import err, out, prepare
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repository", metavar="REPO")
-@click.option("--private/--public", default=None, help="Of a new repository. Default: the owner's setting.")
-@click.option("--auto-map", is_flag=True, help="Code that imports compresskit, for trust_remote_code=True.")
+@click.option(
+    "--private/--public", default=None, help="Whether a new repository is private. Default: the owner's setting."
+)
+@click.option(
+    "--auto-map",
+    is_flag=True,
+    help="Add code that imports compresskit, so that trust_remote_code=True loads the model.",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def push(folder: Path, repository: str, private: bool | None, auto_map: bool, debug: bool) -> None:
     """Put a compressed folder on the hub as REPO (owner/name): weights, tokenizer, model card, results."""

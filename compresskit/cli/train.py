@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LOSSES = ("embedding", "attention", "hidden", "logits", "supervised")
-
 
 def _loss(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, float] | None:
     """``hidden=2`` as a weight."""
-    weights = {}
+    from compresskit.planning.stage import LOSS_NAMES
+
+    weights: dict[str, float] = {}
     for value in values:
         name, _, weight = value.partition("=")
-        if name not in LOSSES:
-            raise unknown("loss", name, LOSSES)
+        if name not in LOSS_NAMES:
+            raise unknown("loss", name, LOSS_NAMES)
         try:
             weights[name] = float(weight)
         except ValueError:
@@ -40,19 +40,28 @@ def training(command: F) -> F:
     """The flags of both training commands. None of them has a default here: the stage's settings have."""
     options = (
         click.option("--epochs", type=float, help="Passes over the data. Default: distill 1, finetune 3."),
-        click.option("--max-steps", type=int, help="Optimizer steps, instead of epochs."),
-        click.option("--max-tokens", type=int, help="Real (non-padding) tokens, instead of epochs."),
+        click.option("--max-steps", type=int, help="Optimizer steps. They take the place of epochs."),
+        click.option("--max-tokens", type=int, help="Real (non-padding) tokens. They take the place of epochs."),
         click.option(
-            "--learning-rate", type=float, help="At its peak. Default: general 2e-3, task 5e-4, finetune 5e-5."
+            "--learning-rate", type=float, help="Peak learning rate. Default: general 2e-3, task 5e-4, finetune 5e-5."
         ),
-        click.option("--batch-size", type=int, help="Sequences per step, all devices. Default: general 8, else 32."),
+        click.option(
+            "--batch-size", type=int, help="Sequences per step over all devices. Default: general 8, else 32."
+        ),
         click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's, else 128."),
-        click.option("--warmup", type=float, help="Share of the steps with rising learning rate. Default: 0.1."),
-        click.option("--weight-decay", type=float, help="Of AdamW. Default: 0.01."),
-        click.option("--dropout", help="A probability, or keep (the checkpoint's). Default: distill 0, finetune keep."),
-        click.option("--accumulation", type=int, help="Micro-batches per step: less memory."),
-        click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Default: fp32."),
-        click.option("--device", type=click.Choice(["auto", "cpu"]), help="Default: auto, a GPU where there is one."),
+        click.option("--warmup", type=float, help="Share of the steps in which the learning rate rises. Default: 0.1."),
+        click.option("--weight-decay", type=float, help="Weight decay of AdamW. Default: 0.01."),
+        click.option(
+            "--dropout",
+            help="Dropout probability, or keep for the checkpoint's own. Default: distill 0, finetune keep.",
+        ),
+        click.option("--accumulation", type=int, help="Micro-batches per step. More of them take less memory."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of training. Default: fp32."),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu"]),
+            help="Where to compute. auto takes a GPU where there is one. Default: auto.",
+        ),
         click.option("--save-every", type=int, help="Steps between checkpoints. Default: a tenth of the run."),
         click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write."),
         click.option("--overwrite", is_flag=True, help="Replace an output or unfinished run of compresskit."),
@@ -64,7 +73,9 @@ def training(command: F) -> F:
     return command
 
 
-_task = click.option("--task", metavar="NAME|FILE", help="See `compresskit tasks`, or a YAML file of your own.")
+_task = click.option(
+    "--task", metavar="NAME|FILE", help="A task that `compresskit tasks` lists, or a YAML file of your own."
+)
 _data = click.option("--data", type=click.Path(path_type=Path), help="Folder with the task's files. Default: the hub.")
 
 
@@ -73,21 +84,26 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
 @click.option("--teacher", metavar="FOLDER|HUB_ID", help="The dense model. Default: the embedded MiniLM.")
 @_task
 @_data
-@click.option("--text", metavar="FILE|HUB_ID", help="General stage: .txt, .jsonl, .gz. Default: the embedded text.")
+@click.option(
+    "--text",
+    metavar="FILE|HUB_ID",
+    help="Text of the general stage: .txt, .jsonl, also .gz. Default: the embedded text.",
+)
 @click.option(
     "--loss",
     "losses",
     multiple=True,
     metavar="NAME=WEIGHT",
     callback=_loss,
-    help="embedding, attention, hidden, logits or supervised; 1 each, attention 0 in the general stage.",
+    help="Weight of a loss term: embedding, attention, hidden, logits or supervised. "
+    "Default: 1 each, attention 0 in the general stage.",
 )
 @click.option("--logits-loss", type=click.Choice(["kl", "mse"]), help="Form of the logits term. Default: kl.")
-@click.option("--temperature", type=float, help="Of kl. Default: 1.")
+@click.option("--temperature", type=float, help="Temperature of kl. Default: 1.")
 @click.option(
     "--teacher-outputs",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep the teacher's outputs here, for all its students; CPUs only, ignored on a GPU.",
+    help="Keep the teacher's outputs in this folder for all its students. It has no effect on a GPU.",
 )
 @training
 def distill(student: str, teacher: str | None, debug: bool, threads: int | None, **flags: Any) -> None:
@@ -110,7 +126,9 @@ def distill(student: str, teacher: str | None, debug: bool, threads: int | None,
 
 
 @click.command()
-@click.option("--model", metavar="FOLDER|HUB_ID", help="Dense or compressed. Default: the embedded MiniLM.")
+@click.option(
+    "--model", metavar="FOLDER|HUB_ID", help="Model to train, dense or compressed. Default: the embedded MiniLM."
+)
 @_task
 @_data
 @training
@@ -130,7 +148,12 @@ def finetune(model: str | None, task: str | None, debug: bool, threads: int | No
 
 
 @click.command()
-@click.option("--model", metavar="FOLDER|HUB_ID", required=True, help="Dense or compressed, with a head for the task.")
+@click.option(
+    "--model",
+    metavar="FOLDER|HUB_ID",
+    required=True,
+    help="Model to score, dense or compressed, with a head for the task.",
+)
 @_task
 @_data
 @click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's own.")
