@@ -21,10 +21,8 @@ from safetensors.torch import load_file
 
 import compresskit
 from compresskit.cli.common import AS_CHOICES
-from compresskit.cli.train import LOSSES
 from compresskit.model import checkpoint
 from compresskit.planning.size import parse_size
-from compresskit.planning.stage import LOSS_NAMES
 
 
 def test_compress_writes_a_folder_that_transformers_loads(run: Run, tiny_folder: Path) -> None:
@@ -257,10 +255,6 @@ def test_import_is_light_and_public_names_are_there() -> None:
 
 def test_choices_of_the_command_line_are_those_of_the_library() -> None:
     assert set(AS_CHOICES) == set(checkpoint.MODEL_CLASSES)
-
-
-def test_losses_are_those_of_the_stages() -> None:
-    assert LOSSES == LOSS_NAMES
 
 
 def test_tasks_are_listed(run: Run) -> None:

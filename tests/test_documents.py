@@ -207,7 +207,8 @@ def test_every_block_runs(document: Path, place: Path, run: Run, monkeypatch: py
 def test_blocks_that_are_not_run_are_few() -> None:
     reasons = [block.reason for document in DOCUMENTS for block in blocks(document) if block.reason]
     runs = [block for document in DOCUMENTS for block in blocks(document) if not block.reason]
-    assert len(reasons) < len(runs) / 3
+    unproven = [reason for reason in reasons if "tests/" not in reason]  # else that test runs what the block says
+    assert len(unproven) < len(runs) / 3
     for reason in reasons:
         for file in re.findall(r"tests/\w+\.py", reason):
             assert (ROOT / file).is_file(), reason

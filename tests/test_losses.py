@@ -10,12 +10,13 @@ import torch
 from conftest import FAMILIES, tiny_model
 from torch.nn import functional as F
 
-from compresskit.planning.stage import Stage
+from compresskit.planning.stage import LOSS_NAMES, Stage
 from compresskit.tasks import losses as answers
 from compresskit.tasks.predictions import count_items
 from compresskit.training import losses
 from compresskit.training.attention import SCORES, expose_attention
 from compresskit.training.objective import Objective
+from compresskit.training.terms import TERMS
 
 LENGTHS = (5, 3, 1)
 
@@ -196,3 +197,7 @@ def test_families_without_the_interface_give_probabilities() -> None:
     with torch.no_grad():
         maps = model(input_ids=batch(slice(0, 1))["input_ids"], output_attentions=True).attentions
     assert torch.allclose(maps[0].sum(-1), torch.ones(1, 4, 5), atol=1e-5)
+
+
+def test_every_term_that_may_be_named_is_there() -> None:
+    assert tuple(TERMS) == LOSS_NAMES
