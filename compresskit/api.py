@@ -22,8 +22,8 @@ def plan(model: ModelLike = None, **options: Any) -> Plan:
 
     Args:
         model: as for :func:`compress`.
-        options: ``method``, ``ratio``, ``recipe``, ``allocation``, ``objective``, ``allow_slow``, ``calibration``,
-            ``calibration_task``, ``data`` and ``tokenizer`` of :func:`compress`.
+        options: ``method``, ``ratio``, ``size``, ``recipe``, ``allocation``, ``objective``, ``allow_slow``,
+            ``calibration``, ``calibration_task``, ``data`` and ``tokenizer`` of :func:`compress`.
 
     Raises:
         InputError: as for :func:`compress`.
@@ -36,6 +36,7 @@ def compress(
     *,
     method: str | None = None,
     ratio: float | None = None,
+    size: str | None = None,
     recipe: Recipe | str | Path | None = None,
     allocation: Allocation | None = None,
     objective: Objective | None = None,
@@ -50,9 +51,10 @@ def compress(
 
     Args:
         model: a model, a folder or a hub id. Default: the embedded demo checkpoint.
-        method: a registered method, used for every role; needs ``ratio``.
+        method: a registered method, used for every role; needs ``ratio`` or ``size``.
         ratio: dense parameters / compressed parameters of the whole model, tied tensors once; above 1. The result
             has at least this ratio, normally within 1 %.
+        size: instead of ``ratio``: the largest size of the weight file, such as ``5MB`` (10^6 bytes).
         recipe: instead of ``method``: a :class:`Recipe`, the short name of a shipped one, or a YAML file.
         allocation: ``uniform`` (default: all roles at about the same ratio) or ``error`` (least total error).
         objective: ``size`` (default) or ``latency``: of equally small models the one estimated fastest; with allocation
@@ -91,6 +93,7 @@ def compress(
         model=model,
         method=method,
         ratio=ratio,
+        size=size,
         recipe=recipe,
         allocation=allocation,
         objective=objective,

@@ -78,7 +78,7 @@ class Request:
     def __post_init__(self) -> None:
         if self.size is not None:
             if self.ratio is not None:
-                raise InputError("give --ratio or --size, not both")
+                raise InputError("give a ratio or a size, not both")
             parse_size(self.size)
         self._recipe(self.ratio if self.size is None else _ANY_RATIO)
         if self.calibration_task is not None and self._has_text:
@@ -87,7 +87,7 @@ class Request:
             raise InputError("data belongs to a task: give a calibration task too")
 
     def read(self) -> Compression:
-        """The checkpoint in memory with the recipe for it, once the text of the calibration is known to be there.
+        """The checkpoint in memory with the recipe for it, after the calibration's text was found.
 
         Raises:
             InputError: a text or task that cannot be read, a task without training rows, a model that cannot be
@@ -128,6 +128,7 @@ class Request:
             ("ratio", ratio, "a ratio or size"),
             ("allocation", self.allocation, "an allocation"),
             ("objective", self.objective, "an objective"),
+            ("allow_slow", self.allow_slow or None, "allow_slow"),
         )
         for _, given, what in choices if recipe.explicit else ():
             if given is not None:
@@ -135,8 +136,6 @@ class Request:
         changes = {name: given for name, given, _ in choices if given is not None}
         if ratio is not None:
             changes["ratio"] = check_ratio(ratio)
-        if self.allow_slow:
-            changes["allow_slow"] = True
         if not recipe.calibration_tokens:
             changes["calibration_tokens"] = tokens
         return recipe.model_copy(update=changes).checked()

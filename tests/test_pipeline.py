@@ -39,7 +39,7 @@ def test_the_steps_one_by_one_are_what_compress_does(bench_folder: Path, tmp_pat
         ({}, "give either a method"),
         ({"method": "low-rank"}, "needs a ratio or a size"),
         ({"method": "low-rank", "ratio": 2, "recipe": "kroneckerbert-19"}, "not both"),
-        ({"method": "low-rank", "ratio": 2, "size": "5MB"}, "give --ratio or --size, not both"),
+        ({"method": "low-rank", "ratio": 2, "size": "5MB"}, "give a ratio or a size, not both"),
         ({"method": "low-rank", "size": "5 apples"}, "give a number with kB, MB or GB"),
         ({"method": "low-rank", "ratio": 1}, "must be a finite number above 1"),
         ({"method": "low-rank", "ratio": 2, "allocation": "eror"}, "did you mean 'error'"),

@@ -37,7 +37,7 @@ from compresskit.pipeline import Compression
 from compresskit.planning.recipe import Recipe
 from compresskit.planning.resolved import resolved_recipe
 from compresskit.scores import mean_over_splits
-from compresskit.storage.writing import write_text
+from compresskit.storage.writing import new_folder, write_text
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.predicting import Runnable
 from compresskit.training import stages
@@ -239,11 +239,8 @@ class Workshop:
         start = time.perf_counter()
         made = self.cell.rival.make(dense, self.cell.asked)
         seconds = time.perf_counter() - start
-        shutil.rmtree(target, ignore_errors=True)
-        part = target.with_name("compressed.part")
-        part.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(made.checkpoint, part)
-        part.rename(target)
+        with new_folder(target) as temporary:
+            checkpoints.save(made.checkpoint, temporary)
         return {"seconds_compress": seconds, "made_by": dict(made.made_by)}
 
     def _train(self, train: Callable[..., Any], output: Path, *models: Any, **settings: Any) -> None:

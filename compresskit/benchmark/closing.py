@@ -23,12 +23,10 @@ from compresskit.training import taught
 
 
 def close(cells: Sequence[Cell], store: Store, shared: Shared, watch: Watcher) -> None:
-    """The closing phase: export all finished models where the grid asks for it, and time them in one go, unless their
-    records come from one phase already.
+    """Remove what the teachers said, export all finished models where the grid asks for it, and time them in one go,
+    unless their records come from one phase already.
     """
-    for cell in cells:
-        if (store.path(cell) / work.OUTPUTS).is_dir():
-            taught.remove(store.path(cell) / work.OUTPUTS)
+    _forget_teachers(cells, store)
     found = {cell: store.record(cell) for cell in cells}
     records = {cell: record for cell, record in found.items() if record is not None and record.status == "finished"}
     lacking = any(exports.lacks(cell, record, shared.grid) for cell, record in records.items())
@@ -43,6 +41,13 @@ def close(cells: Sequence[Cell], store: Store, shared: Shared, watch: Watcher) -
     if not _timed_together(records.values()):
         with tempfile.TemporaryDirectory() as spare:
             _time_all(records, taught_by, store, shared, watch, Path(spare))
+
+
+def _forget_teachers(cells: Sequence[Cell], store: Store) -> None:
+    """Delete the teachers' kept outputs: no student needs them any more."""
+    for cell in cells:
+        if (store.path(cell) / work.OUTPUTS).is_dir():
+            taught.remove(store.path(cell) / work.OUTPUTS)
 
 
 def _timed_together(records: Collection[Record]) -> bool:

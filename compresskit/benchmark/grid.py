@@ -190,8 +190,8 @@ class Grid(BaseModel):
         """The grid as it is for one task and one variant of the students."""
         update: dict[str, Any] = {}
         if changes := self.per_task.get(task or ""):
-            update = {"seeds": changes.seeds or self.seeds, "teacher": self.teacher | changes.teacher}
-            update["task"] = self.task | changes.task
+            update = {"seeds": changes.seeds or self.seeds, "teacher": _changed(self.teacher, changes.teacher)}
+            update["task"] = _changed(self.task, changes.task)
         if own := self.variants.get(variant):
             same = ("allocation", "calibration_tokens", "students_from")
             update |= {name: value for name in same if (value := getattr(own, name)) is not None}
@@ -211,7 +211,7 @@ class Grid(BaseModel):
             return {}
         own = {"seed", "device", "precision", "save_every", "accumulation"} & set(given)
         if own:
-            raise InputError(f"grid {self.name}: {what}: {own.pop()} cannot be set here")
+            raise InputError(f"grid {self.name}: {what}: {sorted(own)[0]} cannot be set here; it is the grid's own")
         default: Stage = FINE_TUNING if what == "teacher" else DEFAULTS["general" if what == "general" else "task"]
         try:
             explicit, options = split_settings(given)

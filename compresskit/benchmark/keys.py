@@ -12,7 +12,7 @@ from compresskit.benchmark.grid import Cell, Grid, Row
 from compresskit.benchmark.provenance import digest
 from compresskit.decomposers import registry
 
-#: Of :func:`settings`, what decides stage 1 and what comes before it; the compressed teacher.
+#: Entries of :func:`settings` that decide what cells share: a student after stage 1, or the compressed teacher.
 _OF_BOTH = ("model", "baseline", "recipe", "packages", "ratio", "versions", "host")
 _OF_GENERAL = (*_OF_BOTH, "text", "general", "general_seed")
 _OF_TEACHER = (*_OF_BOTH, "task", "data", "teacher", "first_seed")
@@ -23,8 +23,8 @@ class Ground:
     """What cells rest on beside the grid, as plain data.
 
     Attributes:
-        model: which checkpoint, as in :class:`compresskit.benchmark.provenance.MadeBy`; so are the next four.
-        text, versions: the general text; the libraries.
+        model, text, versions: the checkpoint, the general text and the libraries, as
+            :class:`compresskit.benchmark.provenance.MadeBy` has them.
         task, data: the declaration without its defaults, and its rows; None without a task.
         host: the hash of the machine; None where cells of any machine will do.
     """
@@ -38,7 +38,9 @@ class Ground:
 
 
 def settings(row: Row, grid: Grid, ground: Ground) -> dict[str, Any]:
-    """All that decides the result of a cell, as plain data. What only students learn from is not of the dense model."""
+    """All that decides the result of a cell, as plain data. Settings that only students learn from are left out for the
+    dense model.
+    """
     usual, mine = grid.of(row.task), grid.of(row.task, row.variant)
     found: dict[str, Any] = {
         "model": ground.model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compresskit.errors import InputError
 from compresskit.folders.card import compressed_card
 from compresskit.folders.compression import compression_record, write_record
 from compresskit.model import checkpoint as checkpoints
@@ -13,10 +14,15 @@ from compresskit.planning.resolved import resolved_recipe
 
 
 def write_compressed(student: Checkpoint, plan: Plan, folder: Path, title: str) -> tuple[float, float]:
-    """Fill ``folder`` with a checkpoint whose model was compressed by ``plan``; returns MB before and after."""
+    """Fill ``folder`` with a checkpoint whose model was compressed by ``plan``; returns MB before and after.
+
+    Raises:
+        InputError: the model was given as an object: there are no files to compare with.
+    """
+    if student.folder is None:
+        raise InputError("the model was given as an object: save it with save_pretrained, or compress its folder")
     checkpoints.save(student, folder)
     recipe = resolved_recipe(plan)
-    assert student.folder is not None  # it was read from there
     before, after = (
         sum(file.stat().st_size for file in checkpoints.weight_files(place)) for place in (student.folder, folder)
     )

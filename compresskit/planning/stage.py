@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 LossName = Literal["embedding", "attention", "hidden", "logits", "supervised"]
-LOSS_NAMES: tuple[LossName, ...] = ("embedding", "attention", "hidden", "logits", "supervised")
+LOSS_NAMES: tuple[LossName, ...] = get_args(LossName)
 StageName = Literal["general", "task"]
 
 
