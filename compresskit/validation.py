@@ -103,7 +103,12 @@ def validate(model: type[BaseModel], data: Any, what: str, *, context: Any = Non
             where = where.rpartition(".")[0]
         else:
             problem = first["msg"].removeprefix("Value error, ")
-            if not isinstance(first["input"], dict) and first["type"] != "missing":
+            if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+                where = where.removesuffix(".[key]")
+                problem = (
+                    f"write it in quotes; YAML reads a bare yes, no, true, 0 or 1.5 as {first['input']!r}, not as text"
+                )
+            elif not isinstance(first["input"], dict) and first["type"] != "missing":
                 problem += f" (given: {_short(first['input'])})"
         raise InputError(": ".join(part for part in (what, where, problem) if part)) from None
 

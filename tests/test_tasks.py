@@ -195,7 +195,7 @@ def test_metrics() -> None:
     assert metrics.METRICS["matthews"](truth, guess, 2) == pytest.approx((2 * 2 - 1 * 1) / 9)
     three = np.array([0, 1, 2, 2]), np.array([0, 1, 2, 1])
     assert metrics.METRICS["f1"](*three, 3) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)  # macro
-    assert metrics.METRICS["f1"](truth, guess, 3) == pytest.approx(2 / 3)  # macro over the two that occur
+    assert metrics.METRICS["f1"](truth, guess, 3) == pytest.approx(4 / 9)  # also over the class that no row has
     numbers = np.array([1.0, 2.0, 3.0, 4.0])
     assert metrics.METRICS["spearman"](numbers, numbers**3, 0) == pytest.approx(1)
     assert metrics.METRICS["pearson"](numbers, 2 * numbers + 1, 0) == pytest.approx(1)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from compresskit.errors import InputError, one_line
 from compresskit.model import demo, sentence
+from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order, ordered, unnamed
 from compresskit.model.output import TOKENIZER_FILES
 from compresskit.model.quantizer import QUANT_METHOD, is_compressed, mount_config, quantizer_of
 from compresskit.model.sizes import check_config, check_sizes
@@ -107,7 +108,12 @@ def read(
         folder, origin = _locate(str(model))
         name = origin.rpartition("/")[2]
     config, stored = _open(folder, compressed)
-    config_changes = _check_labels(config, folder, adopt, as_class, config_changes)
+    if adopt is not None and config.model_type != adopt.config.model_type:
+        theirs = adopt.config.model_type
+        raise InputError(
+            f"teacher and student have different families (model_type): {theirs} and {config.model_type} ({folder})"
+        )
+    config_changes, named = _check_labels(config, folder, adopt, as_class, config_changes)
     loader = _model_class(config, folder, as_class) if adopt is None else type(adopt)
     check_sizes(loader, config, folder, stored)
     options = {"dtype": "auto", "local_files_only": True, "trust_remote_code": False, **config_changes}
@@ -122,7 +128,7 @@ def read(
     # Belongs to a file in the folder it was read from (`push --auto-map`), which no output holds.
     vars(loaded.config).pop("auto_map", None)
     missing = sorted(info["missing_keys"])
-    notes = _check_missing(loaded, missing, folder, adopt)
+    notes = named + _check_missing(loaded, missing, folder, adopt)
     check_finite(loaded)
     kept = _kept(loaded, stored)
     notes += _unused(loaded, sorted(info["unexpected_keys"]), kept)
@@ -140,26 +146,34 @@ def in_memory(model: PreTrainedModel) -> Checkpoint:
 
 def _check_labels(
     config: Any, folder: Path, adopt: PreTrainedModel | None, as_class: str | None, changes: dict[str, Any]
-) -> dict[str, Any]:
-    """The changes without those to labels, where the stored head has the same ones; refuse a head with others."""
-    kind = "ForSequenceClassification"
-    asked = type(adopt).__name__ if adopt is not None else kind if as_class == "sequence-classification" else ""
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The changes without those to names of classes, where the stored head names its own; and notes.
+
+    Raises:
+        InputError: the stored head is for other classes, or predicts something else.
+    """
+    asked = type(adopt).__name__ if adopt is not None else f"For{(as_class or '').title().replace('-', '')}"
     stored = (config.architectures or [""])[0]
-    if not (stored.endswith(kind) and asked.endswith(kind) and "num_labels" in changes):
-        return changes
-    theirs, ours = (
-        [str(name) for _, name in sorted(labels.items())]
-        for labels in (config.id2label, changes.get("id2label") or dict.fromkeys(range(changes["num_labels"]), "?"))
-    )
-    unnamed = any(all(name in (f"LABEL_{i}", "?") for i, name in enumerate(names)) for names in (theirs, ours))
-    same = {name.casefold() for name in theirs} == {name.casefold() for name in ours}
-    if len(theirs) != len(ours) or not (same or unnamed):
+    same_head = any(stored.endswith(kind) and asked.endswith(kind) for kind in HEADS_OF_CLASSES)
+    if not same_head or "num_labels" not in changes:
+        return changes, ()
+    ours, theirs = changes.get("problem_type"), config.problem_type
+    if ours and theirs and ours != theirs:
         raise InputError(
-            f"model {folder}: labels differ: its head has {', '.join(theirs)}; asked for are {', '.join(ours)}; "
+            f"model {folder}: its head is for {theirs}; asked for is {ours}; start from a model without this head"
+        )
+    unknown = {number: f"LABEL_{number}" for number in range(changes["num_labels"])}
+    held, wanted = class_names(config), ordered(changes.get("id2label") or unknown)
+    if class_order(wanted, held) is None:
+        raise InputError(
+            f"model {folder}: labels differ: its head has {', '.join(held)}; asked for are {', '.join(wanted)}; "
             "start from a model without this head"
         )
+    if unnamed(held) and not unnamed(wanted):
+        note = f"model {folder.name}: its head does not name its labels; taken as {', '.join(wanted)}, in this order"
+        return changes, (note,)
     # Its own order of the labels is the one its head was trained with.
-    return {key: value for key, value in changes.items() if not (same and key in ("id2label", "label2id"))}
+    return {key: value for key, value in changes.items() if key not in ("id2label", "label2id")}, ()
 
 
 def _locate(model: str) -> tuple[Path, str]:

@@ -9,13 +9,15 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
+from compresskit.model.classes import Lookup, in_order, several_at_once
 from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
-from compresskit.tasks.labels import map_labels
+from compresskit.tasks.label_column import found_label, label_text, not_a_label
+from compresskit.tasks.labels import LabelMap, map_labels
 from compresskit.tasks.metrics import METRICS
 from compresskit.tasks.registry import register
-from compresskit.tasks.rows import Split, TaskData
+from compresskit.tasks.rows import TRAIN, Split, TaskData
 
 #: Labels that are found in a file and not declared: more of them are a sign of the wrong column.
 _MOST_LABELS = 1000
@@ -30,34 +32,59 @@ class Classification(TaskKind):
     head = "sequence-classification"
     takes_labels = True
 
+    def check(self, task: Task) -> None:
+        super().check(task)
+        if task.labels is None:
+            return
+        if len(task.labels) < 2:
+            raise InputError(f"labels: {len(task.labels)} are listed; two are the least")
+        values: dict[str, str] = {}
+        for name, value in task.labels.items():
+            text = label_text(value)
+            if not name.strip() or text is None:
+                raise InputError(f"labels: {name!r}: {value!r}: names and values must not be empty")
+            if text in values:
+                raise InputError(f"labels: {values[text]!r} and {name!r} have the same value {value!r}")
+            values[text] = name
+
     def from_hub(self, task: Task, rows: Rows) -> Rows:
-        """The hub has class numbers; they count in the order of the declaration."""
-        values = list((task.labels or {}).values())
+        """The hub has names of classes, or numbers, which count in the order of the declaration."""
+        declared = task.labels or {}
+        values, known = list(declared.values()), Lookup(list(declared))
         for row in rows:
-            number = row.get(task.label)
-            if isinstance(number, int) and 0 <= number < len(values):
-                row[task.label] = values[number]
+            cell = row.get(task.label)
+            if isinstance(cell, int) and 0 <= cell < len(values):
+                row[task.label] = values[cell]
+            elif isinstance(cell, str) and cell not in values and (name := known(cell)) is not None:
+                row[task.label] = declared[name]
         return rows
 
     def labels(self, task: Task, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
         if task.labels is not None:
             return tuple(task.labels)
-        values = {str(row[task.label]) for row in rows if row.get(task.label) is not None}
-        if len(values) < 2:
-            raise InputError(
-                f"task {task.name}: column {task.label!r} has {len(values)} different labels, needs two or more"
-            )
+        # Cells without a label are refused with their rows by `target`.
+        values = {label for row in rows if (label := found_label(row.get(task.label))) is not None}
         if len(values) > _MOST_LABELS:
             raise InputError(
-                f"task {task.name}: column {task.label!r} has {len(values)} different values: is it the label?"
+                f"task {task.name}: column {task.label!r} has {len(values)} different values: is it the label? "
+                "If it is, list them under labels (name: value); numbers to predict take kind: regression"
             )
-        return tuple(sorted(values))
+        return in_order(values)
 
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> str:
         value = row.get(task.label)
-        if str(value) not in labels:
-            raise InputError(f"{where}: unknown label {value!r}; known: {', '.join(labels)}")
-        return labels[str(value)]
+        text = found_label(value) if task.labels is None else label_text(value)
+        if isinstance(value, bool) and text not in labels:
+            text = str(value).lower()  # as JSON writes it
+        if text is None or text not in labels:
+            raise not_a_label(value, where, labels)
+        return labels[text]
+
+    def check_head(self, task: Task, model: PreTrainedModel) -> None:
+        super().check_head(task, model)
+        several = several_at_once(model)
+        if several is not None:
+            raise InputError(f"task {task.name}: the model predicts {several}; {self.name} takes one class for a text")
 
     def head_config(self, labels: Sequence[str]) -> dict[str, Any]:
         return {
@@ -68,26 +95,42 @@ class Classification(TaskKind):
         }
 
     def match(self, data: TaskData, model: PreTrainedModel) -> str | None:
-        return map_labels(data.task, data.labels, model).note
+        found = self._mapped(data, model)
+        notes = [found.note] if found.note else []
+        for name, split in data.splits.items():
+            present = set(split.targets)
+            missing = [label for label in found.classes if label not in present]
+            if name != TRAIN and missing and len(found.classes) > 2 and "f1" in data.task.metrics:
+                notes.append(
+                    f"f1 is the mean over {len(found.classes)} classes; {name} has no row of {', '.join(missing)}"
+                )
+        return "; ".join(notes) or None
 
     def numbered(
         self, data: TaskData, split: Split, columns: Mapping[str, list[Any]], model: PreTrainedModel
     ) -> dict[str, list[Any]]:
-        numbers = map_labels(data.task, data.labels, model).single
+        numbers = self._mapped(data, model).single
         return {"labels": [numbers[target] for target in split.targets]}
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[str]:
         """The most probable label; probabilities of classes that mean the same here (of a transfer) are added up."""
-        classes = map_labels(data.task, data.labels, scoring.model).numbers
+        found = self._mapped(data, scoring.model)
         _, logits = self.logits(scoring, data, split)
         scores = np.stack(logits["logits"])
         shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-        merged = np.stack([shifted[:, numbers].sum(axis=1) for numbers in classes.values()], axis=1)
-        names = list(classes)
+        names = found.classes
+        merged = np.stack([shifted[:, found.numbers[name]].sum(axis=1) for name in names], axis=1)
         return [names[number] for number in merged.argmax(axis=1)]
 
-    def measure(self, data: TaskData, split: Split, answers: Sequence[str]) -> dict[str, float]:
-        # A model may know labels that the rows at hand do not have.
-        order = list(dict.fromkeys([*data.labels, *answers]))
+    def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[str]) -> dict[str, float]:
+        """By the classes of the model, whichever of them these rows have: in the order of the declaration, else in the
+        model's own.
+        """
+        found = self._mapped(data, scoring.numbered_by or scoring.model)
+        order = list(found.numbers if data.task.labels is not None else found.classes)
         targets, predictions = (np.array([order.index(name) for name in names]) for names in (split.targets, answers))
-        return {name: METRICS[name](targets, predictions, len(data.labels)) for name in data.task.metrics}
+        return {name: METRICS[name](targets, predictions, len(order)) for name in data.task.metrics}
+
+    @staticmethod
+    def _mapped(data: TaskData, model: PreTrainedModel) -> LabelMap:
+        return map_labels(data.task, data.labels, model, data.sources)

@@ -38,6 +38,8 @@ class Scoring:
         progress: called with (what, done, total).
         run: computes the outputs in the place of ``model``, such as an exported graph.
         folder: where the model was read from; None for one given as an object.
+        numbered_by: whose class numbers count in metrics of one class, where the task declares no labels, so that
+            teacher and student are measured by the same class. Default: ``model``.
     """
 
     model: PreTrainedModel
@@ -47,6 +49,7 @@ class Scoring:
     progress: Progress | None = None
     run: Runnable | None = None
     folder: Path | None = None
+    numbered_by: PreTrainedModel | None = None
 
 
 class TaskKind(ABC):
@@ -195,7 +198,7 @@ class TaskKind(ABC):
             InputError: the model's head or its labels do not fit the task.
         """
         self.check_head(data.task, scoring.model)
-        found = self.measure(data, split, self.answers(scoring, data, split))
+        found = self.measure(scoring, data, split, self.answers(scoring, data, split))
         return {metric: found[metric] for metric in data.task.metrics}
 
     @abstractmethod
@@ -209,5 +212,5 @@ class TaskKind(ABC):
         return dataset, predict(run, scoring.tokenizer, dataset, scoring.batch_size, scoring.progress)
 
     @abstractmethod
-    def measure(self, data: TaskData, split: Split, answers: Sequence[Any]) -> Mapping[str, float]:
+    def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> Mapping[str, float]:
         """The metrics of these answers to the split: at least those that the task names."""

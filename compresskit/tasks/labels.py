@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
+from compresskit.model.classes import Lookup, class_names, unnamed, whole_number
 from compresskit.tasks.declaration import Task
 
 
@@ -24,24 +25,41 @@ class LabelMap:
     note: str | None = None
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels in the order of the model's classes."""
+        return tuple(sorted(self.numbers, key=lambda label: self.numbers[label]))
+
+    @property
     def single(self) -> dict[str, int]:
         """Label -> its one class number, for training."""
         return {label: numbers[0] for label, numbers in self.numbers.items()}
 
 
-def map_labels(task: Task, labels: Sequence[str], model: PreTrainedModel) -> LabelMap:
-    """Match a task's labels with a model's classes: by name (upper and lower case count only where they tell labels
-    apart), through ``map_labels`` for transfers, in their order where the model has only ``LABEL_0``, ``LABEL_1``, ...
+def map_labels(
+    task: Task, labels: Sequence[str], model: PreTrainedModel, sources: Sequence[Sequence[str]] = ()
+) -> LabelMap:
+    """Match a task's labels with a model's classes by name: upper and lower case count only where they tell labels
+    apart, integers match by their value, ``map_labels`` renames for transfers.
+
+    ``LABEL_i`` of a model without names is class i: of the declared labels, else of integers the number i, else of the
+    labels in their order. For a transfer it is that of the one source with as many labels.
 
     Where the task declares no labels, those found may be fewer than the model's (a dev file without a rare one).
+
+    Args:
+        task: the declaration.
+        labels: of the task, declared or found.
+        model: with a head for classes.
+        sources: the labels of each task that ``transfer_of`` names, in the order of the class numbers.
 
     Raises:
         InputError: they differ; both are shown.
     """
-    named = model.config.id2label or {}
-    names = [str(name) for _, name in sorted((int(number), name) for number, name in named.items())]
-    by_name = _lookup(list(labels))
-    renamed = _lookup(list(task.map_labels))
+    held, note = class_names(model.config), None
+    names = (_names_of_unnamed(task, labels, len(held), sources) if unnamed(held) else None) or held
+    if names != held:
+        note = f"the model does not name its labels; taken as {', '.join(names)}, in this order"
+    by_name, renamed = Lookup(labels), Lookup(list(task.map_labels))
     numbers: dict[str, tuple[int, ...]] = dict.fromkeys(labels, ())
     extra = {}
     for number, name in enumerate(names):
@@ -52,26 +70,29 @@ def map_labels(task: Task, labels: Sequence[str], model: PreTrainedModel) -> Lab
         else:
             extra[name] = (number,)
     one_each = task.transfer_of or all(len(found) == 1 for found in numbers.values())
-    if all(numbers.values()) and one_each and (not extra or task.labels is None):
-        note = None
-        if task.transfer_of:
-            meant = (f"{label} = {' or '.join(names[i] for i in found)}" for label, found in numbers.items())
-            note = f"labels of the model, as {task.name} has them: {'; '.join(meant)}"
-        return LabelMap({**numbers, **extra}, note)
-    if len(names) == len(labels) and all(name == f"LABEL_{number}" for number, name in enumerate(names)):
-        note = f"the model does not name its labels; taken as {', '.join(labels)}, in this order"
-        return LabelMap({label: (number,) for number, label in enumerate(labels)}, note)
-    hint = f" (it scores models of {' or '.join(task.transfer_of)})" if task.transfer_of else ""
-    raise InputError(f"labels differ: the model has {', '.join(names)}; task {task.name} has {', '.join(labels)}{hint}")
+    distinct = len(set(names)) == len(names)
+    if not (all(numbers.values()) and one_each and distinct and (not extra or task.labels is None)):
+        hint = f" (it scores models of {' or '.join(task.transfer_of)})" if task.transfer_of else ""
+        if unnamed(names):
+            hint += "; name the model's in its config.json (id2label), or declare all labels of the task in their order"
+        raise InputError(
+            f"labels differ: the model has {', '.join(names)}; task {task.name} has {', '.join(labels)}{hint}"
+        )
+    if task.transfer_of:
+        meant = (f"{label} = {' or '.join(names[i] for i in found)}" for label, found in numbers.items())
+        stated = f"labels of the model, as {task.name} has them: {'; '.join(meant)}"
+        note = stated if note is None else f"{note}; {stated}"
+    return LabelMap({**numbers, **extra}, note)
 
 
-class _lookup:  # noqa: N801 (used as a function)
-    """A name as one of ``known`` has it: exactly, else without regard to case where that is unambiguous."""
-
-    def __init__(self, known: Sequence[str]) -> None:
-        self.known = set(known)
-        folded = [name.casefold() for name in known]
-        self.folded = {name.casefold(): name for name in known if folded.count(name.casefold()) == 1}
-
-    def __call__(self, name: str) -> str | None:
-        return name if name in self.known else self.folded.get(name.casefold())
+def _names_of_unnamed(
+    task: Task, labels: Sequence[str], count: int, sources: Sequence[Sequence[str]]
+) -> tuple[str, ...] | None:
+    """What the ``count`` classes of a model without names mean; None where that cannot be known."""
+    if task.transfer_of:
+        fitting = {tuple(source) for source in sources if len(source) == count}
+        return fitting.pop() if len(fitting) == 1 else None
+    numbers = {whole_number(label): label for label in labels}
+    if task.labels is None and len(numbers) == len(labels) and set(numbers) <= set(range(count)):
+        return tuple(numbers.get(number, str(number)) for number in range(count))
+    return tuple(labels) if len(labels) == count else None

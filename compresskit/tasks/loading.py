@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from compresskit.errors import InputError, one_line
+from compresskit.model.classes import Lookup
 from compresskit.storage import files, hub
 from compresskit.tasks.declaration import Task
+from compresskit.tasks.label_column import label_text
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import DEV, TRAIN, Split, TaskData
 from compresskit.validation import parse_mapping, read_named, validate
@@ -95,6 +97,8 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
     # A label that train lacks is a mistake.
     sources = [raw[TRAIN]] if TRAIN in raw else raw.values()
     labels = kind.labels(task, (row for rows, _ in sources for row in rows))
+    if train and labels and len(labels) < 2:
+        raise InputError(f"task {task.name}: column {task.label!r} has 1 different labels, needs two or more")
     if labels and task.labels is None:
         notes.append(f"task {task.name}: labels found: {', '.join(labels)}")
     splits = {name: _split(task, rows, about, labels) for name, (rows, about) in raw.items()}
@@ -103,7 +107,13 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
         notes.append(f"task {task.name}: no dev file, so {len(splits[DEV])} rows of train are held out (seed 0)")
     if not train:
         splits.pop(TRAIN, None)
-    return TaskData(task, splits, labels, tuple(dict.fromkeys(notes)))
+    return TaskData(task, splits, labels, tuple(dict.fromkeys(notes)), _labels_of_sources(task))
+
+
+def _labels_of_sources(task: Task) -> tuple[tuple[str, ...], ...]:
+    shipped = shipped_tasks()
+    known = [load_task(name) for name in task.transfer_of if name in shipped]
+    return tuple(tuple(source.labels) for source in known if source.labels is not None)
 
 
 def _find(folder: Path, names: Sequence[str]) -> Path | None:
@@ -156,8 +166,20 @@ def _from_hub(task: Task, train: bool) -> dict[str, tuple[files.Rows, Split]]:
         label = task.hub.label or task.label
         renamed = dict(zip(task.hub.inputs or task.inputs, task.inputs, strict=True)) | {label: task.label}
         rows = [{renamed.get(key, key): value for key, value in row.items()} for row in dataset]
+        _name_classes(task, rows, getattr((dataset.features or {}).get(label), "names", None))
         raw[split] = (KINDS.get(task.kind).from_hub(task, rows), Split([], [], address))
     return raw
+
+
+def _name_classes(task: Task, rows: files.Rows, names: Sequence[str] | None) -> None:
+    """Put the hub's names of classes in the place of their numbers, where the declaration has all of these names."""
+    known = Lookup(list(task.labels or {}))
+    if not names or not all(known(name) for name in names):
+        return
+    for row in rows:
+        number = row.get(task.label)
+        if isinstance(number, int):
+            row[task.label] = names[number] if 0 <= number < len(names) else None  # -1 where there is no label
 
 
 def _check_columns(task: Task, rows: files.Rows, about: Split) -> None:
@@ -169,7 +191,7 @@ def _check_columns(task: Task, rows: files.Rows, about: Split) -> None:
 
 def _split(task: Task, rows: files.Rows, about: Split, labels: Sequence[str]) -> Split:
     kind = KINDS.get(task.kind)
-    by_value = {value: name for name, value in task.labels.items()} if task.labels else {name: name for name in labels}
+    by_value = {label_text(v) or v: n for n, v in task.labels.items()} if task.labels else {n: n for n in labels}
     texts, targets = [], []
     for number, row in enumerate(rows, start=1):
         where = f"data {about.source}, row {number}"

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 Values = np.ndarray
-#: ``(targets, predictions, number of classes) -> score``.
+#: ``(targets, predictions, number of the model's classes) -> score``.
 Metric = Callable[[Values, Values, int], float]
 
 
@@ -29,12 +29,13 @@ _spearman = _correlation(stats.spearmanr)
 
 
 def _f1(targets: Values, predictions: Values, classes: int) -> float:
-    average = "binary" if classes == 2 else "macro"
-    return float(sklearn_metrics.f1_score(targets, predictions, average=average, zero_division=0))
+    # Of class 1 alone, or over all classes: also where the rows at hand or the answers lack some of them.
+    labels = [1] if classes == 2 else list(range(classes))
+    return float(sklearn_metrics.f1_score(targets, predictions, labels=labels, average="macro", zero_division=0))
 
 
 #: Metrics of classification (class numbers) and regression (numbers). ``f1`` is that of class 1 with two classes, as
-#: GLUE has it, and the macro average with more.
+#: GLUE has it, and with more the mean over all of the model's classes; a class without rows or answers has 0.
 METRICS: dict[str, Metric] = {
     "accuracy": lambda targets, predictions, _: float(sklearn_metrics.accuracy_score(targets, predictions)),
     "f1": _f1,

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
+from compresskit.model.classes import several_at_once
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.metrics import METRICS
@@ -33,6 +34,8 @@ class Regression(TaskKind):
     def check_head(self, task: Task, model: PreTrainedModel) -> None:
         super().check_head(task, model)
         outputs = model.config.num_labels
+        if outputs == 1 and (several := several_at_once(model)) is not None:
+            raise InputError(f"task {task.name}: the model predicts {several}; {self.name} takes one number for a text")
         if outputs != 1:
             raise InputError(
                 f"task {task.name} needs a head with one number; this {type(model).__name__} has {outputs}"
@@ -42,7 +45,7 @@ class Regression(TaskKind):
         _, logits = self.logits(scoring, data, split)
         return [float(row[0]) for row in logits["logits"]]
 
-    def measure(self, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
+    def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
         targets, predictions = np.array(split.targets), np.array(answers)
         return {name: METRICS[name](targets, predictions, 0) for name in data.task.metrics}
 
@@ -50,7 +53,7 @@ class Regression(TaskKind):
 def number(value: Any, where: str) -> float:
     """A cell as a finite number; ``where`` names it in errors. Raises InputError."""
     try:
-        found = float(value)
+        found = float("" if isinstance(value, bool) else value)
     except (TypeError, ValueError):
         raise InputError(f"{where} must hold numbers, not {value!r}") from None
     if not np.isfinite(found):

@@ -49,12 +49,14 @@ class TaskData:
 
     Attributes:
         labels: names of the classes, in the order of their numbers; empty where the task has none.
+        sources: the labels of each task that ``transfer_of`` names, where it comes with compresskit and declares them.
     """
 
     task: Task
     splits: dict[str, Split]
     labels: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
+    sources: tuple[tuple[str, ...], ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Which rows these are, as plain data."""

@@ -44,7 +44,7 @@ class Similarity(TaskKind):
         )
         return torch.cosine_similarity(vectors[0::2], vectors[1::2]).tolist()
 
-    def measure(self, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
+    def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
         targets, cosines = np.array(split.targets), np.array(answers)
         return {metric: METRICS[metric](targets, cosines, 0) for metric in data.task.metrics}
 

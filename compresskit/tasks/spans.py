@@ -108,5 +108,5 @@ class Spans(TaskKind):
         starts, ends = logits["start_logits"], logits["end_logits"]
         return squad.best_answers(starts, ends, columns, split.texts, allow_none=allow_none)
 
-    def measure(self, data: TaskData, split: Split, answers: Sequence[str]) -> dict[str, float]:
+    def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[str]) -> dict[str, float]:
         return squad.scores(answers, split.targets)

@@ -23,6 +23,7 @@ from compresskit.tasks.rows import TRAIN, TaskData
 from compresskit.training.batches import MaskingCollator
 from compresskit.training.evaluation import Scores, held_out_losses, score
 from compresskit.training.settings import Options
+from compresskit.training.targets import checked_rows, numbered
 
 #: Sequences of a general text that are held out, to compare the student before and after.
 HELD_OUT = 64
@@ -94,7 +95,9 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
         collator=kind.collator(models.tokenizer),
         max_length=length,
         record={"task": task.model_dump(mode="json", exclude_defaults=True), "splits": data.record()},
-        measure=lambda model: score(Scoring(model, models.tokenizer, length, progress=progress), data),
+        measure=lambda model: score(
+            Scoring(model, models.tokenizer, length, progress=progress, numbered_by=models.student.model), data
+        ),
         primary=task.primary,
         notes=tuple(notes),
     )
@@ -145,11 +148,7 @@ def sequence_length(max_length: int | None, task: Task | None, *models: Checkpoi
 
 def _checked(dataset: Dataset, source: str, models: Models, stage: Stage) -> Dataset:
     """The columns that are used, with ``length``, once they are known to fit the models."""
-    if "input_ids" not in dataset.column_names:
-        columns = ", ".join(dataset.column_names) or "none"
-        raise InputError(f"data set: has no column 'input_ids'; tokenise it first (its columns: {columns})")
-    if "label" in dataset.column_names and "labels" not in dataset.column_names:
-        dataset = dataset.rename_column("label", "labels")
+    dataset = numbered(checked_rows(dataset, source), models.student.model, source)
     targets = predictions_of(models.student.model).targets
     used = [name for name in (*models.tokenizer.model_input_names, *targets) if name in dataset.column_names]
     dataset = dataset.select_columns(used)

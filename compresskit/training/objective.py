@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
+from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order, several_at_once
 from compresskit.planning.stage import LossName, Stage
 from compresskit.tasks.predictions import Counts, Output
 from compresskit.tasks.registry import predictions_of
@@ -23,10 +24,13 @@ class Objective:
         predictions: what the student's head predicts.
         weights: of the terms that are possible and have a weight.
         dropped: term -> the reason why it is left out.
+        order: for each class of the student the number of the teacher's that bears its name; None where the numbers
+            are the same.
         attention_maps: ``scores`` or ``probabilities`` where attention has a weight, else None.
 
     Raises:
-        InputError: no term is left; an explicitly asked one is impossible.
+        InputError: no term is left; an explicitly asked one is impossible; heads that name other classes, or predict
+            several labels or numbers at once.
     """
 
     def __init__(
@@ -54,6 +58,9 @@ class Objective:
                 self.dropped[name] = f"loss {name} is left out: {reason}"
         if not self.weights:
             raise InputError("no loss term is left to train on: " + ("; ".join(self.dropped.values()) or "all weigh 0"))
+        if any(TERMS[name].of_head for name in self.weights):
+            _check_one_answer(student, teacher)
+        self.order = None if teacher is None else _teacher_classes(student, teacher)
         self.attention_maps = None
         if "attention" in self.weights:
             self.attention_maps = expose_attention(student)
@@ -82,6 +89,8 @@ class Objective:
             targets: the columns of the batch that the predictions name as targets.
             counts: :func:`compresskit.tasks.predictions.count_items` of the whole step.
         """
+        if self.order is not None and teacher is not None and "logits" in teacher:
+            teacher = type(teacher)(**{**teacher, "logits": teacher["logits"][..., self.order]})
         count = Counts(*counts.clamp(min=1))  # a small batch may have no masked token: its term is 0, not 0 / 0
         batch = Outputs(student, teacher, mask, targets, count, self.predictions, self.stage)
         return {name: TERMS[name].value(batch) for name in self.weights}
@@ -105,6 +114,30 @@ def _impossible(term: Term, student: PreTrainedModel, teacher: PreTrainedModel |
     return None
 
 
+def _check_one_answer(*models: PreTrainedModel | None) -> None:
+    for model in models:
+        several = None if model is None else several_at_once(model)
+        if several is not None:
+            raise InputError(
+                f"{type(model).__name__} predicts {several}, which is not supported; with the weights of the losses "
+                "logits and supervised at 0 it learns from hidden states alone"
+            )
+
+
+def _teacher_classes(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int] | None:
+    """See :attr:`Objective.order`. Raises InputError: the names differ."""
+    if not type(student).__name__.endswith(HEADS_OF_CLASSES) or student.config.num_labels == 1:
+        return None
+    theirs, ours = class_names(teacher.config), class_names(student.config)
+    order = class_order(ours, theirs)
+    if order is None:
+        raise InputError(
+            f"labels differ: the teacher has {', '.join(theirs)}; the student has {', '.join(ours)} (id2label in their "
+            "config.json)"
+        )
+    return None if order == tuple(range(len(order))) else list(order)
+
+
 def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Refuse a pair of models whose outputs cannot be compared. Raises InputError naming what differs.
 
@@ -126,3 +159,4 @@ def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             f"teacher and student have different numbers of layers (num_hidden_layers): {theirs} and {ours}; "
             "the student's must divide the teacher's"
         )
+    _teacher_classes(student, teacher)

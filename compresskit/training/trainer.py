@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
-from compresskit.errors import InputError, WorkError
+from compresskit.errors import WorkError
 from compresskit.planning.stage import LossName, Stage
 from compresskit.tasks.predictions import count_items
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
 from compresskit.training.objective import Objective, check_fit
+from compresskit.training.targets import checked_rows, numbered
 from compresskit.training.taught import ROW, TaughtRows, teach
 
 _PART = "part"
@@ -38,12 +39,14 @@ class DistillationTrainer(Trainer):
         teacher: a model of the same hidden size, layers and vocabulary; None for supervised training alone.
         stage: weights of the loss terms and their form; other fields are the caller's to put into ``args``.
         args: as for Trainer. ``per_device_train_batch_size`` x devices x accumulation sequences make one step.
-        train_dataset: a ``datasets.Dataset`` with ``input_ids`` (and ``labels`` for the supervised loss).
+        train_dataset: a ``datasets.Dataset`` with ``input_ids`` (and ``labels`` for the supervised loss: the student's
+            class numbers, or names of its classes).
         explicit_losses: terms that are refused where they are impossible, instead of dropped.
         rest: passed on to Trainer; ``data_collator`` must pad and give an ``attention_mask`` (DataCollatorWithPadding).
 
     Raises:
-        InputError: teacher and student do not fit; a data set without ``input_ids``; no loss term is possible.
+        InputError: teacher and student do not fit; a data set without ``input_ids``; labels that the head cannot learn;
+            no loss term is possible.
     """
 
     def __init__(
@@ -58,11 +61,12 @@ class DistillationTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
     ) -> None:
-        if "input_ids" not in getattr(train_dataset, "column_names", ()):
-            found = ", ".join(getattr(train_dataset, "column_names", ())) or "none"
-            raise InputError(f"data set: has no column 'input_ids'; tokenise it first (its columns: {found})")
-        if "label" in train_dataset.column_names and "labels" not in train_dataset.column_names:
-            train_dataset = train_dataset.rename_column("label", "labels")
+        train_dataset = _own_rows(train_dataset, model)
+        held_out = rest.get("eval_dataset")
+        if isinstance(held_out, dict):
+            rest["eval_dataset"] = {split: _own_rows(rows, model) for split, rows in held_out.items()}
+        elif held_out is not None:
+            rest["eval_dataset"] = _own_rows(held_out, model)
         if teacher is not None:
             check_fit(model, teacher)
         args.remove_unused_columns = False
@@ -256,6 +260,11 @@ class DistillationTrainer(Trainer):
                 # Renamed first: a kill while it is deleted must not leave half a checkpoint.
                 shutil.rmtree(path.rename(path.with_name(f"old-{path.name}")), ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+
+def _own_rows(dataset: Any, model: PreTrainedModel) -> Any:
+    """The rows with labels as the head numbers them."""
+    return numbered(checked_rows(dataset), model)
 
 
 class _SetEpoch(TrainerCallback):

@@ -60,7 +60,7 @@ class Ordinal(TaskKind):
         places = np.clip(np.rint(np.concatenate(logits["logits"])), 0, len(data.labels) - 1)
         return [data.labels[int(place)] for place in places]
 
-    def measure(self, data: TaskData, split: Split, answers: Sequence[str]) -> dict[str, float]:
+    def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[str]) -> dict[str, float]:
         order = list(data.labels)
         wanted, given = (np.array([order.index(name) for name in names]) for names in (split.targets, answers))
         kappa = cohen_kappa_score(wanted, given, labels=range(len(order)), weights="quadratic")
