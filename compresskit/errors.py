@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class CompresskitError(Exception):
@@ -37,3 +38,19 @@ def unknown(what: str, given: str, allowed: Iterable[str]) -> InputError:
 def one_line(error: BaseException) -> str:
     """The error's text, short and on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of a library in Rust (tokenizers, safetensors), which is no ``Exception``."""
+    return type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def no_panic(what: str) -> Iterator[None]:
+    """Turns a panic of a library in Rust, which ``except Exception`` would miss, into a WorkError about ``what``."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise WorkError(f"{what}: a library failed: {one_line(error)}") from None

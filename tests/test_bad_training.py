@@ -156,6 +156,14 @@ def test_another_family_is_refused() -> None:
         compresskit.distill(tiny_model("electra"), teacher)
 
 
+def test_a_student_of_another_family(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    student = compresskit.compress(tiny_model("electra"), method="low-rank", ratio=2)
+    student.save_pretrained(tmp_path / "student")
+    shutil.copy(bench_folder / "model" / "tokenizer.json", tmp_path / "student")
+    models = ("--student", tmp_path / "student", "--teacher", bench_folder / "model")
+    refused(run("distill", *models, "--max-length", "32", "--output", "out"), "different families", "bert and electra")
+
+
 def test_labels_of_teacher_and_task_differ(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "own.yaml", OWN)
     for split in ("train", "dev"):

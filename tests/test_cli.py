@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,10 @@ from faults.command import enter, finish, start
 from safetensors.torch import load_file
 
 import compresskit
+from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.report.render import command
 from compresskit.cli.common import AS_CHOICES
+from compresskit.errors import WorkError, no_panic
 from compresskit.model import checkpoint
 from compresskit.planning.size import parse_size
 
@@ -261,3 +265,79 @@ def test_tasks_are_listed(run: Run) -> None:
     result = run("tasks")
     assert result.code == 0
     assert all(name in result.out for name in ("sst2", "squad_v2", "hans", "SST-2/train.tsv"))
+
+
+def test_printed_commands_are_quoted(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    spaced = tmp_path / "my $data's"
+    shutil.copytree(bench_folder / "data", spaced)
+    task = spaced / "my task.yaml"
+    task.write_text(
+        "version: 1\nname: mine\ninputs: [sentence]\nlabel: label\n"
+        "files: {train: SST-2/train.tsv, dev: SST-2/dev.tsv}\nmetrics: [accuracy]\n"
+    )
+    flags = ("--task", task, "--data", spaced, "--max-length", "32", "--max-steps", "1")
+    teacher, student = tmp_path / "a teacher", tmp_path / "a student"
+    done = run("finetune", "--model", bench_folder / "model", *flags, "--output", teacher)
+    words = ["compresskit", "distill", "--teacher", str(teacher), "--student", "STUDENT"]
+    assert _commands(done.out) == [[*words, "--task", str(task), "--data", str(spaced)]]
+    shape = ("--method", "low-rank", "--ratio", "3", "--calibration-task", task, "--data", spaced)
+    done = run("compress", "--model", teacher, *shape, "--output", student)
+    words = ["compresskit", "distill", "--teacher", str(teacher), "--student", str(student), "--task", str(task)]
+    assert _commands(done.out)[0] == [*words, "--data", str(spaced), "--output", f"{student}-my task"]
+    card = (student / "README.md").read_text()
+    assert "compress --model 'a teacher' --calibration-task mine" in card
+    general = ("--text", bench_folder / "text.txt", "--max-length", "32", "--max-steps", "1")
+    done = run("distill", "--teacher", bench_folder / "model", "--student", bench_folder / "student", *general,
+               "--output", tmp_path / "gen eral")  # fmt: skip
+    words = ["compresskit", "distill", "--teacher", "TASK_TEACHER", "--student", str(tmp_path / "gen eral")]
+    assert _commands(done.out) == [[*words, "--task", "TASK"]]
+    grid = Grid(models=("my model",), tasks=("my task.yaml", "sst2"), data="my data", text="my text.txt")
+    words = ["--model", "my model", "--task", "my task.yaml,sst2", "--data", "my data", "--text", "my text.txt"]
+    assert shlex.split(command(grid)) == ["compresskit", "bench", *words]
+
+
+def _commands(text: str) -> list[list[str]]:
+    lines = [line.removeprefix("Next: ").strip() for line in text.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("compresskit ")]
+
+
+def test_a_console_that_cannot_show_a_label(bench_folder: Path, tmp_path: Path) -> None:
+    rows = "\n".join(f"{word}\t{label}" for word, label in (("good", "良い"), ("bad", "悪い")) * 4)
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text(f"text\tkind\n{rows}\n", encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(
+        "version: 1\nname: own\ninputs: [text]\nlabel: kind\nfiles: {train: train.tsv, dev: dev.tsv}\n"
+        "metrics: [accuracy]\n"
+    )
+    task = ("--task", "own.yaml", "--data", ".", "--max-length", "32")
+    arguments = ("finetune", "--model", bench_folder / "model", *task, "--max-steps", "1", "--output", "ひ")
+    words = [sys.executable, "-m", "compresskit", *map(str, arguments)]
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"labels found: ??, ??" in done.stdout
+    assert (tmp_path / "ひ" / "model.safetensors").is_file()
+
+
+def test_tables_of_narrow_terminals_lose_nothing() -> None:
+    pty = pytest.importorskip("pty")
+    line = shlex.join([sys.executable, "-m", "compresskit", "tasks"])
+    parts: list[bytes] = []
+
+    def read(descriptor: int) -> bytes:
+        data = os.read(descriptor, 1 << 16)
+        parts.append(data)
+        return data
+
+    pty.spawn(["/bin/sh", "-c", f"stty cols 8; {line}"], read)
+    shown = b"".join(parts).decode(errors="replace")
+    for word in ("task", "metrics", "sst2", "accuracy", "regression"):
+        assert word in shown
+
+
+def test_a_panic_of_a_rust_library_is_one_line(bench_folder: Path) -> None:
+    words = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
+    pair = ("the film was", "the film was good " * 4)
+    with pytest.raises(WorkError, match="reading: a library failed: "), no_panic("reading"):
+        words(*pair, max_length=8, stride=4, truncation="only_second", return_overflowing_tokens=True)
+    with pytest.raises(KeyboardInterrupt), no_panic("reading"):
+        raise KeyboardInterrupt

@@ -16,7 +16,9 @@ import compresskit
 from compresskit.data.corpus import EMBEDDED, find_corpus, sequences
 from compresskit.errors import InputError
 from compresskit.model.positions import positions
+from compresskit.storage.files import read_rows
 from compresskit.tasks import metrics, squad
+from compresskit.tasks.kind import Scoring
 from compresskit.tasks.labels import map_labels
 from compresskit.tasks.loading import load_data, load_task, shipped_tasks
 from compresskit.tasks.registry import KINDS
@@ -73,6 +75,21 @@ def test_own_task_in_every_format(tmp_path: Path, kind: str) -> None:
     assert list(data.splits["dev"].texts) == [(row["text"],) for row in rows]
     assert data.splits["train"].targets == ["x", "y"]
     assert data.notes == ("task own: labels found: x, y",)
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2}]', '\n [\n{"a": 1},\n{"a": 2}\n]\n', '{"a": 1}\n\n{"a": 2}\n'])
+def test_json_is_one_object_a_line_or_one_array(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    assert read_rows(path) == ([{"a": 1}, {"a": 2}], 0)
+    for bad, words in (
+        ("[1, 2]", "entry 1: must be a JSON object"),
+        ("[{}, ", "not a valid JSON array"),
+        ("[]", "no rows"),
+    ):
+        path.write_text(bad)
+        with pytest.raises(InputError, match=words):
+            read_rows(path)
 
 
 def test_glue_layout_variants_and_hold_out(tmp_path: Path) -> None:
@@ -215,6 +232,65 @@ def test_squad_scores_by_the_official_rules() -> None:
     assert squad.scores(["something"], [squad.Answers((), ())]) == {"span_f1": 0.0, "exact_match": 0.0}
 
 
+def test_squad_texts_of_which_nothing_is_left() -> None:
+    """As evaluate-v1.1.py and evaluate-v2.0.py score them: articles and punctuation are taken out first."""
+    cases = [("the", "The"), ("!", "?"), ("film", "a"), ("", "the"), ("the", "film")]
+    expected = {False: ([1, 1, 0, 1, 0], [0, 0, 0, 0, 0]), True: ([1, 1, 0, 1, 0], [1, 1, 0, 1, 0])}
+    for optional, (exact, f1) in expected.items():
+        found = [squad.scores([given], [squad.Answers((gold,), (0,), optional)]) for given, gold in cases]
+        assert [one["exact_match"] for one in found] == exact
+        assert [one["span_f1"] for one in found] == f1
+    # In 2.0 such an answer is none beside a real one.
+    golds = ("the", "film")
+    assert squad.scores([""], [squad.Answers(golds, (0, 0), optional=True)]) == {"span_f1": 0.0, "exact_match": 0.0}
+    assert squad.scores([""], [squad.Answers(golds, (0, 0))]) == {"span_f1": 0.0, "exact_match": 1.0}
+
+
+@pytest.mark.parametrize("length", [8, 9, 12, 16, 17, 20])
+def test_squad_windows_of_few_tokens(tokenizer, length: int) -> None:
+    context = " ".join(["the film was good"] * 4)
+    answers = [squad.Answers(("good",), (13,))]
+    columns = squad.windows(tokenizer, [("who " * 20, context)], answers, length, length // 3)
+    assert all(len(ids) <= length for ids in columns["input_ids"])
+    covered = {span for row in columns["offsets"] for span in row if span is not None}
+    assert len(covered) == 16  # every word of the context
+    with pytest.raises(InputError, match="no room for the context beside a question of 3 tokens; 7 are the least"):
+        squad.windows(tokenizer, [("who is it", context)], answers, 6, 2)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [None, {}, {"text": ["a"], "answer_start": ["x"]}, {"text": [None], "answer_start": [0]},
+     {"text": ["a"], "answer_start": []}, {"text": "a", "answer_start": [0]}, {"text": ["a"], "answer_start": [-1]}],
+)  # fmt: skip
+def test_squad_answers_of_another_form(answers: object) -> None:
+    with pytest.raises(InputError, match="row 3: answers must be texts"):
+        squad.Answers.of({"answers": answers}, "row 3")
+
+
+def test_squad_scores_do_not_depend_on_padding(bench_folder: Path, tmp_path: Path) -> None:
+    model = tiny_model(head="questions", initializer_range=0.5)
+    words = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
+    asked = {"question": "how", "answers": [{"text": "good", "answer_start": 13}]}
+    paragraphs = [{"context": "the film was good " * times, "qas": [asked]} for times in (1, 3, 9)]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}-v1.1.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    kind, data = KINDS.get("spans"), load_data(load_task("squad"), tmp_path)
+    found = []
+    for side in ("right", "left"):
+        words.padding_side = side
+        for batch_size in (1, 3):
+            scoring = Scoring(model, words, 32, batch_size=batch_size)
+            found.append(kind.answers(scoring, data, data.splits["dev"]))
+        rows = kind.encode(data, data.splits["train"], words, 32, model)
+        columns = ("input_ids", "start_positions", "end_positions")
+        batch = kind.collator(words)([{name: row[name] for name in columns} for row in rows])
+        for ids, start in zip(batch["input_ids"], batch["start_positions"], strict=True):
+            assert start == 0 or words.decode(ids[start]) == "good"
+    assert found[0] == found[1] == found[2] == found[3]
+    assert words.padding_side == "left"  # the caller's own is left as it was
+
+
 def test_squad_windows_find_the_answer_again(tokenizer, tmp_path: Path) -> None:
     context = " ".join(["the film was not good"] * 12) + " but the actor is fine"
     start = context.index("actor is")
@@ -258,7 +334,7 @@ def test_squad_2_file(tmp_path: Path) -> None:
     data = {"version": "v2.0", "data": [{"paragraphs": [{"context": "the film", "qas": questions}]}]}
     (tmp_path / "dev-v2.0.json").write_text(json.dumps(data))
     split = load_data(load_task("squad_v2"), tmp_path, train=False).splits["dev"]
-    assert split.targets == [squad.Answers((), ()), squad.Answers(("film",), (4,))]
+    assert split.targets == [squad.Answers((), (), optional=True), squad.Answers(("film",), (4,), optional=True)]
 
 
 def test_squad_from_file_to_scores(bench_folder: Path, tmp_path: Path) -> None:

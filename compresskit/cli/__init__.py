@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
 
 import click
 
@@ -15,7 +16,7 @@ from compresskit.cli.export import export
 from compresskit.cli.push import push
 from compresskit.cli.train import distill, evaluate, finetune, tasks
 from compresskit.cli.verify import verify
-from compresskit.errors import CompresskitError, InputError
+from compresskit.errors import CompresskitError, InputError, is_panic
 
 INTERRUPTED = 130
 
@@ -39,6 +40,9 @@ for command in (compress, distill, finetune, evaluate, export, push, bench, repo
 def main() -> None:
     """Entry point: turns errors into one line and an exit code (0, 1, 2, 130)."""
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a console cannot show is replaced, not an error after the work
+            stream.reconfigure(errors="replace")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
     try:
         cli(standalone_mode=False)
@@ -58,8 +62,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away (`| head`): no message about it either
         sys.exit(1)
-    except Exception as error:
-        if debug:
+    except BaseException as error:
+        if debug or not (isinstance(error, Exception) or is_panic(error)):
             raise
         expected = isinstance(error, CompresskitError)
         rank = os.environ.get("RANK", "0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -31,8 +32,11 @@ AS_CHOICES = (
 )
 #: Width of tables that go to a file or a pipe.
 PIPE_WIDTH = 160
+#: A narrower terminal would leave no room for the columns of a table. It wraps the lines of one of this width.
+LEAST_WIDTH = 80
 
-out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+_narrow = shutil.get_terminal_size().columns < LEAST_WIDTH
+out = Console(width=PIPE_WIDTH if not sys.stdout.isatty() else LEAST_WIDTH if _narrow else None)
 err = Console(stderr=True)
 
 

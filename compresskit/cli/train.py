@@ -121,8 +121,8 @@ def distill(student: str, teacher: str | None, debug: bool, threads: int | None,
 
     with _progress("distilling", flags["output"]) as tools:
         result = stages.distill(student, teacher, **flags, **tools)
-    student = f"--student {shlex.quote(str(result.folder))}"
-    _report(result, "" if flags["task"] else f"compresskit distill --teacher TASK_TEACHER {student} --task TASK")
+    following = ["--teacher", "TASK_TEACHER", "--student", str(result.folder), "--task", "TASK"]
+    _report(result, [] if flags["task"] else following)
 
 
 @click.command()
@@ -142,9 +142,9 @@ def finetune(model: str | None, task: str | None, debug: bool, threads: int | No
 
     with _progress("fine-tuning", flags["output"]) as tools:
         result = stages.finetune(model, task=task, **flags, **tools)
-    data = f" --data {shlex.quote(str(flags['data']))}" if flags["data"] is not None else ""
-    following = f"compresskit distill --teacher {shlex.quote(str(result.folder))} --student STUDENT --task {task}{data}"
-    _report(result, "" if is_compressed(result.model) else following)
+    data = ["--data", str(flags["data"])] if flags["data"] is not None else []
+    following = ["--teacher", str(result.folder), "--student", "STUDENT", "--task", task, *data]
+    _report(result, [] if is_compressed(result.model) else following)
 
 
 @click.command()
@@ -233,7 +233,8 @@ def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
         bar.close()
 
 
-def _report(result: Result, following: str = "") -> None:
+def _report(result: Result, following: list[str]) -> None:
+    """What a run gave; ``following`` are arguments of the `distill` that should come next, if any."""
     from compresskit.cli.tables import table
     from compresskit.folders.training import score_rows, view
 
@@ -247,4 +248,4 @@ def _report(result: Result, following: str = "") -> None:
     print_notes(result.notes)
     out.print(f"Written to {result.folder}/ (weights, training.json, losses.png, model card)", markup=False)
     if following:
-        out.print(f"Next: {following}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"Next: compresskit distill {shlex.join(following)}", markup=False, highlight=False, soft_wrap=True)

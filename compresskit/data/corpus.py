@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset
 
 from compresskit.data import EMBEDDED
-from compresskit.errors import InputError, one_line
+from compresskit.errors import InputError, no_panic, one_line
 from compresskit.storage import files, hub
 
 #: One document in so many is held out of the part ``training``.
@@ -122,7 +122,9 @@ def sequences(corpus: Corpus, tokenizer: Any, max_length: int, tokens: int | Non
     found = 0
     documents = corpus.documents()
     while (tokens is None or found < tokens) and (batch := list(islice(documents, _BATCH))):
-        pieces = tokenizer(batch, truncation=True, max_length=max_length, return_overflowing_tokens=True)["input_ids"]
+        with no_panic(f"text {corpus.name}, cut into tokens"):
+            encoded = tokenizer(batch, truncation=True, max_length=max_length, return_overflowing_tokens=True)
+        pieces = encoded["input_ids"]
         rows += [np.asarray(piece, dtype=np.int32) for piece in pieces]  # Python integers take ten times the memory
         found += sum(map(len, pieces))
     return Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})

@@ -65,7 +65,7 @@ sequence of 128 tokens. MB: 10^6 bytes of weight files.
 {notes}
 ## Recipe
 
-`compresskit compress --model {origin}{flags} --recipe recipe.yaml` with this file repeats it:
+`compresskit compress --model {model}{flags} --recipe recipe.yaml` with this file repeats it:
 
 {recipe_yaml}
 """
@@ -111,7 +111,7 @@ def compressed_card(
     made = f"made {plan.ratio:.2f}x smaller by compresskit ({plan.recipe.name})"
     head = _head(checkpoint.model, data, title, origin=checkpoint.origin, made=made, compressed=True)
     return head + _COMPRESSED.format(
-        origin=checkpoint.origin,
+        model=shlex.quote(checkpoint.origin),
         flags=_flags(checkpoint, plan),
         totals=markdown(("total", "before", "after", "ratio"), total_rows(plan, megabytes)),
         rows=markdown(plan_columns(plan), plan_rows(plan)),

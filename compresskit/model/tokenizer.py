@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from compresskit.errors import InputError, one_line
+from compresskit.errors import InputError, no_panic, one_line
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 
@@ -17,7 +18,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     if checkpoint.folder is None or not any(map(checkpoints.is_vocabulary, checkpoint.folder.iterdir())):
         return None
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        with no_panic("its files"):
+            return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust library raises plain ones
         reason = one_line(error)
         raise InputError(f"model {checkpoint.origin}: its tokenizer cannot be loaded: {reason}") from None
@@ -44,3 +46,10 @@ def find_tokenizer(given: Any, *owners: Checkpoint) -> Any:
             rows = embedding.num_embeddings
             raise InputError(f"model {owner.origin}: the tokenizer has {len(chosen)} tokens, the embedding {rows}")
     return chosen
+
+
+def padded_right(tokenizer: Any) -> Any:
+    """A copy that pads at the end, whatever the tokenizer's own side: where tokens are counted from the beginning."""
+    copied = copy.copy(tokenizer)
+    copied.padding_side = "right"
+    return copied

@@ -32,8 +32,8 @@ def read_rows(
     """The rows of a file as dictionaries, and how many lines were skipped. The format follows from the ending.
 
     Args:
-        path: ``.tsv`` and ``.txt`` (tabs, no quoting, as GLUE has it), ``.csv`` (quoted as usual), ``.jsonl`` (one
-            object a line), ``.parquet``.
+        path: ``.tsv`` and ``.txt`` (tabs, no quoting, as GLUE has it), ``.csv`` (quoted as usual), ``.jsonl`` and
+            ``.json`` (one object a line, or one array of objects), ``.parquet``.
         columns: names of the columns of a file without a header line.
         needed: columns that are used; a first line that names them all is a header even where ``columns`` are given.
         skip_bad_lines: skip lines with the wrong number of fields instead of raising.
@@ -48,7 +48,7 @@ def read_rows(
     if kind == ".parquet":
         rows = _read_parquet(path)
     elif kind in (".jsonl", ".json"):
-        rows = list(_read_jsonl(path))
+        rows = list(_read_json(path))
     else:
         rows, skipped = _read_delimited(path, "," if kind == ".csv" else "\t", columns, needed, skip_bad_lines)
     if not rows:
@@ -136,16 +136,35 @@ def _read_delimited(
     return rows, skipped
 
 
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def _read_json(path: Path) -> Iterator[dict[str, Any]]:
+    """One object a line, or one array of objects."""
+    first = True
     for number, line in enumerate(lines(path), start=1):
         if not line.strip():
             continue
+        first, begins = False, first
+        if begins and line.lstrip().startswith("["):
+            yield from _read_array(path)
+            return
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InputError(f"data {path}, line {number}: not valid JSON: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f'data {path}, line {number}: must be a JSON object, such as {{"text": "..."}}')
+        yield row
+
+
+def _read_array(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        found = json.loads("\n".join(lines(path)))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"data {path}: not a valid JSON array: {error}") from None
+    for number, row in enumerate(found, start=1):
+        if not isinstance(row, dict):
+            raise InputError(f'data {path}, entry {number}: must be a JSON object, such as {{"text": "..."}}')
         yield row
 
 

@@ -43,7 +43,8 @@ class Task(_Strict):
             one of another package.
         inputs: one or two text columns.
         label: the column of the label.
-        labels: label name -> its value in the files, in the order of the class numbers. Default: the sorted values.
+        labels: label name -> its value in the files, in the order of the class numbers. Default: the values
+            found, numbers by their value and texts by the alphabet.
         columns: names of the columns of files without a header.
         files: split -> file (or alternatives) below the data folder. ``train`` and ``dev`` are what commands use; any
             further split is scored too where it is there.

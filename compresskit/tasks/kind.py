@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from compresskit.errors import InputError, unknown
+from compresskit.errors import InputError, no_panic, unknown
 from compresskit.model.heads import has_head
 from compresskit.storage import files
 from compresskit.storage.files import Rows
@@ -164,7 +164,8 @@ class TaskKind(ABC):
         Columns: the tokenizer's (without ``attention_mask``, which the collator makes), ``length`` and, with
         ``model``, the targets of :attr:`predictions` as the head of this model numbers them.
         """
-        columns = self.windows(split, tokenizer, max_length)
+        with no_panic(f"data {split.source}, cut into tokens"):
+            columns = self.windows(split, tokenizer, max_length)
         if model is not None:
             columns |= self.numbered(data, split, columns, model)
         columns.pop("attention_mask", None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.model.heads import has_head
+from compresskit.model.tokenizer import padded_right
 from compresskit.storage.files import Rows
 from compresskit.tasks import losses, squad
 from compresskit.tasks.declaration import Task
@@ -87,7 +89,7 @@ class Spans(TaskKind):
         return task.inputs
 
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> squad.Answers:
-        return squad.Answers.of(row)
+        return squad.Answers.of(row, where)
 
     def windows(self, split: Split, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Overlapping windows of question and context, with ``example`` (row number) and ``offsets`` (character span of
@@ -101,10 +103,14 @@ class Spans(TaskKind):
     ) -> dict[str, list[Any]]:
         return {}  # the windows have them
 
+    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
+        return super().collator(padded_right(tokenizer))
+
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[str]:
-        dataset, logits = self.logits(scoring, data, split)
+        right = replace(scoring, tokenizer=padded_right(scoring.tokenizer))
+        dataset, logits = self.logits(right, data, split)
         columns = {name: dataset[name] for name in ("example", "offsets")}
-        allow_none = any(not target.texts for target in split.targets)
+        allow_none = squad.may_lack_answers(split.targets)
         starts, ends = logits["start_logits"], logits["end_logits"]
         return squad.best_answers(starts, ends, columns, split.texts, allow_none=allow_none)
 

@@ -27,16 +27,38 @@ _BEST = 20
 
 @dataclass(frozen=True)
 class Answers:
-    """The accepted answers to a question: texts and where each starts in the context; none where it has no answer."""
+    """The accepted answers to a question.
+
+    Attributes:
+        texts: the answers; none where the question has no answer.
+        starts: where each starts in the context.
+        optional: whether the file is one in which questions may have no answer (SQuAD 2.0), which has scores of its
+            own.
+    """
 
     texts: tuple[str, ...]
     starts: tuple[int, ...]
+    optional: bool = False
 
     @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Answers:
-        """From a row of :func:`read_rows` or of the hub's data set."""
-        answers = row["answers"]
-        return cls(tuple(answers["text"]), tuple(int(start) for start in answers["answer_start"]))
+    def of(cls, row: Mapping[str, Any], where: str = "row") -> Answers:
+        """From a row of :func:`read_rows` or of the hub's data set. Raises InputError: answers of another form."""
+        answers = row.get("answers")
+        texts, starts = (
+            answers.get(name) if isinstance(answers, Mapping) else None for name in ("text", "answer_start")
+        )
+        if (
+            not isinstance(texts, list | tuple)
+            or not isinstance(starts, list | tuple)
+            or len(texts) != len(starts)
+            or not all(isinstance(text, str) for text in texts)
+            or not all(isinstance(start, int) and not isinstance(start, bool) and start >= 0 for start in starts)
+        ):
+            raise InputError(
+                f"{where}: answers must be texts, each with the number of its first character (answer_start), "
+                f"not {repr(answers)[:100]}"
+            )
+        return cls(tuple(texts), tuple(starts), bool(row.get("optional")))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -49,6 +71,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         with open_text(path) as stream:
             data = json.load(stream)
         rows = []
+        second = str(data.get("version", "")).lstrip("vV").startswith("2")
         for article in data["data"]:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
@@ -61,6 +84,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                                 "text": [answer["text"] for answer in answers],
                                 "answer_start": [answer["answer_start"] for answer in answers],
                             },
+                            "optional": second or "is_impossible" in question,
                         }
                     )
     except (OSError, ValueError, RecursionError, EOFError, zlib.error) as error:
@@ -77,16 +101,31 @@ def windows(
 ) -> dict[str, list[Any]]:
     """Overlapping windows of question + context.
 
+    Args:
+        stride: tokens of the context that two windows share; fewer where the questions leave no room for so many.
+
     Returns:
         Columns: the tokenizer's own, ``start_positions`` and ``end_positions`` (0, the [CLS] token, where the window
         lacks the answer), ``example`` (row number) and ``offsets`` (character span of each context token, else None).
+
+    Raises:
+        InputError: ``max_length`` leaves no room for a token of the context.
     """
+    limit = min(MAX_QUESTION, max_length // 2)
+    questions = _short_questions(tokenizer, [question.strip() for question, _ in texts], limit)
+    longest = max(map(len, tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]))
+    room = max_length - longest - tokenizer.num_special_tokens_to_add(pair=True)
+    if room < 1:
+        raise InputError(
+            f"max length {max_length}: leaves no room for the context beside a question of {longest} tokens; "
+            f"{max_length - room + 1} are the least"
+        )
     encoded = tokenizer(
-        _short_questions(tokenizer, [question.strip() for question, _ in texts], min(MAX_QUESTION, max_length // 2)),
+        questions,
         [context for _, context in texts],
         truncation="only_second",
         max_length=max_length,
-        stride=stride,
+        stride=min(stride, room - 1),  # the library panics at more
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
@@ -154,13 +193,24 @@ def best_answers(
 
 
 def scores(predictions: Sequence[str], answers: Sequence[Answers]) -> dict[str, float]:
-    """``span_f1`` and ``exact_match`` by the official rules: best over the accepted answers, mean over questions."""
-    f1 = [max(_f1(p, text) for text in a.texts or ("",)) for p, a in zip(predictions, answers, strict=True)]
-    exact = [
-        max(float(normalise(p) == normalise(text)) for text in a.texts or ("",))
-        for p, a in zip(predictions, answers, strict=True)
-    ]
+    """``span_f1`` and ``exact_match`` by the official scripts: best over the accepted answers, mean over questions.
+
+    The scripts differ in texts of which nothing is left once articles and punctuation are gone. That of SQuAD 1.1 gives
+    them no F1. That of 2.0, for files whose questions may have no answer, takes such an accepted answer as none, and
+    gives F1 where answer and prediction are both nothing.
+    """
+    optional = may_lack_answers(answers)
+    f1, exact = [], []
+    for prediction, accepted in zip(predictions, answers, strict=True):
+        texts = [text for text in accepted.texts if normalise(text)] if optional else list(accepted.texts)
+        f1.append(max(_f1(prediction, text, optional) for text in texts or [""]))
+        exact.append(max(float(normalise(prediction) == normalise(text)) for text in texts or [""]))
     return {"span_f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
+
+
+def may_lack_answers(answers: Sequence[Answers]) -> bool:
+    """Whether these are questions of which some may have no answer (SQuAD 2.0)."""
+    return any(one.optional or not one.texts for one in answers)
 
 
 def normalise(text: str) -> str:
@@ -169,9 +219,9 @@ def normalise(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def _f1(prediction: str, answer: str) -> float:
+def _f1(prediction: str, answer: str, optional: bool) -> float:
     given, wanted = normalise(prediction).split(), normalise(answer).split()
-    if not given or not wanted:
+    if optional and (not given or not wanted):
         return float(given == wanted)
     common = sum((collections.Counter(given) & collections.Counter(wanted)).values())
     if common == 0:

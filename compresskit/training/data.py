@@ -13,7 +13,9 @@ from transformers import DataCollatorForTokenClassification, DataCollatorWithPad
 from compresskit.data import corpus as corpora
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.heads import has_head
 from compresskit.model.positions import check_length, positions
+from compresskit.model.tokenizer import padded_right
 from compresskit.planning.stage import Stage
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring
@@ -174,4 +176,5 @@ def _collator(dataset: Dataset, models: Models, stage: Stage, options: Options) 
             return MaskingCollator(models.tokenizer, stage.mask_probability, options.seed)
     elif isinstance(dataset[0]["labels"], list):
         return DataCollatorForTokenClassification(models.tokenizer)
-    return DataCollatorWithPadding(models.tokenizer)
+    counted = has_head(models.student.model, "question-answering")  # its targets are numbers of tokens
+    return DataCollatorWithPadding(padded_right(models.tokenizer) if counted else models.tokenizer)

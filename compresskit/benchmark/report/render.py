@@ -134,7 +134,7 @@ def command(grid: Grid) -> str:
 def _words(value: Any) -> str:
     if not isinstance(value, tuple):
         return shlex.quote(str(value))
-    return ",".join(str(entry).removesuffix(".0") for entry in value)
+    return shlex.quote(",".join(str(entry).removesuffix(".0") for entry in value))
 
 
 def _records(store: Store) -> tuple[Record, ...]:

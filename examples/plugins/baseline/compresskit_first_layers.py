@@ -11,7 +11,6 @@ from typing import Any
 
 from compresskit.benchmark.baselines.base import Asked, Baseline, Made
 from compresskit.benchmark.provenance import MadeBy
-
 from compresskit.errors import InputError, UnreachableError
 from compresskit.model.checkpoint import Checkpoint
 
