@@ -169,10 +169,24 @@ def test_other_names_are_refused(tokenizer: Any) -> None:
     with pytest.raises(InputError, match="the teacher has happy, sad; the student has good, bad"):
         compresskit.distill(student, named("happy", "sad"), dataset=rows(None), tokenizer=tokenizer)
     # A head without names has the teacher's classes in their order.
-    compresskit.distill(
+    done = compresskit.distill(
         compresskit.compress(tiny_model(head="classifier"), method="low-rank", ratio=2), named("happy", "sad"),
         dataset=rows(None), tokenizer=tokenizer, max_steps=1, device="cpu",
     )  # fmt: skip
+    assert "the student does not name its labels; taken as happy, sad, in this order" in done.notes
+
+
+def test_a_model_without_names_must_agree_with_the_task(bench_folder: Path, tokenizer: Any) -> None:
+    unnamed = tiny_model(head="classifier")
+    arguments = {"task": "sst2", "data": bench_folder / "data", "max_length": 32, "device": "cpu", "max_steps": 1}
+    for names, agree in ((("negative", "positive"), True), (("positive", "negative"), False)):
+        for pair in ((named(*names), unnamed), (unnamed, named(*names))):
+            student, teacher = compresskit.compress(pair[0], method="low-rank", ratio=2), pair[1]
+            if agree:
+                compresskit.distill(student, teacher, tokenizer=tokenizer, **arguments)
+            else:
+                with pytest.raises(InputError, match="does not say which is which"):
+                    compresskit.distill(student, teacher, tokenizer=tokenizer, **arguments)
 
 
 def test_teacher_and_student_are_scored_by_the_same_class(bench_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -208,6 +222,7 @@ def test_classes_of_a_data_set_go_by_name(tokenizer: Any) -> None:
     numbers = [0, 1, 2] * 8
     assert trained(model, rows(numbers), tokenizer) == numbers
     assert trained(model, rows([WORDS[n] for n in numbers]), tokenizer) == numbers
+    assert trained(tiny_model(head="classifier", num_labels=3), rows([str(n) for n in numbers]), tokenizer) == numbers
     for names in (["fine", "good", "bad"], ["bad", "good"]):
         data = rows([names.index(WORDS[n]) if WORDS[n] in names else 0 for n in numbers])
         data = data.cast_column("labels", ClassLabel(names=names))

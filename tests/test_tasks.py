@@ -217,6 +217,7 @@ def test_metrics() -> None:
     assert metrics.METRICS["spearman"](numbers, numbers**3, 0) == pytest.approx(1)
     assert metrics.METRICS["pearson"](numbers, 2 * numbers + 1, 0) == pytest.approx(1)
     assert metrics.METRICS["pearson"](numbers, np.ones(4), 0) == 0  # no correlation is defined
+    assert metrics.METRICS["spearman"](numbers[:1], numbers[:1], 0) == 0
 
 
 def test_squad_scores_by_the_official_rules() -> None:

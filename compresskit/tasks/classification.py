@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
-from compresskit.model.classes import Lookup, in_order, several_at_once
+from compresskit.model.classes import Lookup, class_names, class_order, in_order, several_at_once
 from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
@@ -105,6 +105,20 @@ class Classification(TaskKind):
                     f"f1 is the mean over {len(found.classes)} classes; {name} has no row of {', '.join(missing)}"
                 )
         return "; ".join(notes) or None
+
+    def match_teacher(self, data: TaskData, student: PreTrainedModel, teacher: PreTrainedModel) -> str | None:
+        """Logits are compared by the names of the models alone, rows are scored by the task's: both must agree."""
+        ours, theirs = self._mapped(data, student), self._mapped(data, teacher)
+        order = class_order(class_names(student.config), class_names(teacher.config))
+        if order is None or any(
+            theirs.numbers[label] != tuple(order[number] for number in ours.numbers[label]) for label in data.labels
+        ):
+            raise InputError(
+                f"labels differ: the teacher has {', '.join(class_names(teacher.config))}, the student "
+                f"{', '.join(class_names(student.config))}, task {data.task.name} {', '.join(data.labels)}, and the "
+                "model without names does not say which is which: name its labels in its config.json (id2label)"
+            )
+        return f"teacher: {theirs.note}" if theirs.note and theirs.note != ours.note else None
 
     def numbered(
         self, data: TaskData, split: Split, columns: Mapping[str, list[Any]], model: PreTrainedModel

@@ -154,6 +154,12 @@ class TaskKind(ABC):
         """
         return None
 
+    def match_teacher(self, data: TaskData, student: PreTrainedModel, teacher: PreTrainedModel) -> str | None:
+        """Refuse a teacher whose classes cannot be told from the student's; a note as of :meth:`match`. Default: every
+        teacher with the student's head fits.
+        """
+        return None
+
     # -- sequences ----------------------------------------------------------------------------------------------------
 
     def encode(

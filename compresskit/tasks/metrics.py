@@ -16,6 +16,8 @@ Metric = Callable[[Values, Values, int], float]
 
 def _correlation(function: Callable[[Values, Values], tuple[float, float]]) -> Callable[[Values, Values], float]:
     def score(targets: Values, predictions: Values) -> float:
+        if len(targets) < 2:
+            return 0.0  # one row has no correlation either
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # constant predictions have no correlation: scored as none
             value = float(function(targets, predictions)[0])

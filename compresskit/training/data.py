@@ -86,9 +86,11 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
     length = sequence_length(stage.max_length, task, *models.all())
     for checkpoint in reversed(models.all()):
         kind.check_head(task, checkpoint.model)
-    note = kind.match(data, models.student.model)
+    found = [kind.match(data, models.student.model)]
+    if models.teacher is not None:
+        found.append(kind.match_teacher(data, models.student.model, models.teacher.model))
     rows = kind.encode(data, data.splits[TRAIN], models.tokenizer, length, models.student.model)
-    notes = [*data.notes, *([note] if note else [])]
+    notes = [*data.notes, *(note for note in found if note)]
     cut = sum(size >= length for size in rows["length"])
     if cut and kind.cuts:
         notes.append(f"{cut} of {len(rows)} training texts reach {length} tokens; what is longer was cut there")

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
-from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order, several_at_once
+from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order, several_at_once, unnamed
 from compresskit.planning.stage import LossName, Stage
 from compresskit.tasks.predictions import Counts, Output
 from compresskit.tasks.registry import predictions_of
@@ -136,6 +136,17 @@ def _teacher_classes(student: PreTrainedModel, teacher: PreTrainedModel) -> list
             "config.json)"
         )
     return None if order == tuple(range(len(order))) else list(order)
+
+
+def unnamed_note(student: PreTrainedModel, teacher: PreTrainedModel) -> str | None:
+    """Says how the classes of a model without names are taken, where the other one has some; None elsewhere."""
+    if not type(student).__name__.endswith(HEADS_OF_CLASSES) or student.config.num_labels == 1:
+        return None
+    theirs, ours = class_names(teacher.config), class_names(student.config)
+    if unnamed(theirs) == unnamed(ours):
+        return None
+    who, names = ("teacher", ours) if unnamed(theirs) else ("student", theirs)
+    return f"the {who} does not name its labels; taken as {', '.join(names)}, in this order"
 
 
 def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from compresskit.tasks.registry import KINDS
 from compresskit.training import data as training_data
 from compresskit.training.data import Models, TrainingData
 from compresskit.training.evaluation import score
-from compresskit.training.objective import check_fit
+from compresskit.training.objective import check_fit, unnamed_note
 from compresskit.training.run import Output, Result, Run
 from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
 from compresskit.training.working_folder import working_folder
@@ -169,6 +170,8 @@ def _teacher_and_student(teacher: ModelLike, student: ModelLike, tokenizer: Any,
     taught_by = _read(teacher, compressed=None)
     read = _read(student, compressed=None if allow_dense else True, adopt=taught_by.model, **labels_of(taught_by.model))
     check_fit(read.model, taught_by.model)
+    if (note := unnamed_note(read.model, taught_by.model)) is not None:
+        read = replace(read, notes=(*read.notes, note))
     return Models(read, taught_by, find_tokenizer(tokenizer, taught_by, read))
 
 

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
-from compresskit.model.classes import Lookup, class_names, class_order
+from compresskit.model.classes import Lookup, class_names, class_order, unnamed, whole_number
 from compresskit.model.heads import has_head
 from compresskit.tasks.losses import IGNORED
 
@@ -115,6 +115,8 @@ def _class_number(dataset: Dataset, model: PreTrainedModel, source: str) -> Call
             raise InputError(f"holds several labels, {_short(value)}; several labels for a text are not supported")
         if isinstance(value, str):
             name = known(value.strip())
+            if name is None and unnamed(names) and (found := whole_number(value.strip())) is not None:
+                return number(found, tokens)
             if name is None:
                 raise InputError(f"unknown label {_short(value)}; known: {', '.join(names)}")
             return places[name]
