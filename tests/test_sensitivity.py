@@ -278,7 +278,7 @@ def test_only_where_it_was_asked_for_and_there_are_predictions(rows: TaskData, t
         (checkpoint(model, ("classifier.weight",)), "new in this model: classifier.weight"),
         (checkpoint(tiny_model()), "no head"),
         (checkpoint(tiny_model(head="masked-lm")), "another head"),
-        (checkpoint(tiny_model(head="classifier", num_labels=3)), "labels differ"),
+        (checkpoint(tiny_model(head="classifier", id2label={0: "a", 1: "b", 2: "c"})), "labels differ"),
         (checkpoint(silent), "depend on none"),
     ):
         found = known(dense)

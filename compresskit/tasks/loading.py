@@ -97,11 +97,11 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
     # A label that train lacks is a mistake.
     sources = [raw[TRAIN]] if TRAIN in raw else raw.values()
     labels = kind.labels(task, (row for rows, _ in sources for row in rows))
-    if train and labels and len(labels) < 2:
-        raise InputError(f"task {task.name}: column {task.label!r} has 1 different labels, needs two or more")
     if labels and task.labels is None:
         notes.append(f"task {task.name}: labels found: {', '.join(labels)}")
     splits = {name: _split(task, rows, about, labels) for name, (rows, about) in raw.items()}
+    if train and labels and len(labels) < 2:
+        raise InputError(f"task {task.name}: column {task.label!r} has 1 different labels, needs two or more")
     if DEV not in splits:
         splits[TRAIN], splits[DEV] = _hold_out(splits[TRAIN], task.holdout)
         notes.append(f"task {task.name}: no dev file, so {len(splits[DEV])} rows of train are held out (seed 0)")
