@@ -89,7 +89,7 @@ def test_a_line_of_a_gigabyte(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
+        ("a.jsonl", b"[" * 100_000, "not a valid JSON array"),
         ("a.jsonl", b'{"a": "\xff"}', "not UTF-8"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16"), "not UTF-8"),
         ("a.csv", b'a,b\n"1,2\n' + b"x" * 100, "a.csv, line"),
