@@ -90,7 +90,7 @@ def class_order(wanted: Sequence[str], held: Sequence[str]) -> tuple[int, ...] |
 def several_at_once(model: Any) -> str | None:
     """What a head predicts if that is more than one class or number for a text; None otherwise.
 
-    Such heads take losses and scores of their own, which compresskit does not have.
+    Such heads take losses and scores of their own.
     """
     config = model.config
     if not type(model).__name__.endswith("ForSequenceClassification"):

@@ -62,7 +62,6 @@ class TaskKind(ABC):
             this kind needs no head. Then nothing can be trained on it.
         metrics: the names of the metrics that a declaration may list.
         predictions: what the head predicts and how it is learnt. Default: one tensor of logits.
-        cuts: whether what is longer than a sequence is cut off; otherwise it is split.
         inputs: names of the two inputs where there must be two; empty: one or two are fine.
         takes_labels: whether a declaration may list labels.
     """
@@ -72,7 +71,6 @@ class TaskKind(ABC):
     head: ClassVar[str | None]
     metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
     predictions: ClassVar[Predictions] = PLAIN
-    cuts: ClassVar[bool] = True
     inputs: ClassVar[tuple[str, ...]] = ()
     takes_labels: ClassVar[bool] = False
 
@@ -94,10 +92,13 @@ class TaskKind(ABC):
 
     # -- from files to examples ---------------------------------------------------------------------------------------
 
-    def read(self, task: Task, path: Path) -> tuple[Rows, int]:
-        """The rows of a file as dictionaries, and how many lines were skipped. Default: a table or JSON lines."""
+    def read(self, task: Task, path: Path) -> tuple[Rows, str | None]:
+        """The rows of a file as dictionaries, and a note on what is not as it stands there. Default: a table or JSON
+        lines.
+        """
         skip = task.bad_lines == "skip"
-        return files.read_rows(path, task.columns, (*task.inputs, task.label), skip_bad_lines=skip)
+        rows, skipped = files.read_rows(path, task.columns, (*task.inputs, task.label), skip_bad_lines=skip)
+        return rows, f"{skipped} lines with the wrong number of fields were skipped" if skipped else None
 
     def from_hub(self, task: Task, rows: Rows) -> Rows:
         """Rows of the hub's data set, with our names of columns, as a file would give them. Default: as they are."""
@@ -190,6 +191,18 @@ class TaskKind(ABC):
     ) -> dict[str, list[Any]]:
         """The columns of targets for training, beside those of :meth:`windows`. Default: the targets as they are."""
         return {"labels": list(split.targets)}
+
+    def cut(self, split: Split, rows: Dataset, max_length: int) -> str | None:
+        """A note on what sequences of ``max_length`` cut off; None where nothing is.
+
+        Args:
+            split: what was encoded.
+            rows: the result of :meth:`encode`.
+            max_length: tokens.
+        """
+        cut = sum(size >= max_length for size in rows["length"])
+        what = f"{cut} of {len(rows)} training texts reach {max_length} tokens; what is longer was cut there"
+        return what if cut else None
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
         """Makes a padded batch of rows of :meth:`encode`. Default: pads the tokenizer's columns."""

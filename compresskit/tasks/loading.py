@@ -142,9 +142,9 @@ def _from_file(task: Task, path: Path, notes: list[str]) -> tuple[files.Rows, Sp
     stems = [Path(name).stem for name in named if plain.startswith(Path(name).stem)]
     remark = "" if plain in named else Path(plain).stem[len(max(stems, key=len)) :].strip("._-")
     about = Split([], [], path.name, files.file_hash(path), remark)
-    rows, skipped = KINDS.get(task.kind).read(task, path)
-    if skipped:
-        notes.append(f"data {path.name}: {skipped} lines with the wrong number of fields were skipped")
+    rows, note = KINDS.get(task.kind).read(task, path)
+    if note is not None:
+        notes.append(f"data {path.name}: {note}")
     return rows, about
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -79,11 +80,10 @@ class Spans(TaskKind):
     head = "question-answering"
     metrics = ("span_f1", "exact_match")
     predictions = SpanPredictions()
-    cuts = False
     inputs = ("question", "context")
 
-    def read(self, task: Task, path: Path) -> tuple[Rows, int]:
-        return squad.read_rows(path), 0
+    def read(self, task: Task, path: Path) -> tuple[Rows, None]:
+        return squad.read_rows(path), None
 
     def columns(self, task: Task) -> tuple[str, ...]:
         return task.inputs
@@ -105,6 +105,9 @@ class Spans(TaskKind):
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
         return super().collator(padded_right(tokenizer))
+
+    def cut(self, split: Split, rows: Dataset, max_length: int) -> None:
+        """Nothing is cut: long paragraphs are split."""
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[str]:
         right = replace(scoring, tokenizer=padded_right(scoring.tokenizer))

@@ -90,10 +90,7 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
     if models.teacher is not None:
         found.append(kind.match_teacher(data, models.student.model, models.teacher.model))
     rows = kind.encode(data, data.splits[TRAIN], models.tokenizer, length, models.student.model)
-    notes = [*data.notes, *(note for note in found if note)]
-    cut = sum(size >= length for size in rows["length"])
-    if cut and kind.cuts:
-        notes.append(f"{cut} of {len(rows)} training texts reach {length} tokens; what is longer was cut there")
+    cut = kind.cut(data.splits[TRAIN], rows, length)
     return TrainingData(
         rows=rows,
         collator=kind.collator(models.tokenizer),
@@ -103,7 +100,7 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
             Scoring(model, models.tokenizer, length, progress=progress, numbered_by=models.student.model), data
         ),
         primary=task.primary,
-        notes=tuple(notes),
+        notes=(*data.notes, *(note for note in (*found, cut) if note)),
     )
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from compresskit.errors import InputError
 from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order, several_at_once, unnamed
 from compresskit.planning.stage import LossName, Stage
-from compresskit.tasks.predictions import Counts, Output
+from compresskit.tasks.predictions import PLAIN, Counts, Output
 from compresskit.tasks.registry import predictions_of
 from compresskit.training.attention import expose_attention
 from compresskit.training.terms import TERMS, Outputs, Term
@@ -59,7 +59,7 @@ class Objective:
         if not self.weights:
             raise InputError("no loss term is left to train on: " + ("; ".join(self.dropped.values()) or "all weigh 0"))
         if any(TERMS[name].of_head for name in self.weights):
-            _check_one_answer(student, teacher)
+            _check_answers(student, teacher)
         self.order = None if teacher is None else _teacher_classes(student, teacher)
         self.attention_maps = None
         if "attention" in self.weights:
@@ -114,14 +114,18 @@ def _impossible(term: Term, student: PreTrainedModel, teacher: PreTrainedModel |
     return None
 
 
-def _check_one_answer(*models: PreTrainedModel | None) -> None:
-    for model in models:
-        several = None if model is None else several_at_once(model)
+def _check_answers(student: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+    """Refuse heads that predict several numbers, and two heads that predict different sorts of things."""
+    for model in (student, teacher):
+        several = None if model is None or predictions_of(model) is not PLAIN else several_at_once(model)
         if several is not None:
             raise InputError(
                 f"{type(model).__name__} predicts {several}, which is not supported; with the weights of the losses "
                 "logits and supervised at 0 it learns from hidden states alone"
             )
+    if teacher is not None and predictions_of(teacher) is not predictions_of(student):
+        kinds = (model.config.problem_type or type(model).__name__ for model in (teacher, student))
+        raise InputError("teacher and student predict different things ({} and {})".format(*kinds))
 
 
 def _teacher_classes(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int] | None:

@@ -58,7 +58,10 @@ def numbered(dataset: Dataset, model: PreTrainedModel, source: str = "data set")
         return dataset
     if has_head(model, "sequence-classification"):
         one_number = model.config.num_labels == 1 and model.config.problem_type in (None, "regression")
-        found = _converted(plain, _number if one_number else _class_number(plain, model, source), source)
+        if model.config.problem_type == "multi_label_classification":
+            found = _converted(plain, _flags(len(class_names(model.config))), source)
+        else:
+            found = _converted(plain, _number if one_number else _class_number(plain, model, source), source)
     elif has_head(model, "token-classification"):
         found = _converted(plain, _of_tokens(_class_number(plain, model, source)), source)
     elif has_head(model, "masked-lm"):
@@ -96,6 +99,21 @@ def _of_tokens(convert: Callable[[Any, int], int]) -> Callable[[Any, int], list[
     return each
 
 
+def _flags(count: int) -> Callable[[Any, int], list[float]]:
+    """For each label of several whether it holds, as a probability."""
+
+    def convert(value: Any, tokens: int) -> list[float]:
+        if not isinstance(value, list) or len(value) != count or not all(isinstance(one, int | float) for one in value):
+            raise InputError(
+                f"the head predicts several labels: give a list of {count} zeros and ones, not {_short(value)}"
+            )
+        if not all(0 <= one <= 1 for one in value):
+            raise InputError(f"labels must lie from 0 to 1, not {_short(value)}")
+        return [float(one) for one in value]
+
+    return convert
+
+
 def _class_number(dataset: Dataset, model: PreTrainedModel, source: str) -> Callable[[Any, int], int]:
     """Turns a name or a number of a class into the model's number of it."""
     names = class_names(model.config)
@@ -112,7 +130,9 @@ def _class_number(dataset: Dataset, model: PreTrainedModel, source: str) -> Call
 
     def convert(value: Any, tokens: int) -> int:
         if isinstance(value, list | tuple | dict):
-            raise InputError(f"holds several labels, {_short(value)}; several labels for a text are not supported")
+            raise InputError(
+                f"holds several labels, {_short(value)}; the head predicts one for a text; several take a head with problem_type multi_label_classification"
+            )
         if isinstance(value, str):
             name = known(value.strip())
             if name is None and unnamed(names) and (found := whole_number(value.strip())) is not None:

@@ -1,0 +1,253 @@
+"""A tag for every word of a text, such as names of people and places (NER)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import DataCollatorForTokenClassification, PreTrainedModel
+
+from compresskit.errors import InputError
+from compresskit.storage import files
+from compresskit.storage.files import Rows
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.kind import Scoring, TaskKind
+from compresskit.tasks.labels import map_labels
+from compresskit.tasks.losses import IGNORED
+from compresskit.tasks.registry import register
+from compresskit.tasks.rows import Split, TaskData
+
+#: Endings of tables; every other file holds CoNLL columns.
+_TABLES = (".jsonl", ".json", ".parquet")
+#: What is outside of every entity.
+OUTSIDE = "O"
+#: Prefixes of the schemes IOB2 and IOBES; those of BILOU mean the same as E and S.
+_PREFIXES, _BILOU = "BIES", {"L": "E", "U": "S"}
+_ENTITY = ("entity_f1", "entity_precision", "entity_recall")
+
+
+@register
+class Tags(TaskKind):
+    """Token classification. Inputs are lists of words, targets are lists of tags.
+
+    The first token of a word carries its tag; other tokens are left out of losses and scores. Entities are scored by
+    seqeval: an entity counts where its type and both ends are right.
+    """
+
+    name = "tags"
+    summary = "a tag for every word (NER: CoNLL columns, or lists of tokens and tags)"
+    head = "token-classification"
+    metrics = (*_ENTITY, "accuracy")
+    takes_labels = True
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        if len(task.inputs) != 1:
+            raise InputError(f"kind {self.name} takes one input: the column of the words")
+        for tag in task.labels or ():
+            if _entities(task):
+                _parts(tag, "labels")
+
+    def read(self, task: Task, path: Path) -> tuple[Rows, str | None]:
+        if path.name.removesuffix(".gz").endswith(_TABLES):
+            rows, _ = files.read_rows(path)
+        else:
+            rows = _read_conll(task, path)
+        if not _entities(task):
+            return rows, None
+        changed = 0
+        for number, row in enumerate(rows, start=1):
+            tags = row.get(task.label)
+            if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
+                row[task.label] = repaired(tags, f"data {path.name}, row {number}")
+                changed += sum(ours != theirs for ours, theirs in zip(row[task.label], tags, strict=True))
+        return rows, f"{changed} tags were rewritten: an entity begins with B or S" if changed else None
+
+    def from_hub(self, task: Task, rows: Rows) -> Rows:
+        """The hub has class numbers; they count in the order of the declaration."""
+        values = list((task.labels or {}).values())
+        for row in rows:
+            tags = row.get(task.label)
+            if isinstance(tags, list):
+                row[task.label] = [values[t] if isinstance(t, int) and 0 <= t < len(values) else t for t in tags]
+        return rows
+
+    def labels(self, task: Task, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+        """Declared, or found; of every type of entity that is found, all its tags."""
+        if task.labels is not None:
+            return tuple(task.labels)
+        tags = {tag for row in rows for tag in row.get(task.label) or () if isinstance(tag, str)}
+        if not _entities(task):
+            return tuple(sorted(tags))
+        parts = [_parts(tag, f"task {task.name}") for tag in tags]
+        prefixes = sorted({"B", "I", *(prefix for prefix, _ in parts if prefix)})
+        kinds = sorted({kind for prefix, kind in parts if prefix})
+        return (OUTSIDE, *(f"{prefix}-{kind}" for kind in kinds for prefix in prefixes))
+
+    def example(self, task: Task, row: Mapping[str, Any], where: str) -> tuple[Any, ...]:
+        words = row.get(task.inputs[0])
+        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+            raise InputError(f"{where}: column {task.inputs[0]!r} must hold a list of words, not {_short(words)}")
+        return (words,)
+
+    def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> list[str]:
+        tags, words = row.get(task.label), row[task.inputs[0]]
+        if not isinstance(tags, list):
+            raise InputError(f"{where}: column {task.label!r} must hold a list of tags, not {_short(tags)}")
+        if len(tags) != len(words):
+            raise InputError(f"{where}: has {len(words)} words and {len(tags)} tags")
+        for tag in tags:
+            if str(tag) not in labels:
+                raise InputError(f"{where}: unknown tag {tag!r}; known: {', '.join(labels)}")
+        return [labels[str(tag)] for tag in tags]
+
+    def head_config(self, labels: Sequence[str]) -> dict[str, Any]:
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: number for number, label in enumerate(labels)},
+        }
+
+    def match(self, data: TaskData, model: PreTrainedModel) -> str | None:
+        return map_labels(data.task, data.labels, model, data.sources).note
+
+    def windows(self, split: Split, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+        """One sequence a row, cut at the end, with ``word``: of the first token of a word its number, else -1."""
+        if not tokenizer.is_fast:
+            name = type(tokenizer).__name__
+            raise InputError(f"{name} is not fast: it cannot tell which token belongs to which word")
+        texts = [" ".join(words) for (words,) in split.texts]
+        encoded = tokenizer(texts, truncation=True, max_length=max_length)
+        columns = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
+        columns["word"] = []
+        for row, (words,) in enumerate(split.texts):
+            owners = [-1] * len(encoded["input_ids"][row])
+            start = 0
+            for number, word in enumerate(words):
+                places = (encoded.char_to_token(row, place) for place in range(start, start + len(word)))
+                first = next((place for place in places if place is not None), None)
+                if first is not None and owners[first] == -1:
+                    owners[first] = number
+                start += len(word) + 1
+            columns["word"].append(owners)
+        return columns
+
+    def numbered(
+        self, data: TaskData, split: Split, columns: Mapping[str, list[Any]], model: PreTrainedModel
+    ) -> dict[str, list[Any]]:
+        numbers = map_labels(data.task, data.labels, model, data.sources).single
+        rows = zip(split.targets, columns["word"], strict=True)
+        return {"labels": [[numbers[tags[word]] if word >= 0 else IGNORED for word in words] for tags, words in rows]}
+
+    def cut(self, split: Split, rows: Dataset, max_length: int) -> str | None:
+        words = sum(len(words) for (words,) in split.texts)
+        kept = sum(word >= 0 for row in rows["word"] for word in row)
+        note = f"{words - kept} of {words} training words have no token of their own within {max_length} tokens"
+        return note if kept < words else None
+
+    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
+        collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = DataCollatorForTokenClassification(tokenizer)
+        return collate
+
+    def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[list[str]]:
+        """The most probable tag of every word; a word that was cut off is outside of every entity."""
+        found = map_labels(data.task, data.labels, scoring.model, data.sources)
+        names = {number: name for name, number in found.single.items()}
+        dataset, logits = self.logits(scoring, data, split)
+        nothing = OUTSIDE if OUTSIDE in names.values() else data.labels[0]
+        answers = []
+        for (words,), owners, scores in zip(split.texts, dataset["word"], logits["logits"], strict=True):
+            tags = [nothing] * len(words)
+            for place, word in enumerate(owners):
+                if word >= 0:
+                    tags[word] = names[int(scores[place].argmax())]
+            answers.append(tags)
+        return answers
+
+    def measure(
+        self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Sequence[str]]
+    ) -> dict[str, float]:
+        from seqeval import metrics
+
+        wanted, given = split.targets, [list(tags) for tags in answers]
+        right = [ours == theirs for row in zip(wanted, given, strict=True) for ours, theirs in zip(*row, strict=True)]
+        found = {"accuracy": float(np.mean(right))}
+        if _entities(data.task):
+            scores = (metrics.f1_score, metrics.precision_score, metrics.recall_score)
+            found |= {name: float(f(wanted, given, zero_division=0)) for name, f in zip(_ENTITY, scores, strict=True)}
+        return found
+
+
+def repaired(tags: Sequence[str], where: str) -> list[str]:
+    """Tags of IOB1, IOB2, IOBES or BILOU in the spelling of IOB2 and IOBES: an entity always begins with B or S.
+
+    Raises:
+        InputError: a tag of no such scheme.
+    """
+    found: list[str] = []
+    before: tuple[str, str] = ("", "")
+    for tag in tags:
+        prefix, kind = _parts(tag, where)
+        prefix = _BILOU.get(prefix, prefix)
+        inside = before[1] == kind and before[0] in ("B", "I")
+        if prefix == "I" and not inside:
+            prefix = "B"
+        elif prefix == "E" and not inside:
+            prefix = "S"
+        found.append(f"{prefix}-{kind}" if prefix else OUTSIDE)
+        before = (prefix, kind)
+    return found
+
+
+def _parts(tag: str, where: str) -> tuple[str, str]:
+    """Prefix and type of a tag; both empty outside of entities. Raises InputError."""
+    if tag == OUTSIDE:
+        return "", ""
+    prefix, dash, kind = tag.partition("-")
+    if not dash or not kind or prefix not in (*_PREFIXES, *_BILOU):
+        raise InputError(f"{where}: tag {tag!r} is neither O nor of the form B-TYPE (prefixes B, I, E, S, L, U)")
+    return prefix, kind
+
+
+def _entities(task: Task) -> bool:
+    return any(metric in _ENTITY for metric in task.metrics)
+
+
+def _read_conll(task: Task, path: Path) -> Rows:
+    """Sentences of a file with one word a line, columns apart by tabs or spaces, sentences by empty lines.
+
+    Without ``columns`` in the declaration the first column is the word and the last one its tag.
+    """
+    (column,) = task.inputs
+    names = task.columns
+    if names is not None and not {column, task.label} <= set(names):
+        raise InputError(f"task {task.name}: columns must name {column!r} and {task.label!r}")
+    rows: Rows = []
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate(files.lines(path), start=1):
+        fields = re.split(r"\t+" if "\t" in line.strip() else r" +", line.strip())
+        if fields == [""] or fields[0] == "-DOCSTART-":
+            if words:
+                rows.append({column: words, task.label: tags})
+                words, tags = [], []
+            continue
+        if len(fields) < 2 or (names is not None and len(fields) != len(names)):
+            expected = f"{len(names)}" if names is not None else "two or more"
+            raise InputError(f"data {path}, line {number}: has {len(fields)} columns, expected {expected}")
+        words.append(fields[0 if names is None else names.index(column)])
+        tags.append(fields[-1 if names is None else names.index(task.label)])
+    if words:
+        rows.append({column: words, task.label: tags})
+    if not rows:
+        raise InputError(f"data {path}: holds no sentences")
+    return rows
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
