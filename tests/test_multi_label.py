@@ -1,0 +1,138 @@
+"""Several labels for a text: reading, losses against plain arithmetic, scores against scikit-learn, distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import NEGATIVE, POSITIVE, Run, refused, reviews, tiny_model
+from sklearn.metrics import average_precision_score, f1_score
+from torch.nn import functional as F
+
+import compresskit
+from compresskit.tasks.loading import load_data, load_task
+from compresskit.tasks.multi_label import SeveralLabels
+from compresskit.tasks.predictions import Counts
+from compresskit.tasks.registry import predictions_of
+
+TASK = """version: 1
+name: feelings
+kind: multi-label
+inputs: [text]
+label: labels
+files: {train: train.FORMAT, dev: dev.FORMAT}
+metrics: [macro_f1, micro_f1, average_precision, exact_match]
+"""
+
+
+def rows(count: int, seed: int) -> list[tuple[str, str]]:
+    """Texts with the labels good and bad, both, or none."""
+    found = []
+    for (first, _), (second, _) in zip(reviews(count, seed), reviews(count, seed + 100), strict=True):
+        text = f"{first} {second}" if len(found) % 3 else "the"
+        words = set(text.split())
+        labels = [name for name, known in (("good", POSITIVE), ("bad", NEGATIVE)) if words & set(known)]
+        found.append((text, ",".join(labels)))
+    return found
+
+
+def write(folder: Path, train: list[tuple[str, str]], dev: list[tuple[str, str]]) -> Path:
+    for name, lines in (("train", train), ("dev", dev)):
+        (folder / f"{name}.tsv").write_text("\n".join(["text\tlabels", *("\t".join(line) for line in lines)]) + "\n")
+    (folder / "feelings.yaml").write_text(TASK.replace("FORMAT", "tsv"))
+    return folder / "feelings.yaml"
+
+
+def test_reading(tmp_path: Path) -> None:
+    lines = [("x", "a,b"), ("y", ""), ("z", "b")]
+    data = load_data(load_task(write(tmp_path, lines, lines)), tmp_path)
+    assert data.labels == ("a", "b")
+    assert data.splits["train"].targets == [("a", "b"), (), ("b",)]
+    task = (tmp_path / "feelings.yaml").read_text().replace("tsv", "jsonl")
+    (tmp_path / "feelings.yaml").write_text(task)
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "x", "labels": ["a", "b"]}\n{"text": "y", "labels": []}\n')
+    assert load_data(load_task(tmp_path / "feelings.yaml"), tmp_path).splits["dev"].targets == [("a", "b"), ()]
+    columns = task.replace("label: labels", "label: '*'\nlabels: {a: is_a, b: is_b}").replace("jsonl", "csv")
+    (tmp_path / "feelings.yaml").write_text(columns)
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.csv").write_text("text,is_a,is_b\nx,1,0\ny,0,0\n")
+    assert load_data(load_task(tmp_path / "feelings.yaml"), tmp_path).splits["dev"].targets == [("a",), ()]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("dev.tsv", "b\n", "c\n"), ["dev.tsv, row", "unknown label 'c'", "known: a, b"]),
+        (("feelings.yaml", "label: labels", "label: '*'"), ["needs labels"]),
+        (("feelings.yaml", "macro_f1", "accuracy"), ["unknown metric 'accuracy'"]),
+    ],
+)
+def test_bad_input(bench_folder: Path, tmp_path: Path, run: Run, change: tuple[str, str, str], words: list[str]) -> None:
+    lines = [("x", "a,b"), ("z", "b")]
+    task = write(tmp_path, lines, lines)
+    file, before, after = change
+    (tmp_path / file).write_text((tmp_path / file).read_text().replace(before, after))
+    model = bench_folder / "model"
+    refused(run("finetune", "--model", model, "--task", task, "--data", tmp_path, "--output", tmp_path / "o"), *words)
+
+
+def test_heads_of_another_kind_are_refused(bench_folder: Path, tmp_path: Path, run: Run) -> None:
+    task = write(tmp_path, [("x", "0,1")], [("x", "1")])
+    answer = run("evaluate", "--model", bench_folder / "teacher", "--task", task, "--data", tmp_path)
+    refused(answer, "needs a head for several labels at once")
+
+
+def test_losses_are_plain_arithmetic() -> None:
+    model = tiny_model(head="classifier", num_labels=3, problem_type="multi_label_classification")
+    predictions = predictions_of(model)
+    assert isinstance(predictions, SeveralLabels)
+    chance = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(4, 3, generator=chance), torch.randn(4, 3, generator=chance)
+    labels = torch.randint(2, (4, 3), generator=chance).float()
+    mask, count = torch.ones(4, 5), Counts(*(torch.tensor(float(n)) for n in (20, 100, 4, predictions.count({"labels": labels}))))
+    supervised = predictions.supervised_loss({"logits": ours}, mask, {"labels": labels}, count)
+    assert supervised.item() == pytest.approx(F.binary_cross_entropy_with_logits(ours, labels).item())
+    options = {"form": "kl", "temperature": 2.0}
+    taught = predictions.logits_loss({"logits": ours}, {"logits": theirs}, mask, {}, count, **options)
+    p, q = torch.sigmoid(theirs / 2), torch.sigmoid(ours / 2)
+    divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    assert taught.item() == pytest.approx(4 * divergence.mean().item(), rel=1e-4)
+    same = predictions.logits_loss({"logits": ours}, {"logits": ours}, mask, {}, count, **options)
+    assert same.item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_from_a_table_to_a_student(bench_folder: Path, tmp_path: Path) -> None:
+    task = write(tmp_path, rows(300, 0), rows(60, 1))
+    settings = {"task": task, "data": tmp_path, "max_length": 40, "device": "cpu", "learning_rate": 5e-3, "epochs": 6}
+    teacher = compresskit.finetune(bench_folder / "model", output=tmp_path / "teacher", **settings)
+    taught = teacher.record["scores"]["student_after"]["dev"]
+    assert taught["macro_f1"] > 0.9
+    student = compresskit.distill(
+        bench_folder / "student", tmp_path / "teacher", output=tmp_path / "student", **settings
+    )
+    assert "logits" in student.record["losses"]
+    assert student.record["scores"]["student_after"]["dev"]["macro_f1"] > 0.85
+    again = compresskit.evaluate(tmp_path / "student", task=task, data=tmp_path, max_length=40, device="cpu")
+    assert again.record["scores"]["dev"] == pytest.approx(student.record["scores"]["student_after"]["dev"])
+
+
+def test_scores_are_those_of_scikit_learn() -> None:
+    from compresskit.tasks.declaration import Task
+    from compresskit.tasks.kind import Scoring
+    from compresskit.tasks.registry import KINDS
+    from compresskit.tasks.rows import Split, TaskData
+
+    chance = np.random.default_rng(0)
+    wanted, scores = chance.integers(0, 2, (30, 3)), chance.random((30, 3))
+    task = Task(version=1, name="x", kind="multi-label", inputs=("t",), label="l", metrics=("macro_f1",))
+    targets = [tuple(name for name, flag in zip("abc", row, strict=True) if flag) for row in wanted]
+    split = Split([("",)] * 30, targets, "x")
+    scoring = Scoring(tiny_model(head="classifier"), None, 8)
+    found = KINDS.get("multi-label").measure(scoring, TaskData(task, {"dev": split}, ("a", "b", "c")), split, list(scores))
+    assert found["macro_f1"] == pytest.approx(f1_score(wanted, scores >= 0.5, average="macro"))
+    assert found["micro_f1"] == pytest.approx(f1_score(wanted, scores >= 0.5, average="micro"))
+    assert found["average_precision"] == pytest.approx(average_precision_score(wanted, scores))
