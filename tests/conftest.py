@@ -102,6 +102,7 @@ HEADS = {
     "classifier": transformers.AutoModelForSequenceClassification,
     "masked-lm": transformers.AutoModelForMaskedLM,
     "questions": transformers.AutoModelForQuestionAnswering,
+    "tokens": transformers.AutoModelForTokenClassification,
 }
 
 

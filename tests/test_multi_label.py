@@ -70,7 +70,9 @@ def test_reading(tmp_path: Path) -> None:
         (("feelings.yaml", "macro_f1", "accuracy"), ["unknown metric 'accuracy'"]),
     ],
 )
-def test_bad_input(bench_folder: Path, tmp_path: Path, run: Run, change: tuple[str, str, str], words: list[str]) -> None:
+def test_bad_input(
+    bench_folder: Path, tmp_path: Path, run: Run, change: tuple[str, str, str], words: list[str]
+) -> None:
     lines = [("x", "a,b"), ("z", "b")]
     task = write(tmp_path, lines, lines)
     file, before, after = change
@@ -92,7 +94,10 @@ def test_losses_are_plain_arithmetic() -> None:
     chance = torch.Generator().manual_seed(0)
     ours, theirs = torch.randn(4, 3, generator=chance), torch.randn(4, 3, generator=chance)
     labels = torch.randint(2, (4, 3), generator=chance).float()
-    mask, count = torch.ones(4, 5), Counts(*(torch.tensor(float(n)) for n in (20, 100, 4, predictions.count({"labels": labels}))))
+    mask, count = (
+        torch.ones(4, 5),
+        Counts(*(torch.tensor(float(n)) for n in (20, 100, 4, predictions.count({"labels": labels})))),
+    )
     supervised = predictions.supervised_loss({"logits": ours}, mask, {"labels": labels}, count)
     assert supervised.item() == pytest.approx(F.binary_cross_entropy_with_logits(ours, labels).item())
     options = {"form": "kl", "temperature": 2.0}
@@ -132,7 +137,9 @@ def test_scores_are_those_of_scikit_learn() -> None:
     targets = [tuple(name for name, flag in zip("abc", row, strict=True) if flag) for row in wanted]
     split = Split([("",)] * 30, targets, "x")
     scoring = Scoring(tiny_model(head="classifier"), None, 8)
-    found = KINDS.get("multi-label").measure(scoring, TaskData(task, {"dev": split}, ("a", "b", "c")), split, list(scores))
+    found = KINDS.get("multi-label").measure(
+        scoring, TaskData(task, {"dev": split}, ("a", "b", "c")), split, list(scores)
+    )
     assert found["macro_f1"] == pytest.approx(f1_score(wanted, scores >= 0.5, average="macro"))
     assert found["micro_f1"] == pytest.approx(f1_score(wanted, scores >= 0.5, average="micro"))
     assert found["average_precision"] == pytest.approx(average_precision_score(wanted, scores))

@@ -1,4 +1,4 @@
-"""Tags for words: reading CoNLL and JSON lines, schemes, tokens that carry a tag, scores against seqeval, distillation."""
+"""Tags for words: CoNLL and JSON lines, schemes, tokens that carry a tag, scores against seqeval, distillation."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ def test_bad_files(
         (tmp_path / "train.conll").write_text(train)
     if dev is not None:
         (tmp_path / "dev.jsonl").write_text(json.dumps(dev))
-    answer = run("finetune", "--model", bench_folder / "model", "--task", task, "--data", tmp_path, "--output", tmp_path / "o")
+    answer = run(
+        "finetune", "--model", bench_folder / "model", "--task", task, "--data", tmp_path, "--output", tmp_path / "o"
+    )
     refused(answer, *words)
 
 
@@ -108,7 +110,9 @@ def test_the_first_token_of_a_word_carries_its_tag(bench_folder: Path, tmp_path:
     assert pieces > 1
     assert encoded["labels"][0] == [-100, 0, 1, *[-100] * (pieces - 1), 0, -100]
     short = kind.encode(data, data.splits["train"], tokenizer, 3, model)
-    assert kind.cut(data.splits["train"], short, 3) == "2 of 3 training words have no token of their own within 3 tokens"
+    assert (
+        kind.cut(data.splits["train"], short, 3) == "2 of 3 training words have no token of their own within 3 tokens"
+    )
     assert kind.cut(data.splits["train"], encoded, 32) is None
     (answers,) = kind.answers(Scoring(model, tokenizer, 3), data, data.splits["dev"])
     assert len(answers) == 3

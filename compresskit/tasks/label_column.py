@@ -36,7 +36,7 @@ def not_a_label(value: Any, where: str, known: Iterable[str]) -> InputError:
     """The error for a cell whose label is not among ``known`` or is none at all; ``where`` names the row."""
     if isinstance(value, list | tuple | dict | set):
         return InputError(
-            f"{where}: holds several labels, {_short(value)}; a task with several labels for a text has kind: multi-label"
+            f"{where}: holds several labels, {_short(value)}; a task with several for a text has kind: multi-label"
         )
     text = label_text(value)
     if value is None or (text is None and isinstance(value, str | float)) or (text or "").casefold() in _MISSING:

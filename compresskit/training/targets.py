@@ -131,7 +131,8 @@ def _class_number(dataset: Dataset, model: PreTrainedModel, source: str) -> Call
     def convert(value: Any, tokens: int) -> int:
         if isinstance(value, list | tuple | dict):
             raise InputError(
-                f"holds several labels, {_short(value)}; the head predicts one for a text; several take a head with problem_type multi_label_classification"
+                f"holds several labels, {_short(value)}; the head predicts one (several: problem_type "
+                "multi_label_classification)"
             )
         if isinstance(value, str):
             name = known(value.strip())
