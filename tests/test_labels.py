@@ -283,7 +283,8 @@ def test_heads_for_several_answers_are_refused(
     models = ("--teacher", tmp_path / "m", "--student", tmp_path / "s")
     refused(run("distill", *models, *task, "--output", "out"), words)
     text = ("--text", bench_folder / "text.txt", "--max-length", "32", "--max-steps", "1", "--output", "out")
-    refused(run("distill", *models, *text), words, "logits")
+    if problem == "regression":  # several labels have losses of their own
+        refused(run("distill", *models, *text), words, "logits")
     plain = named("negative", "positive")
     student = compresskit.compress(plain, method="low-rank", ratio=2)
     for teacher, learner in ((model, compresskit.compress(model, method="low-rank", ratio=2)), (model, student)):

