@@ -122,9 +122,11 @@ def test_from_a_table_to_a_student(bench_folder: Path, tmp_path: Path) -> None:
         bench_folder / "student", tmp_path / "teacher", output=tmp_path / "student", **settings
     )
     assert "logits" in student.record["losses"]
-    assert student.record["scores"]["student_after"]["dev"]["macro_f1"] > 0.7
+    before, after = (student.record["scores"][who]["dev"] for who in ("student_before", "student_after"))
+    assert after["macro_f1"] > before["macro_f1"] + 0.1
+    assert after["average_precision"] > 0.8
     again = compresskit.evaluate(tmp_path / "student", task=task, data=tmp_path, max_length=40, device="cpu")
-    assert again.record["scores"]["dev"] == pytest.approx(student.record["scores"]["student_after"]["dev"])
+    assert again.record["scores"]["dev"] == pytest.approx(after)
 
 
 def test_scores_are_those_of_scikit_learn() -> None:
