@@ -288,8 +288,8 @@ def test_heads_for_several_answers_are_refused(
     plain = named("negative", "positive")
     student = compresskit.compress(plain, method="low-rank", ratio=2)
     if problem == "regression":
+        learner = compresskit.compress(model, method="low-rank", ratio=2)
         with pytest.raises(InputError, match=words):
-            learner = compresskit.compress(model, method="low-rank", ratio=2)
             compresskit.distill(learner, model, dataset=rows(None), tokenizer=tokenizer)
     with pytest.raises(InputError, match="different things" if problem.startswith("multi") else words):
         compresskit.distill(student, model, dataset=rows(None), tokenizer=tokenizer)

@@ -124,7 +124,7 @@ def test_from_a_table_to_a_student(bench_folder: Path, tmp_path: Path) -> None:
     assert "logits" in student.record["losses"]
     before, after = (student.record["scores"][who]["dev"] for who in ("student_before", "student_after"))
     assert after["macro_f1"] > before["macro_f1"] + 0.1
-    assert after["average_precision"] > 0.8
+    assert after["average_precision"] > before["average_precision"]
     again = compresskit.evaluate(tmp_path / "student", task=task, data=tmp_path, max_length=40, device="cpu")
     assert again.record["scores"]["dev"] == pytest.approx(after)
 
