@@ -15,6 +15,7 @@ from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.kept import as_it_was
 from compresskit.model.quantizer import quantizer_of
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
@@ -198,10 +199,11 @@ def evaluate(
 
     Args:
         model: a model, folder or hub id with a head for the task (or for one whose transfer the task is). A task of
-            kind ``similarity`` needs no head: sentence vectors are the mean over the tokens of the last layer, or the
-            first token where the folder is a sentence-transformers model that takes it.
+            kind ``similarity`` needs no head: sentence vectors are made as sentence-transformers makes them for the
+            folder; of an object, and where the folder does not say, the mean over the tokens of the last layer. An
+            object comes back as it was.
         task, data, tokenizer, progress: as for :func:`finetune`.
-        max_length: tokens, at least 8; default: the task's own.
+        max_length: tokens, at least 8; default: the task's own, of kind ``similarity`` the folder's.
         batch_size: sequences at a time.
         device: ``auto`` or ``cpu``.
 
@@ -219,13 +221,15 @@ def evaluate(
     examples = load_data(declared, None if data is None else Path(data), train=False)
     read = _read(model, compressed=None)
     words = find_tokenizer(tokenizer, read)
-    length = training_data.sequence_length(max_length, declared, read)
+    longest = max_length or kind.length(declared, read.model, words, read.folder)
+    length = training_data.sequence_length(longest, declared, read)
     kind.check_head(declared, read.model)
     note = kind.match(examples, read.model)
     notes = [*read.notes, *examples.notes, *([note] if note else [])]
     moved: Any = read.model
-    moved.float().to(options.torch_device)
-    scores = score(Scoring(moved, words, length, batch_size, progress, folder=read.folder), examples)
+    with as_it_was(moved):
+        moved.float().to(options.torch_device)
+        scores = score(Scoring(moved, words, length, batch_size, progress, folder=read.folder), examples)
     record = {"model": read.origin, "task": declared.name, "data": examples.record(), "scores": scores, "notes": notes}
     return Result(read.model, record, notes=tuple(notes))
 
