@@ -99,7 +99,7 @@ def test_functions_of_the_constructor_are_refused(tmp_path: Path, collator: Any)
     for name in ("model_init", "compute_loss_func"):
         with pytest.raises(InputError, match=f"{name}: is not supported"):
             trainer(tmp_path, collator, **{name: lambda *_: None})
-    with pytest.raises(InputError, match="give a PreTrainedModel, not a Linear"):
+    with pytest.raises(InputError, match="give a PreTrainedModel, a folder or a hub id, not a Linear"):
         trainer(tmp_path, collator, model=torch.nn.Linear(2, 2))
     with pytest.raises(InputError, match="have no attention_mask"):
         trainer(tmp_path, lambda batch: {"input_ids": torch.tensor([batch[0]["input_ids"]])}).train()

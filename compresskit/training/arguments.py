@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import TrainingArguments
 
 from compresskit.errors import InputError
 
@@ -103,9 +103,3 @@ def _checkpointed(model: nn.Module) -> Iterator[tuple[Any, Any]]:
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             yield module, getattr(module, "_gradient_checkpointing_func", None)
-
-
-def check_model(model: Any, what: str) -> None:
-    """Refuse what is no transformers model, such as one in the wrapper of an adapter. Raises InputError."""
-    if not isinstance(model, PreTrainedModel):
-        raise InputError(f"{what}: give a PreTrainedModel, not a {type(model).__name__}")

@@ -21,11 +21,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from compresskit.errors import InputError, WorkError
+from compresskit.model.adapters import check_given
 from compresskit.model.kept import twin
 from compresskit.planning.stage import LossName, Stage
 from compresskit.tasks.predictions import count_items
 from compresskit.tasks.registry import predictions_of
-from compresskit.training.arguments import check_arguments, check_checkpointing, check_model, without_reentrance
+from compresskit.training.arguments import check_arguments, check_checkpointing, without_reentrance
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
 from compresskit.training.objective import Objective, check_fit
 from compresskit.training.targets import checked_rows, numbered
@@ -72,7 +73,7 @@ class DistillationTrainer(Trainer):
         **rest: Any,
     ) -> None:
         for given, what in ((model, "model"), *([(teacher, "teacher")] if teacher is not None else [])):
-            check_model(given, what)
+            check_given(given, what)
         train_dataset = _own_rows(train_dataset, model)
         held_out = rest.get("eval_dataset")
         if isinstance(held_out, dict):
