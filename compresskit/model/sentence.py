@@ -31,6 +31,15 @@ def module_folders(folder: Path) -> list[str]:
     return [path for path in paths if re.fullmatch(r"\w[\w.-]*", path) and (folder / path).is_dir()]
 
 
+def modules_behind(folder: Path) -> list[str]:
+    """The kinds of the modules behind the encoder, such as ``Pooling``; none where there are none."""
+    try:
+        modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        return [str(module["type"]).rpartition(".")[2] for module in modules if module["path"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def copy(source: Path, destination: Path) -> None:
     """Copy pooling, normalisation, prompts and sequence length of a sentence-transformers model, if it is one."""
     for file in source.iterdir():

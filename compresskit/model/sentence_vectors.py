@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from compresskit.errors import InputError, one_line
 from compresskit.model.sentence import CONFIG, MODULES, TRANSFORMER_FILES, module_folders
+from compresskit.model.tokenizer import is_fast
 from compresskit.model.weights import read_headers, read_tensor
 from compresskit.validation import read_json
 
@@ -75,7 +76,7 @@ class SentenceModel:
         """
         if not self.lower:
             return tokenizer
-        if not getattr(tokenizer, "is_fast", False):
+        if not is_fast(tokenizer):
             raise InputError(
                 f"{type(tokenizer).__name__} is no fast tokenizer (tokenizer.json), so do_lower_case of the "
                 "sentence-transformers model cannot be followed"
