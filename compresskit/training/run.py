@@ -19,6 +19,7 @@ from compresskit.errors import InputError, one_line
 from compresskit.folders import training as reports
 from compresskit.folders.trained import write_trained
 from compresskit.model import checkpoint as checkpoints
+from compresskit.model import identity
 from compresskit.model import output as outputs
 from compresskit.model.kept import as_it_was
 from compresskit.planning.stage import Stage
@@ -110,7 +111,8 @@ class Run:
         work = None
         if self.output is not None:
             where = self.output
-            work = WorkingFolder(where.folder, settings, resume=where.resume, overwrite=where.overwrite)
+            decides = {**settings, **self._content()}
+            work = WorkingFolder(where.folder, decides, resume=where.resume, overwrite=where.overwrite)
         try:
             with as_it_was(*self._everyone[1:]):  # the teacher
                 return self._execute(settings, earlier, work)
@@ -164,6 +166,13 @@ class Run:
             **stage.model_dump(mode="json"),
             **self.options.model_dump(mode="json", exclude={"device", "save_every"}),
         }
+
+    def _content(self) -> dict[str, dict[str, str]]:
+        """Hashes of all that the models and the tokenizer are made of."""
+        found = {"content of the student": identity.of_checkpoint(self.models.student)}
+        if self.models.teacher is not None:
+            found["content of the teacher"] = identity.of_checkpoint(self.models.teacher)
+        return {**found, "tokenizer": identity.of_tokenizer(self.models.tokenizer)}
 
     def _notes(self, work: WorkingFolder | None) -> list[str]:
         notes = [note for checkpoint in self.models.all() for note in checkpoint.notes] + list(self.data.notes)

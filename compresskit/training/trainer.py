@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import os
 import shutil
@@ -21,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from compresskit.errors import InputError, WorkError
+from compresskit.model import identity
 from compresskit.model.adapters import check_given
 from compresskit.model.kept import twin
 from compresskit.planning.stage import LossName, Stage
@@ -253,11 +253,8 @@ class DistillationTrainer(Trainer):
         def collate(rows: list[dict[str, Any]]) -> Any:
             return self.data_collator([{name: row[name] for name in inputs} for row in rows])
 
-        weights = hashlib.sha256()
-        for name, tensor in self.teacher.state_dict().items():
-            weights.update(name.encode() + tensor.detach().float().contiguous().numpy().tobytes())
-        versions = [torch.__version__, transformers.__version__]
-        kind = [self.loss.wanted, self.loss.attention_maps, type(self.teacher).__name__, weights.hexdigest(), *versions]
+        content = [identity.of_model(self.teacher), identity.of_tokenizer(tokenizer)]
+        kind = [self.loss.wanted, self.loss.attention_maps, *content, torch.__version__, transformers.__version__]
         data = data.select_columns([*inputs, "length"])
         half = bool(self.args.bf16)
         self.taught = teach(
