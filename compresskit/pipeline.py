@@ -150,12 +150,10 @@ class Request:
         """The dense model with what its folder holds beside it."""
         if self.model is None or isinstance(self.model, str | Path):
             return checkpoints.read(self.model, self.as_class, self.device)
-        if not isinstance(self.model, PreTrainedModel):
-            kind = type(self.model).__name__
-            raise InputError(f"model: give a PreTrainedModel, a folder or a hub id, not a {kind}")
-        check_supported(self.model)
-        check_finite(self.model)
-        return checkpoints.in_memory(self.model)
+        found = checkpoints.in_memory(self.model)
+        check_supported(found.model)
+        check_finite(found.model)
+        return found
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,22 @@ def test_bad_choices(run: Run, small: Path) -> None:
         compresskit.export(small, output="out", format="dense", opsets=20)
 
 
+def test_what_sentence_transformers_does_is_named_where_it_is_left_out(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "sentence"
+    student("base").save_pretrained(folder)
+    kinds = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    done = run("export", folder, "--output", "graph")
+    assert done.code == 0, done.err
+    assert "left out: what sentence-transformers does" in " ".join(done.out.split())
+    assert "Pooling, Normalize" in " ".join(done.out.split())
+    assert compresskit.export(folder, output="dense", format="dense").notes == ()  # has them
+    assert Path("dense/modules.json").is_file()
+
+
 def test_kept_factors_are_named_where_they_are_left_out(tmp_path: Path) -> None:
     """A masked-LM student keeps the pooler's factors, which its class does not use."""
     compresskit.compress(tiny_model(num_hidden_layers=1), method="low-rank", ratio=2).save_pretrained(tmp_path / "base")

@@ -137,6 +137,21 @@ def test_kept_needs_a_teacher_that_says_something() -> None:
         assert comparison.over_tasks(frame(cells))["score_kept"].isna().all()
 
 
+def test_a_task_without_a_share_leaves_none_over_tasks() -> None:
+    """A teacher at -0.05 would lower both sums: a student that keeps 90 % of the other task would seem to keep 93 %."""
+    cells = []
+    for seed in (0, 1):
+        for task, teacher, student in (("cola", -0.05, -0.04), ("sst2", 0.9, 0.81)):
+            cells.append(record("dense", None, task, seed, teacher, score_teacher=teacher))
+            cells.append(record("x", 4, task, seed, student, score_teacher=teacher))
+    table = comparison.by_seed(comparison.over_tasks(frame(cells)))
+    assert table["score_kept"].isna().all()
+    assert [row[1] for row in comparison.summary(table)[1]] == ["", "N/A"]
+    assert comparison.summary(table)[1][0][-1] == "N/A"
+    assert comparison.problems(table) == ["all tasks: kept is N/A, since the teacher scores 0 or below on cola"]
+    assert table[table["method"] == "x"].iloc[0]["score"] == pytest.approx((0.81 - 0.04) / 2)
+
+
 def test_an_unreachable_cell_stays_unreachable_over_tasks() -> None:
     cells = [record("dense", None, task, 0, 0.8) for task in ("sst2", "rte")]
     cells += [record("x", 90, task, 0, None, status="unreachable", message="out of reach") for task in ("sst2", "rte")]

@@ -16,7 +16,6 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 import compresskit
-from compresskit import InputError
 from compresskit.decomposers import FactorisedEmbedding
 from compresskit.model import checkpoint, sentence
 from compresskit.storage import hub
@@ -118,29 +117,6 @@ def test_similarity_is_that_of_sentence_transformers(
     shown = run("evaluate", "--model", folder, "--task", "stsb-similarity", "--data", tmp_path)
     assert shown.code == 0, shown.err
     assert f"{100 * scores['spearman']:.2f}" in shown.out
-
-
-@pytest.mark.parametrize(
-    ("config", "says"),
-    [
-        ({"pooling_mode": "max"}, "are pooled by max; only mean and cls"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "are pooled by pooling_mode_mean_tokens"),
-        (None, "modules cannot be read"),
-    ],
-)
-def test_other_pooling_is_refused(config: dict | None, says: str, tmp_path: Path) -> None:
-    (tmp_path / "1_Pooling").mkdir()
-    modules = [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    if config is not None:
-        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=says):
-        sentence.pooling(tmp_path)
-    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
-    assert sentence.pooling(tmp_path) == "cls"
-    (tmp_path / "modules.json").write_text(json.dumps([*modules, {"type": "x.Dense", "path": "2_Dense"}]))
-    with pytest.raises(InputError, match="pass through Dense"):
-        sentence.pooling(tmp_path)
 
 
 def test_similarity_takes_any_encoder_and_trains_none(run: Run, bench_folder: Path, tmp_path: Path) -> None:

@@ -172,9 +172,17 @@ def test_bf16_computes_teacher_and_student_in_bf16(bench_folder: Path) -> None:
 
     class Watch(transformers.TrainerCallback):
         def on_train_begin(self, args, state, control, **_):
-            for who, model in models.items():
-                query = next(module for name, module in model.named_modules() if name.endswith("query"))
-                query.register_forward_hook(lambda _, __, output, who=who: dtypes[who].add(output.dtype))
+            def see(module, _, output):  # a twin of the teacher computes
+                if type(module) is torch.nn.Linear and module.weight.data_ptr() == wanted.data_ptr():
+                    dtypes["teacher"].add(output.dtype)
+
+            wanted = next(tensor for name, tensor in teacher.named_parameters() if name.endswith("query.weight"))
+            self.handle = torch.nn.modules.module.register_module_forward_hook(see)
+            query = next(module for name, module in models["student"].named_modules() if name.endswith("query"))
+            query.register_forward_hook(lambda _, __, output: dtypes["student"].add(output.dtype))
+
+        def on_train_end(self, args, state, control, **_):
+            self.handle.remove()
 
     teacher = transformers.AutoModelForSequenceClassification.from_pretrained(bench_folder / "teacher")
     models = {"teacher": teacher, "student": compresskit.compress(teacher, method="low-rank", ratio=3)}

@@ -31,7 +31,9 @@ class _Part(BaseModel):
 
 
 class Identity(_Part):
-    """Which checkpoint: its name, and the SHA-256 of each weight file and of ``config.json``."""
+    """Which checkpoint: its name, and the SHA-256 of each file that decides what it computes
+    (:func:`compresskit.model.identity.of_folder`).
+    """
 
     name: str
     sha256: dict[str, str]

@@ -14,6 +14,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from compresskit.data.corpus import Corpus
 from compresskit.errors import InputError
+from compresskit.model.tokenizer import split
 
 #: Tokens of a passage; passages of one document; about so many passages in all.
 PASSAGE, PER_DOCUMENT, PASSAGES = 64, 12, 512
@@ -67,16 +68,10 @@ def find_passages(corpus: Corpus, tokenizer: Any, length: int = PASSAGE) -> Pass
     number = 0
     documents = corpus.documents()
     while len(pieces) < PASSAGES and (batch := list(islice(documents, _BATCH))):
-        options = {"truncation": True, "max_length": length, "return_overflowing_tokens": True}
-        encoded = tokenizer(batch, **options)
-        for index in range(len(batch)):
+        for document in split(tokenizer, batch, length):
             if len(pieces) >= PASSAGES:
                 break
-            own = [
-                ids
-                for ids, of in zip(encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True)
-                if of == index and len(ids) == length
-            ]
+            own = [ids for ids in document if len(ids) == length]
             if len(own) >= 2:
                 spread = np.linspace(0, len(own) - 1, min(PER_DOCUMENT, len(own))).round().astype(int)
                 pieces += [own[place] for place in spread]

@@ -19,10 +19,10 @@ from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus, Part
 from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
+from compresskit.model import identity
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.positions import check_length, positions
 from compresskit.model.tokenizer import find_tokenizer
-from compresskit.storage.files import file_hash
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.loading import load_data, load_task
 from compresskit.tasks.rows import TaskData
@@ -139,8 +139,7 @@ class Shared:
     def _identity(self, origin: str | None) -> dict[str, Any]:
         read = checkpoints.read(origin)
         assert read.folder is not None
-        files = [*checkpoints.weight_files(read.folder), read.folder / "config.json"]
-        return {"name": read.origin, "sha256": {file.name: file_hash(file) for file in files}}
+        return {"name": read.origin, "sha256": identity.of_folder(read.folder)}
 
     def _tokenizer(self, origin: str | None) -> Any:
         return find_tokenizer(None, checkpoints.read(origin))

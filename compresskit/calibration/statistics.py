@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus
 from compresskit.decomposers import Target
 from compresskit.errors import InputError
+from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
 from compresskit.model.targets import find_targets
 from compresskit.tasks.registry import KINDS
@@ -174,11 +176,12 @@ def _watch(
 
         return before
 
-    training = model.training
-    model.eval()
     targets = find_targets(model)
     handles = [model.get_submodule(target.name).register_forward_pre_hook(hook(target)) for target in targets]
-    try:
+    with mode_kept(model), ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        model.eval()
         for number, batch in enumerate(batches, start=1):
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             mask = inputs["attention_mask"].bool()
@@ -187,10 +190,6 @@ def _watch(
                 model(**inputs)
             seen.clear()
             progress("calibrating", number, len(batches))
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train(training)
     _hold_once(found._moments)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.markup import escape
 
-from compresskit.cli.common import err, out, prepare, print_notes, progress_bar, shared
+from compresskit.cli.common import AS_CHOICES, err, out, prepare, print_notes, progress_bar, shared
 from compresskit.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ def training(command: F) -> F:
 _task = click.option(
     "--task", metavar="NAME|FILE", help="A task that `compresskit tasks` lists, or a YAML file of your own."
 )
+_as = click.option(
+    "--as", "as_class", type=click.Choice(AS_CHOICES), help="Model class to read. Default: the checkpoint's."
+)
 _data = click.option("--data", type=click.Path(path_type=Path), help="Folder with the task's files. Default: the hub.")
 
 
@@ -131,6 +134,7 @@ def distill(student: str, teacher: str | None, debug: bool, threads: int | None,
 )
 @_task
 @_data
+@_as
 @training
 def finetune(model: str | None, task: str | None, debug: bool, threads: int | None, **flags: Any) -> None:
     """Train a model on a task by its labels: the teacher of the task stage."""
@@ -156,6 +160,7 @@ def finetune(model: str | None, task: str | None, debug: bool, threads: int | No
 )
 @_task
 @_data
+@_as
 @click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's own.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)

@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from compresskit.data import EMBEDDED
 from compresskit.errors import InputError, no_panic, one_line
+from compresskit.model.tokenizer import split
 from compresskit.storage import files, hub
 
 #: One document in so many is held out of the part ``training``.
@@ -116,15 +117,14 @@ def sequences(corpus: Corpus, tokenizer: Any, max_length: int, tokens: int | Non
         A data set with ``input_ids`` and ``length``, in the text's order.
 
     Raises:
-        InputError: unreadable, empty or undecodable text.
+        InputError: unreadable, empty or undecodable text; a tokenizer that cannot split.
     """
     rows: list[np.ndarray] = []
     found = 0
     documents = corpus.documents()
     while (tokens is None or found < tokens) and (batch := list(islice(documents, _BATCH))):
         with no_panic(f"text {corpus.name}, cut into tokens"):
-            encoded = tokenizer(batch, truncation=True, max_length=max_length, return_overflowing_tokens=True)
-        pieces = encoded["input_ids"]
+            pieces = [piece for document in split(tokenizer, batch, max_length) for piece in document]
         rows += [np.asarray(piece, dtype=np.int32) for piece in pieces]  # Python integers take ten times the memory
         found += sum(map(len, pieces))
     return Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})

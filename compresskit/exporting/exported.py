@@ -18,6 +18,7 @@ from compresskit.exporting.format import FORMATS, ExportFormat, Runtime, install
 from compresskit.folders.compression import read_record
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
+from compresskit.model import sentence
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.targets import count_parameters
 
@@ -110,7 +111,8 @@ def write(
             "files": sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()),
         }
         (temporary / outputs.EXPORT).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return Exported(folder, record, (*read.notes, *written.notes))
+        left_out = _left_out(read, temporary)
+    return Exported(folder, record, (*read.notes, *written.notes, *left_out))
 
 
 def is_whole(format: str, folder: Path) -> bool:
@@ -149,6 +151,17 @@ def _write_companions(read: Checkpoint, folder: Path) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if read.folder is not None:
         checkpoints.copy_tokenizer(read.folder, folder)
+
+
+def _left_out(read: Checkpoint, folder: Path) -> tuple[str, ...]:
+    """A note on what sentence-transformers does with the model and the written folder does not."""
+    if read.folder is None or not (read.folder / sentence.MODULES).is_file() or (folder / sentence.MODULES).is_file():
+        return ()
+    behind = ", ".join(sentence.modules_behind(read.folder)) or "its modules"
+    return (
+        f"left out: what sentence-transformers does before and behind the encoder (prompts, lower case, {behind}); the "
+        "outputs are those of the encoder, one vector for each token",
+    )
 
 
 def _agreement(chosen: ExportFormat[Any], model: PreTrainedModel, folder: Path) -> dict[str, dict[str, float]]:

@@ -51,6 +51,13 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
+def left_out(read: Checkpoint) -> tuple[str, ...]:
+    """A note on the tensors of the checkpoint that its class does not use, for formats that cannot keep them."""
+    if not read.kept:
+        return ()
+    return (f"left out, since {type(read.model).__name__} does not use it: {', '.join(read.kept)}",)
+
+
 O = TypeVar("O")  # noqa: E741
 
 

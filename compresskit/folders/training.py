@@ -20,7 +20,7 @@ from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint, weight_files
 from compresskit.model.output import TRAINING
 from compresskit.model.targets import count_parameters
-from compresskit.scores import mean_over_splits, share_kept
+from compresskit.scores import kept_over_splits
 from compresskit.storage.files import file_hash
 from compresskit.validation import read_json, validate
 
@@ -143,8 +143,7 @@ def stage_record(
         },
     }
     if primary is not None and "teacher" in scores:
-        teacher, student = (mean_over_splits(scores[who], primary) for who in ("teacher", "student_after"))
-        record["kept"] = share_kept(student, teacher)
+        record["kept"] = kept_over_splits(scores["student_after"], scores["teacher"], primary)
     return record
 
 

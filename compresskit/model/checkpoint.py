@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from compresskit.errors import InputError, one_line
-from compresskit.model import demo, sentence
+from compresskit.model import demo, heads, sentence
+from compresskit.model.adapters import check_given
 from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order, ordered, unnamed
+from compresskit.model.heads import stored_head
 from compresskit.model.output import TOKENIZER_FILES
 from compresskit.model.quantizer import QUANT_METHOD, is_compressed, mount_config, quantizer_of
 from compresskit.model.sizes import check_config, check_sizes
@@ -66,6 +69,7 @@ class Checkpoint:
         notes: what the user should know, e.g. a head that the checkpoint lacks.
         as_class: the class that was asked for, if any.
         untrained: names of tensors that the checkpoint lacks and that were initialised at random.
+        unused_head: where the checkpoint holds a head that nobody asked for: which, and what keeps it.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     as_class: str | None = None
     untrained: tuple[str, ...] = ()
+    unused_head: str = ""
 
 
 def read(
@@ -113,6 +118,9 @@ def read(
         raise InputError(
             f"teacher and student have different families (model_type): {theirs} and {config.model_type} ({folder})"
         )
+    if not config.architectures and (as_class is not None or adopt is not None):
+        head, _ = stored_head(config, stored.shapes)
+        config.architectures = [] if head is None else [heads.class_name(config, head)]  # its labels count too
     config_changes, named = _check_labels(config, folder, adopt, as_class, config_changes)
     loader = _model_class(config, folder, as_class) if adopt is None else type(adopt)
     check_sizes(loader, config, folder, stored)
@@ -132,13 +140,19 @@ def read(
     check_finite(loaded)
     kept = _kept(loaded, stored)
     notes += _unused(loaded, sorted(info["unexpected_keys"]), kept)
-    return Checkpoint(
-        name, origin, folder, loaded.to(device), kept, notes, as_class, tuple(missing) if adopt is None else ()
-    )
+    unused = _unused_head(loaded, info["unexpected_keys"], stored) if as_class is None and adopt is None else ""
+    new = tuple(missing) if adopt is None else ()
+    notes += (unused,) if unused else ()
+    return Checkpoint(name, origin, folder, loaded.to(device), kept, notes, as_class, new, unused)
 
 
-def in_memory(model: PreTrainedModel) -> Checkpoint:
-    """The checkpoint of a model that was given as an object, dense or compressed: it has no folder."""
+def in_memory(model: Any) -> Checkpoint:
+    """The checkpoint of a model that was given as an object, dense or compressed: it has no folder.
+
+    Raises:
+        InputError: it is no transformers model, or holds an adapter.
+    """
+    check_given(model)
     name = model.config.name_or_path or type(model).__name__
     kept = quantizer_of(model).extra_tensors if is_compressed(model) else {}
     return Checkpoint(Path(name).name, name, None, model, kept)
@@ -263,6 +277,17 @@ def _unused(model: PreTrainedModel, unexpected: list[str], kept: dict[str, Tenso
     unused = [key for key in unexpected if prefix and key.startswith(prefix) and key not in kept]
     unused += [key for key in unexpected if not prefix and key.startswith(tuple(n for n, _ in model.named_children()))]
     return (f"in the checkpoint but not used by this model: {', '.join(unused)}",) if unused else ()
+
+
+def _unused_head(model: PreTrainedModel, unexpected: Iterable[str], stored: Stored) -> str:
+    """A note on a head that the checkpoint holds and its configuration does not announce; empty: there is none."""
+    head, names = stored_head(model.config, stored.shapes) if unexpected else (None, ())
+    left = sorted(set(names) & set(unexpected))
+    if head is None or not left:
+        return ""
+    return (
+        f"in the checkpoint, but config.json announces no such head, so unused: {', '.join(left)}; --as {head} keeps it"
+    )
 
 
 def _kept(model: PreTrainedModel, stored: Stored) -> dict[str, Tensor]:

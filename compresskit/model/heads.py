@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -18,3 +23,43 @@ _NAMES = {
 def has_head(model: PreTrainedModel, head: str) -> bool:
     """Whether the model's class has this head, e.g. ``token-classification``."""
     return type(model).__name__ in _NAMES[head].values()
+
+
+def class_name(config: Any, head: str) -> str:
+    """The class of this family with this head."""
+    return str(_NAMES[head][config.model_type])
+
+
+def stored_head(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str | None, tuple[str, ...]]:
+    """Which head the tensors of a checkpoint belong to, whatever its configuration announces.
+
+    Args:
+        config: of the checkpoint.
+        shapes: of its tensors, by name.
+
+    Returns:
+        The word that ``--as`` takes for it, and the names of its tensors; (None, ()) where no class has them.
+    """
+    best: tuple[tuple[int, ...], str | None, tuple[str, ...]] = ((), None, ())
+    for word, names in _NAMES.items():
+        found = getattr(transformers, str(names.get(config.model_type)), None)
+        if found is None:
+            continue
+        with torch.device("meta"):
+            model = found(config)
+        prefix = f"{model.base_model_prefix}."
+        own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        head = {name: shape for name, shape in own.items() if not name.startswith(prefix)}
+        labelled = word in ("sequence-classification", "token-classification")  # of any number of labels
+        held = [
+            name
+            for name, shape in head.items()
+            if name in shapes and (shapes[name] == shape or (labelled and shapes[name][1:] == shape[1:]))
+        ]
+        known = {name.removeprefix(prefix) for name in own}
+        lacking = len(known - {name.removeprefix(prefix) for name in shapes})
+        left = sum(name.removeprefix(prefix) not in known for name in shapes)
+        rank = (len(held), sum(shapes[name] == head[name] for name in held), -lacking, -left)
+        if held and (best[1] is None or rank > best[0]):
+            best = (rank, word, tuple(held))
+    return best[1:]

@@ -6,15 +6,16 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Literal
 
-from compresskit.errors import InputError
-
-#: How the vector of a sentence is made of those of its tokens.
-Pooling = Literal["mean", "cls"]
-
+#: Lists the modules; has prompts and similarity.
+MODULES, CONFIG = "modules.json", "config_sentence_transformers.json"
+#: The encoder's settings, under one of these names; the first one counts.
+TRANSFORMER_FILES = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 #: Its files; the folders that ``modules.json`` lists come with them.
-FILES = re.compile(r"modules\.json|config_sentence_transformers\.json|sentence_\w+_config\.json")
+FILES = re.compile(r"modules\.json|config_sentence_transformers\.json|sentence_[\w-]+_config\.json")
 
 
 def module_folders(folder: Path) -> list[str]:
@@ -23,37 +24,20 @@ def module_folders(folder: Path) -> list[str]:
     None where the folder holds no sentence-transformers model. A path that leads elsewhere is left alone.
     """
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
         paths = [str(module["path"]) for module in modules]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [path for path in paths if re.fullmatch(r"\w[\w.-]*", path) and (folder / path).is_dir()]
 
 
-def pooling(folder: Path | None) -> Pooling:
-    """How the sentence vectors of a checkpoint are made; ``mean`` where it says nothing.
-
-    Raises:
-        InputError: they are made in another way, or pass through further layers.
-    """
-    if folder is None or not (folder / "modules.json").is_file():
-        return "mean"
+def modules_behind(folder: Path) -> list[str]:
+    """The kinds of the modules behind the encoder, such as ``Pooling``; none where there are none."""
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
-        settings = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
-        mode = settings.get("pooling_mode")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"model {folder}: its sentence-transformers modules cannot be read: {error!r}") from None
-    # Before version 6 there was a switch for every mode.
-    names: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    on = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
-    found = mode if mode is not None else names.get(on[0]) if len(on) == 1 else None
-    further = kinds.keys() - {"Transformer", "Pooling", "Normalize"}
-    if further or found not in ("mean", "cls"):
-        what = f"pass through {', '.join(sorted(further))}" if further else f"are pooled by {mode or ', '.join(on)}"
-        raise InputError(f"model {folder}: its sentence vectors {what}; only mean and cls pooling can be scored")
-    return "cls" if found == "cls" else "mean"
+        modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        return [str(module["type"]).rpartition(".")[2] for module in modules if module["path"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def copy(source: Path, destination: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -53,3 +54,40 @@ def padded_right(tokenizer: Any) -> Any:
     copied = copy.copy(tokenizer)
     copied.padding_side = "right"
     return copied
+
+
+def split(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[list[int]]]:
+    """The token sequences of every text, with special tokens and of at most ``max_length``: nothing is cut off.
+
+    Raises:
+        InputError: the tokenizer cannot split, and where its special tokens stand cannot be seen.
+    """
+    if not is_fast(tokenizer):
+        return [_split(tokenizer, text, max_length) for text in texts]
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_overflowing_tokens=True)
+    found: list[list[list[int]]] = [[] for _ in texts]
+    for ids, owner in zip(encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True):
+        found[owner].append(ids)
+    return found
+
+
+def is_fast(tokenizer: Any) -> bool:
+    """Whether the tokenizer can split texts and say from which characters a token is."""
+    return bool(getattr(tokenizer, "is_fast", False))
+
+
+def _split(tokenizer: Any, text: str, max_length: int) -> list[list[int]]:
+    """The same for a tokenizer that cannot: its tokens without special ones are cut, and those are put around."""
+    whole, inner = (
+        list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]) for special in (True, False)
+    )
+    extra = len(whole) - len(inner)
+    start = next((i for i in range(extra + 1) if whole[i : i + len(inner)] == inner), None)
+    name = type(tokenizer).__name__
+    if extra < 0 or start is None:
+        raise InputError(f"{name} cannot split texts (it is no fast one), and its special tokens are not around a text")
+    room = max_length - extra
+    if room < 1:
+        raise InputError(f"max length {max_length}: {name} puts {extra} special tokens around every text")
+    before, behind = whole[:start], whole[start + len(inner) :]
+    return [[*before, *inner[at : at + room], *behind] for at in range(0, max(len(inner), 1), room)]

@@ -161,6 +161,10 @@ class TaskKind(ABC):
         """
         return None
 
+    def length(self, task: Task, model: PreTrainedModel, tokenizer: Any, folder: Path | None) -> int:
+        """Tokens of a sequence where the user does not say, for a model from ``folder``. Default: as declared."""
+        return task.max_length
+
     # -- sequences ----------------------------------------------------------------------------------------------------
 
     def encode(

@@ -1,8 +1,10 @@
-"""How near the cosine of two sentence vectors comes to people's judgement. No head, no training."""
+"""How near the similarity of two sentence vectors comes to people's judgement. No head, no training."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,19 +12,23 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from compresskit.model.sentence import Pooling, pooling
+from compresskit.model.kept import mode_kept
+from compresskit.model.positions import positions
+from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.metrics import METRICS
-from compresskit.tasks.predicting import BATCH_SIZE, Progress
 from compresskit.tasks.registry import register
 from compresskit.tasks.regression import number
 from compresskit.tasks.rows import Split, TaskData
 
+#: Tokens of a text of a model that takes any length.
+_NO_LIMIT = 1 << 20
+
 
 @register
 class Similarity(TaskKind):
-    """Targets are numbers, answers are cosines. A model's head is not used."""
+    """Targets are numbers, answers are cosines (or what the model's folder compares by). A head is not used."""
 
     name = "similarity"
     summary = "how near the cosine of two sentence vectors comes to a number"
@@ -32,49 +38,43 @@ class Similarity(TaskKind):
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> float:
         return number(row.get(task.label), f"{where}: column {task.label!r}")
 
+    def length(self, task: Task, model: PreTrainedModel, tokenizer: Any, folder: Path | None) -> int:
+        """As sentence-transformers: the folder's ``max_seq_length``, else what tokenizer and model take. What the
+        declaration says counts where it is less.
+        """
+        limits = [read_sentence_model(folder).max_length or tokenizer.model_max_length, positions(model)]
+        limits += [task.max_length] if "max_length" in task.model_fields_set else []
+        return int(min([_NO_LIMIT, *(limit for limit in limits if limit is not None)]))
+
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[float]:
-        vectors = sentence_vectors(
-            scoring.model,
-            scoring.tokenizer,
-            [text for pair in split.texts for text in pair],
-            scoring.max_length,
-            pooling(scoring.folder),
-            scoring.batch_size,
-            scoring.progress,
-        )
-        return torch.cosine_similarity(vectors[0::2], vectors[1::2]).tolist()
+        how = read_sentence_model(scoring.folder)
+        # In the batches of sentence-transformers, so that sentences that are nearly equal get its last digits too.
+        first, second = (sentence_vectors(scoring, how, list(texts)) for texts in zip(*split.texts, strict=True))
+        return [float(value) for value in how.likeness(first, second)]
 
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
-        targets, cosines = np.array(split.targets), np.array(answers)
-        return {metric: METRICS[metric](targets, cosines, 0) for metric in data.task.metrics}
+        targets, found = np.array(split.targets), np.array(answers)
+        return {metric: METRICS[metric](targets, found, 0) for metric in data.task.metrics}
 
 
-def sentence_vectors(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    texts: list[str],
-    max_length: int,
-    pooling: Pooling = "mean",
-    batch_size: int = BATCH_SIZE,
-    progress: Progress | None = None,
-) -> Tensor:
-    """(N, H) vectors of texts in float32: of the last layer the mean over the tokens, or the first token (``cls``)."""
-    base: Any = model.base_model
-    was_training = base.training
-    base.eval()
-    encoded = tokenizer(texts, truncation=True, max_length=max_length)
+def sentence_vectors(scoring: Scoring, how: SentenceModel, texts: list[str]) -> Tensor:
+    """(N, size) vectors of texts in float32, as ``how`` makes them of the last hidden states."""
+    base: Any = scoring.model.base_model
+    tokenizer = how.tokenizer(scoring.tokenizer)
+    before = how.prompt_tokens(tokenizer, scoring.max_length)
+    encoded = tokenizer([how.prompt + text for text in texts], truncation=True, max_length=scoring.max_length)
+    taken = inspect.signature(base.forward).parameters
+    columns = [name for name in encoded if name in taken]
     collate: Any = DataCollatorWithPadding(tokenizer)
-    order = np.argsort([-len(ids) for ids in encoded["input_ids"]], kind="stable").tolist()
+    order = np.argsort([-len(text) for text in texts]).tolist()
     found: dict[int, Tensor] = {}
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = collate([{name: encoded[name][row] for name in encoded} for row in rows]).to(base.device)
-            hidden = base(**batch).last_hidden_state.float()
-            mask = batch["attention_mask"][..., None]
-            vectors = hidden[:, 0] if pooling == "cls" else (hidden * mask).sum(1) / mask.sum(1)
+    with mode_kept(base), torch.inference_mode():
+        base.eval()
+        for start in range(0, len(order), scoring.batch_size):
+            rows = order[start : start + scoring.batch_size]
+            batch = collate([{name: encoded[name][row] for name in columns} for row in rows]).to(base.device)
+            vectors = how.vectors(base(**batch).last_hidden_state, batch["attention_mask"], before)
             found |= dict(zip(rows, vectors.cpu(), strict=True))
-            if progress is not None:
-                progress("encoding", min(start + batch_size, len(order)), len(order))
-    base.train(was_training)
+            if scoring.progress is not None:
+                scoring.progress("encoding", min(start + scoring.batch_size, len(order)), len(order))
     return torch.stack([found[row] for row in range(len(texts))])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from compresskit.errors import InputError, one_line
+from compresskit.model.tokenizer import is_fast
 from compresskit.storage.files import open_text
 
 #: Spans longer than this many tokens are not answers (as in BERT's own evaluation).
@@ -109,8 +110,13 @@ def windows(
         lacks the answer), ``example`` (row number) and ``offsets`` (character span of each context token, else None).
 
     Raises:
-        InputError: ``max_length`` leaves no room for a token of the context.
+        InputError: the tokenizer is no fast one; ``max_length`` leaves no room for a token of the context.
     """
+    if not is_fast(tokenizer):
+        raise InputError(
+            f"{type(tokenizer).__name__} is no fast tokenizer (tokenizer.json): it does not say where in a text its "
+            "tokens stand, as answers need"
+        )
     limit = min(MAX_QUESTION, max_length // 2)
     questions = _short_questions(tokenizer, [question.strip() for question, _ in texts], limit)
     longest = max(map(len, tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]))

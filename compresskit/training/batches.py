@@ -32,6 +32,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         world, rank: number of processes, and which one this is.
         accumulation: micro-batches of each process per step.
         seed: of the order.
+        drop_last: leave out steps of fewer than ``batch_size`` sequences.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class LengthBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         accumulation: int = 1,
         seed: int = 0,
+        drop_last: bool = False,
     ) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.world, self.rank, self.accumulation = world, rank, accumulation
         self.seed = seed
+        self.least = batch_size if drop_last else world * accumulation
         self.epoch = 0
         self.steps = len(self.step_batches(0))
 
@@ -75,7 +78,7 @@ class LengthBatchSampler(Sampler[list[int]]):
             chunk = chunk[np.argsort(-self.lengths[chunk], kind="stable")]
             batches += [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
         shuffled = [batches[i] for i in generator.permutation(len(batches))]
-        return [batch for batch in shuffled if len(batch) >= self.world * self.accumulation]
+        return [batch for batch in shuffled if len(batch) >= self.least]
 
     def steps_for_tokens(self, tokens: int) -> int:
         """Optimizer steps until at least ``tokens`` real (non-padding) tokens were seen."""

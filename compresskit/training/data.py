@@ -15,10 +15,11 @@ from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.heads import has_head
 from compresskit.model.positions import check_length, positions
+from compresskit.model.targets import base_prefix
 from compresskit.model.tokenizer import padded_right
 from compresskit.planning.stage import Stage
 from compresskit.tasks.declaration import Task
-from compresskit.tasks.kind import Scoring
+from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.predicting import Progress
 from compresskit.tasks.registry import KINDS, predictions_of
 from compresskit.tasks.rows import TRAIN, TaskData
@@ -85,7 +86,7 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
     task, kind = data.task, KINDS.get(data.task.kind)
     length = sequence_length(stage.max_length, task, *models.all())
     for checkpoint in reversed(models.all()):
-        kind.check_head(task, checkpoint.model)
+        check_head(kind, task, checkpoint)
     found = [kind.match(data, models.student.model)]
     if models.teacher is not None:
         found.append(kind.match_teacher(data, models.student.model, models.teacher.model))
@@ -137,6 +138,25 @@ def from_dataset(
         record={**record, "sequences": len(training), "held_out": count},
         measure=measure,
     )
+
+
+def check_head(kind: TaskKind, task: Task, checkpoint: Checkpoint) -> None:
+    """Refuse a model without the head of the task; where its checkpoint holds one unseen, say so. Raises InputError."""
+    try:
+        kind.check_head(task, checkpoint.model)
+    except InputError as error:
+        raise InputError(f"{error} ({checkpoint.unused_head})" if checkpoint.unused_head else str(error)) from None
+
+
+def check_trained(checkpoint: Checkpoint) -> None:
+    """Refuse a head of random numbers, whose score says nothing. Raises InputError naming what the checkpoint lacks."""
+    prefix = base_prefix(checkpoint.model)
+    lacking = [name for name in checkpoint.untrained if prefix and not name.startswith(prefix)]
+    if lacking:
+        raise InputError(
+            f"model {checkpoint.origin}: lacks {', '.join(lacking)}, so its head would answer at random: "
+            "give a fine-tuned one"
+        )
 
 
 def sequence_length(max_length: int | None, task: Task | None, *models: Checkpoint) -> int:

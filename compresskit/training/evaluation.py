@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from compresskit.model.kept import mode_kept
 from compresskit.planning.stage import Stage
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.predicting import BATCH_SIZE
@@ -32,19 +33,16 @@ def score(scoring: Scoring, data: TaskData) -> Scores:
         InputError: the model's head or its labels do not fit the task.
     """
     kind, model = KINDS.get(data.task.kind), scoring.model
-    was_training = model.training
-    model.eval()
-    try:
+    with mode_kept(model):
+        model.eval()
         return {name: kind.score(scoring, data, split) for name, split in data.splits.items() if name != TRAIN}
-    finally:
-        model.train(was_training)
 
 
 def held_out_losses(
     model: PreTrainedModel, teacher: PreTrainedModel, dataset: Dataset, collator: Any, stage: Stage
 ) -> dict[str, float]:
     """The mean of each possible loss term of ``stage``, unweighted, over held-out rows (``input_ids``, ``length``)."""
-    with attention_kept(model, teacher):
+    with attention_kept(model, teacher), mode_kept(model, teacher):
         return _held_out_losses(model, teacher, dataset, collator, stage)
 
 
@@ -61,17 +59,14 @@ def _held_out_losses(
     ]
     counts = torch.stack([count_items(batch, predictions) for batch in batches]).sum(0).to(device)
     sums: dict[str, float] = dict.fromkeys(objective.weights, 0.0)
-    states = [(each, each.training) for each in (model, teacher)]
+    model.eval()
+    teacher.eval()
     with torch.no_grad():
-        for each, _ in states:
-            each.eval()
         for batch in batches:
             moved = {key: value.to(device) for key, value in batch.items()}
             targets = {name: moved.pop(name) for name in predictions.targets if name in moved}
-            outputs, taught = (each(**moved, **objective.wanted) for each, _ in states)
+            outputs, taught = (each(**moved, **objective.wanted) for each in (model, teacher))
             terms = objective.terms(outputs, taught, moved["attention_mask"], targets, counts)
             for name, term in terms.items():
                 sums[name] += float(term)
-    for each, training in states:
-        each.train(training)
     return sums

@@ -26,6 +26,7 @@ class Objective:
         dropped: term -> the reason why it is left out.
         order: for each class of the student the number of the teacher's that bears its name; None where the numbers
             are the same.
+        masked: whether the batches hide words and label them.
         attention_maps: ``scores`` or ``probabilities`` where attention has a weight, else None.
 
     Raises:
@@ -44,6 +45,7 @@ class Objective:
         explicit: Sequence[str] = (),
     ) -> None:
         self.stage = stage
+        self.masked = masked
         self.predictions = predictions_of(student)
         self.weights: dict[LossName, float] = {}
         self.dropped: dict[LossName, str] = {}

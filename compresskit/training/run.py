@@ -13,12 +13,15 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
 
 from compresskit.errors import InputError, one_line
 from compresskit.folders import training as reports
 from compresskit.folders.trained import write_trained
 from compresskit.model import checkpoint as checkpoints
+from compresskit.model import identity
 from compresskit.model import output as outputs
+from compresskit.model.kept import as_it_was
 from compresskit.planning.stage import Stage
 from compresskit.tasks.predicting import Progress
 from compresskit.training.attention import attention_kept
@@ -108,25 +111,26 @@ class Run:
         work = None
         if self.output is not None:
             where = self.output
-            work = WorkingFolder(where.folder, settings, resume=where.resume, overwrite=where.overwrite)
+            decides = {**settings, **self._content()}
+            work = WorkingFolder(where.folder, decides, resume=where.resume, overwrite=where.overwrite)
         try:
-            return self._execute(settings, earlier, work)
+            with as_it_was(*self._everyone[1:]):  # the teacher
+                return self._execute(settings, earlier, work)
         finally:
             if work is not None:
                 work.close()
 
     def _execute(self, settings: dict[str, Any], earlier: list[dict[str, Any]], work: WorkingFolder | None) -> Result:
         student = self._everyone[0]
-        dtypes = [(model, model.dtype) for model in self._everyone]
+        dtype = student.dtype
         scores = self._scores_before(work)
         set_seed(self.options.seed)  # a resumed run skips the measurements
         with attention_kept(*self._everyone), tempfile.TemporaryDirectory() as nowhere:
             # Trainer wants a folder even to write nothing.
             history = self._train(Path(nowhere) if work is None else work.path, work)
-        student.to(dtypes[0][1]).eval()  # trained in fp32, stored and scored as it was
+        student.to(dtype).eval()  # trained in fp32, stored and scored as it was
         scores["student_after"] = self.data.measure(student.float())
-        for model, dtype in dtypes:
-            model.to(dtype)
+        student.to(dtype)
         notes = list(dict.fromkeys([*self._notes(work), *history["losses_dropped"]]))
         record = reports.stage_record(settings, history, scores, self.data.primary, notes)
         if self.output is not None and work is not None:
@@ -163,6 +167,13 @@ class Run:
             **self.options.model_dump(mode="json", exclude={"device", "save_every"}),
         }
 
+    def _content(self) -> dict[str, dict[str, str]]:
+        """Hashes of all that the models and the tokenizer are made of."""
+        found = {"content of the student": identity.of_checkpoint(self.models.student)}
+        if self.models.teacher is not None:
+            found["content of the teacher"] = identity.of_checkpoint(self.models.teacher)
+        return {**found, "tokenizer": identity.of_tokenizer(self.models.tokenizer)}
+
     def _notes(self, work: WorkingFolder | None) -> list[str]:
         notes = [note for checkpoint in self.models.all() for note in checkpoint.notes] + list(self.data.notes)
         if work is not None and self.output is not None and self.output.resume and not work.found:
@@ -193,6 +204,7 @@ class Run:
             data_collator=self.data.collator,
             callbacks=self.callbacks,
         )
+        trainer.remove_callback(PrinterCallback)  # the command line shows progress in its own way
         if arguments.bf16 and self.options.use_cpu and trainer.loss.attention_maps is None:
             # The backward of torch's fused attention is slow in bf16 on CPUs (figures in docs/algorithms.md).
             student.set_attn_implementation("eager")

@@ -14,7 +14,9 @@ from compresskit.data import corpus as corpora
 from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
+from compresskit.model.adapters import check_given
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.kept import as_it_was
 from compresskit.model.quantizer import quantizer_of
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
@@ -43,6 +45,7 @@ def finetune(
     overwrite: bool = False,
     resume: bool = False,
     tokenizer: Any = None,
+    as_class: str | None = None,
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     **settings: Any,
@@ -58,6 +61,8 @@ def finetune(
         overwrite: replace an output (or an unfinished run) of compresskit.
         resume: continue an unfinished run.
         tokenizer: needed only for a model given as an object.
+        as_class: the class to read a folder in, a key of :data:`~compresskit.model.checkpoint.MODEL_CLASSES`. It must
+            be the one that the task needs, which is the default.
         progress: ``(what, done, total)`` is called while predicting.
         callbacks: transformers callbacks, e.g. a progress bar.
         settings: any field of :class:`compresskit.planning.stage.Stage` and
@@ -74,7 +79,7 @@ def finetune(
     start_processes(options)
     set_seed(options.seed)
     examples = load_data(declared, None if data is None else Path(data))
-    read = with_new_head(model, declared, examples.labels)
+    read = with_new_head(model, declared, examples.labels, as_class)
     models = Models(read, None, find_tokenizer(tokenizer, read))
     return Run(
         name="fine-tuning",
@@ -192,18 +197,22 @@ def evaluate(
     max_length: int | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    as_class: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Score a model, dense or compressed, on a task: every metric on every split but ``train``.
 
     Args:
         model: a model, folder or hub id with a head for the task (or for one whose transfer the task is). A task of
-            kind ``similarity`` needs no head: sentence vectors are the mean over the tokens of the last layer, or the
-            first token where the folder is a sentence-transformers model that takes it.
+            kind ``similarity`` needs no head: sentence vectors are made as sentence-transformers makes them for the
+            folder; of an object, and where the folder does not say, the mean over the tokens of the last layer. An
+            object comes back as it was.
         task, data, tokenizer, progress: as for :func:`finetune`.
-        max_length: tokens, at least 8; default: the task's own.
+        max_length: tokens, at least 8; default: the task's own, of kind ``similarity`` the folder's.
         batch_size: sequences at a time.
         device: ``auto`` or ``cpu``.
+        as_class: the class to read a folder in, a key of :data:`~compresskit.model.checkpoint.MODEL_CLASSES`. Default:
+            the checkpoint's. The head must be in the checkpoint.
 
     Returns:
         ``record["scores"]`` is ``{split: {metric: score}}``, as fractions.
@@ -217,15 +226,18 @@ def evaluate(
     kind = KINDS.get(declared.kind)
     start_processes(options)
     examples = load_data(declared, None if data is None else Path(data), train=False)
-    read = _read(model, compressed=None)
+    read = _read(model, compressed=None, as_class=as_class)
     words = find_tokenizer(tokenizer, read)
-    length = training_data.sequence_length(max_length, declared, read)
-    kind.check_head(declared, read.model)
+    longest = max_length or kind.length(declared, read.model, words, read.folder)
+    length = training_data.sequence_length(longest, declared, read)
+    training_data.check_head(kind, declared, read)
+    training_data.check_trained(read)
     note = kind.match(examples, read.model)
     notes = [*read.notes, *examples.notes, *([note] if note else [])]
     moved: Any = read.model
-    moved.float().to(options.torch_device)
-    scores = score(Scoring(moved, words, length, batch_size, progress, folder=read.folder), examples)
+    with as_it_was(moved):
+        moved.float().to(options.torch_device)
+        scores = score(Scoring(moved, words, length, batch_size, progress, folder=read.folder), examples)
     record = {"model": read.origin, "task": declared.name, "data": examples.record(), "scores": scores, "notes": notes}
     return Result(read.model, record, notes=tuple(notes))
 
@@ -237,8 +249,9 @@ def _explicit_losses(explicit: dict[str, Any]) -> tuple[str, ...]:
 def _read(
     model: ModelLike, *, compressed: bool | None, adopt: PreTrainedModel | None = None, **options: Any
 ) -> Checkpoint:
-    if not isinstance(model, PreTrainedModel):
+    if model is None or isinstance(model, str | Path):
         return checkpoints.read(model, compressed=compressed, adopt=adopt, **options)
+    check_given(model)
     if compressed is True:
         quantizer_of(model)
     if adopt is not None and type(model) is not type(adopt):
@@ -248,9 +261,15 @@ def _read(
     return checkpoints.in_memory(model)
 
 
-def with_new_head(model: ModelLike, task: Task, labels: Sequence[str]) -> Checkpoint:
-    """The model in the class that the task needs, with a new head where it has none. Raises InputError."""
+def with_new_head(model: ModelLike, task: Task, labels: Sequence[str], as_class: str | None = None) -> Checkpoint:
+    """The model in the class that the task needs, with a new head where it has none.
+
+    Raises:
+        InputError: another class was asked for; the checkpoint cannot be read in it.
+    """
     kind = KINDS.get(task.kind)
+    if as_class not in (None, kind.head):
+        raise InputError(f"--as {as_class}: task {task.name} needs {kind.head}, which is the default")
     return _read(model, compressed=None, as_class=kind.head, **kind.head_config(labels))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import inspect
 import os
 import shutil
@@ -16,11 +16,17 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
-from compresskit.errors import WorkError
+from compresskit.errors import InputError, WorkError
+from compresskit.model import identity
+from compresskit.model.adapters import check_given
+from compresskit.model.kept import twin
 from compresskit.planning.stage import LossName, Stage
 from compresskit.tasks.predictions import count_items
+from compresskit.tasks.registry import predictions_of
+from compresskit.training.arguments import check_arguments, check_checkpointing, without_reentrance
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
 from compresskit.training.objective import Objective, check_fit
 from compresskit.training.targets import checked_rows, numbered
@@ -32,21 +38,26 @@ _PART = "part"
 class DistillationTrainer(Trainer):
     """transformers' Trainer with the distillation losses; without a teacher it fine-tunes.
 
-    Everything of the Trainer works: accelerate, DDP, FSDP, bf16, accumulation, callbacks, resuming.
+    Everything of the Trainer works: accelerate, DDP, FSDP, bf16, accumulation, callbacks, resuming, evaluation with
+    ``eval_dataset`` (whose loss is the stage's, and whose predictions are the logits). Arguments that would have no
+    effect on our losses and batches are refused (:mod:`compresskit.training.arguments`).
 
     Args:
-        model: the student.
-        teacher: a model of the same hidden size, layers and vocabulary; None for supervised training alone.
+        model: the student. It is trained in place, and where attention is compared it stays with the attention
+            implementation that shows it; checkpointing that keeps no gradients is refused.
+        teacher: a model of the same hidden size, layers and vocabulary; None for supervised training alone. It stays as
+            it is: a twin that shares its weights computes.
         stage: weights of the loss terms and their form; other fields are the caller's to put into ``args``.
         args: as for Trainer. ``per_device_train_batch_size`` x devices x accumulation sequences make one step.
         train_dataset: a ``datasets.Dataset`` with ``input_ids`` (and ``labels`` for the supervised loss: the student's
             class numbers, or names of its classes).
         explicit_losses: terms that are refused where they are impossible, instead of dropped.
-        rest: passed on to Trainer; ``data_collator`` must pad and give an ``attention_mask`` (DataCollatorWithPadding).
+        rest: passed on to Trainer; ``data_collator`` must pad and give an ``attention_mask`` (DataCollatorWithPadding,
+            the default where a tokenizer is given as ``processing_class``).
 
     Raises:
         InputError: teacher and student do not fit; a data set without ``input_ids``; labels that the head cannot learn;
-            no loss term is possible.
+            no loss term is possible; an argument that would have no effect.
     """
 
     def __init__(
@@ -61,6 +72,8 @@ class DistillationTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
     ) -> None:
+        for given, what in ((model, "model"), *([(teacher, "teacher")] if teacher is not None else [])):
+            check_given(given, what)
         train_dataset = _own_rows(train_dataset, model)
         held_out = rest.get("eval_dataset")
         if isinstance(held_out, dict):
@@ -69,21 +82,24 @@ class DistillationTrainer(Trainer):
             rest["eval_dataset"] = _own_rows(held_out, model)
         if teacher is not None:
             check_fit(model, teacher)
-        args.remove_unused_columns = False
-        args.logging_nan_inf_filter = False
+        check_arguments(args, predictions_of(model).targets, rest)
+        check_checkpointing(model)
+        args = copy.copy(args)  # the caller's stay as they are
+        without_reentrance(args)
+        self.every_column = not args.remove_unused_columns
+        args.remove_unused_columns = False  # columns are chosen below
+        args.logging_nan_inf_filter = False  # a loss that is not finite stops the run
         super().__init__(model=model, args=args, train_dataset=train_dataset, callbacks=list(callbacks), **rest)
-        for callback in (PrinterCallback, ProgressCallback):
-            self.remove_callback(callback)
         self.add_callback(_SetEpoch(self))
         # Says that compute_loss divides by the counts of the whole step, so that Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         masked = isinstance(self.data_collator, MaskingCollator)
         columns = train_dataset.column_names
-        self.loss = Objective(model, teacher, stage, columns, masked=masked, explicit=explicit_losses)
+        own = None if teacher is None else twin(teacher).eval()
+        self.loss = Objective(model, own, stage, columns, masked=masked, explicit=explicit_losses)
         self.teacher: Any = None
-        if teacher is not None and self.loss.needs_teacher:
-            teacher.eval()
-            self.teacher = teacher.to(args.device)  # type: ignore[arg-type]
+        if own is not None and self.loss.needs_teacher:
+            self.teacher = own.to(args.device)
         self.taught: TaughtRows | None = None
         self.signature = set(inspect.signature(model.forward).parameters)
         self.meter = Meter()
@@ -91,10 +107,9 @@ class DistillationTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches by length, of this process's share."""
         data: Any = self.train_dataset
-        lengths = data["length"] if "length" in data.column_names else [len(ids) for ids in data["input_ids"]]
-        columns = [
-            name for name in data.column_names if name in self.signature or name in self.loss.predictions.targets
-        ]
+        named = self.args.length_column_name
+        lengths = data[named] if named in data.column_names else [len(ids) for ids in data["input_ids"]]
+        columns = self._columns(data)
         if self.taught is not None:
             data, columns = data.add_column(ROW, range(len(data))), [*columns, ROW]
         self.sampler = LengthBatchSampler(
@@ -103,7 +118,8 @@ class DistillationTrainer(Trainer):
             world=self.args.world_size,
             rank=self.args.process_index,
             accumulation=self.args.gradient_accumulation_steps,
-            seed=self.args.seed,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            drop_last=self.args.dataloader_drop_last,
         )
         return DataLoader(
             data.select_columns(columns),
@@ -111,7 +127,51 @@ class DistillationTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            in_order=self.args.dataloader_in_order,
         )
+
+    def _columns(self, data: Any) -> list[str]:
+        """The columns of a batch: those that the model or a loss reads, unless the caller wants all."""
+        read = {*self.signature, *self.loss.predictions.targets}
+        return [name for name in data.column_names if self.every_column or name in read]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """As Trainer's, with the columns that are read."""
+        held: Any = self.eval_dataset
+        model: Any = self.model
+        if isinstance(eval_dataset, str) or eval_dataset is None:
+            chosen = held[eval_dataset] if isinstance(eval_dataset, str) else held
+        else:
+            chosen = _own_rows(eval_dataset, model)
+        if chosen is None:
+            raise InputError("evaluation needs an eval_dataset")
+        found = set(chosen.column_names)
+        targets = self.loss.predictions.targets
+        if "supervised" in self.loss.weights and not self.loss.masked and not found.issuperset(targets):
+            raise InputError(f"eval_dataset: has no column {targets[0]}, which the loss supervised reads")
+        return super().get_eval_dataloader(chosen.select_columns(self._columns(chosen)))
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: Sequence[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """Loss, logits and targets of a batch."""
+        moved: dict[str, Any] = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, moved, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        predictions = self.loss.predictions
+        names = [name for name in predictions.outputs if name in outputs and name not in (ignore_keys or ())]
+        logits = tuple(outputs[name].detach() for name in names)
+        targets = tuple(moved[name] for name in predictions.targets if name in moved)
+        return loss.detach(), _alone(logits), _alone(targets)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Valid tokens, (query, key) pairs, sequences and labels of the whole step, over all devices."""
@@ -123,6 +183,9 @@ class DistillationTrainer(Trainer):
         return counts
 
     def _count(self, batch: Mapping[str, Tensor]) -> Tensor:
+        if "attention_mask" not in batch:
+            what = "its batches have no attention_mask; give one that pads, such as DataCollatorWithPadding(tokenizer)"
+            raise InputError(f"data_collator {type(self.data_collator).__name__}: {what}")
         return count_items(batch, self.loss.predictions)
 
     def compute_loss(
@@ -134,10 +197,10 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """The weighted sum of the terms. Each term is kept for the log."""
         counts = num_items_in_batch if num_items_in_batch is not None else self._count(inputs).to(self.args.device)
-        targets = {name: inputs.pop(name) for name in self.loss.predictions.targets if name in inputs}
-        features = {key: value for key, value in inputs.items() if key in self.signature}
+        targets = {name: inputs[name] for name in self.loss.predictions.targets if name in inputs}
+        features = {key: value for key, value in inputs.items() if key in self.signature and key not in targets}
         taught: Any = None
-        if self.taught is not None:
+        if self.taught is not None and ROW in inputs:
             taught = self.taught.batch(inputs[ROW].tolist(), features["input_ids"].shape[1])
         elif self.teacher is not None:
             taught = self._teach(features)
@@ -190,11 +253,8 @@ class DistillationTrainer(Trainer):
         def collate(rows: list[dict[str, Any]]) -> Any:
             return self.data_collator([{name: row[name] for name in inputs} for row in rows])
 
-        weights = hashlib.sha256()
-        for name, tensor in self.teacher.state_dict().items():
-            weights.update(name.encode() + tensor.detach().float().contiguous().numpy().tobytes())
-        versions = [torch.__version__, transformers.__version__]
-        kind = [self.loss.wanted, self.loss.attention_maps, type(self.teacher).__name__, weights.hexdigest(), *versions]
+        content = [identity.of_model(self.teacher), identity.of_tokenizer(tokenizer)]
+        kind = [self.loss.wanted, self.loss.attention_maps, *content, torch.__version__, transformers.__version__]
         data = data.select_columns([*inputs, "length"])
         half = bool(self.args.bf16)
         self.taught = teach(
@@ -233,6 +293,21 @@ class DistillationTrainer(Trainer):
         folder: str = super()._get_output_dir(trial)
         return os.path.join(folder, _PART) if getattr(self, "_saving", False) else folder
 
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """As Trainer's. Raises InputError where the model was switched to checkpointing that keeps no gradients."""
+        check_checkpointing(self.model)  # type: ignore[arg-type]
+        return super().train(*arguments, **options)
+
+    def _name_best(self, final: Path) -> None:
+        """Let the state name the best checkpoint where it will lie, in the one that is being written too."""
+        if self.state.best_global_step:
+            name = f"checkpoint-{self.state.best_global_step}"
+            if (final / name).is_dir() or (final / _PART / name).is_dir():
+                self.state.best_model_checkpoint = str(final / name)
+            state = final / _PART / f"checkpoint-{self.state.global_step}" / TRAINER_STATE_NAME
+            if self.args.should_save and state.is_file():
+                self.state.save_to_json(str(state))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As Trainer, but written aside and renamed, so that a checkpoint folder is always complete. Raises WorkError
         instead of saving weights that are not finite.
@@ -245,6 +320,7 @@ class DistillationTrainer(Trainer):
                 shutil.rmtree(final / _PART, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
+            self._name_best(final)
         finally:
             self._saving = False
         self.accelerator.wait_for_everyone()
@@ -256,6 +332,7 @@ class DistillationTrainer(Trainer):
                 older = [path for path in older if path.name != folder.name]
             (final / _PART).rmdir()
             keep = max(1, self.args.save_total_limit or len(older) + 1) - 1
+            older = [path for path in older if str(path) != self.state.best_model_checkpoint]
             for path in older[: max(0, len(older) - keep)]:
                 # Renamed first: a kill while it is deleted must not leave half a checkpoint.
                 shutil.rmtree(path.rename(path.with_name(f"old-{path.name}")), ignore_errors=True)
@@ -265,6 +342,11 @@ class DistillationTrainer(Trainer):
 def _own_rows(dataset: Any, model: PreTrainedModel) -> Any:
     """The rows with labels as the head numbers them."""
     return numbered(checked_rows(dataset), model)
+
+
+def _alone(values: tuple[Any, ...]) -> Any:
+    """Several values as they are, one by itself, None for none."""
+    return values if len(values) > 1 else next(iter(values), None)
 
 
 class _SetEpoch(TrainerCallback):

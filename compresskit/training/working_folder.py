@@ -82,7 +82,7 @@ class WorkingFolder:
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):
-                before, now = (_short(value.get(key)) for value in (old, new))
+                before, now = _difference(old.get(key), new.get(key))
                 raise InputError(
                     f"{self.path}: belongs to a run with another {key} ({before}; now {now}); --overwrite starts again"
                 )
@@ -108,6 +108,15 @@ class WorkingFolder:
         if PartialState().is_main_process:
             shutil.rmtree(self.path, ignore_errors=True)
         self.close()
+
+
+def _difference(old: Any, new: Any) -> tuple[str, str]:
+    """Two settings for a message; of two with hashes of files those that differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)) or "name" in old or "source" in old or "task" in old:
+        return _short(old), _short(new)
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    before, now = (", ".join(f"{name} {str(held.get(name, 'none'))[:8]}" for name in names) for held in (old, new))
+    return _short(before), _short(now)
 
 
 def _short(value: Any) -> str:

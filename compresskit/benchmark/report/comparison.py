@@ -26,7 +26,7 @@ _MEANS = (
 
 def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per (model, task, method, ratio): means over the seeds that finished, ``kept_spread`` (standard
-    deviation; NaN for one seed), ``seeds``, ``status`` and, where something failed, the first ``message``.
+    deviation; NaN for one seed), ``seeds``, ``status`` and the first ``message``, of what failed if something did.
 
     ``pareto`` marks rows to which no other of the same model and task is at least equal in ratio and kept and better
     in one; ``best`` the highest kept of the students at one asked ratio. Exports take no part in either.
@@ -38,7 +38,7 @@ def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
         spread = pd.to_numeric(finished["score_kept"]).std() if len(finished) > 1 else np.nan
         bad = cells[cells["status"] != "finished"]
         status = "finished" if bad.empty else bad["status"].iloc[0] if finished.empty else "finished in part"
-        message = "" if bad.empty else bad["message"].iloc[0]
+        message = next((text for text in (cells if bad.empty else bad)["message"] if text), "")
         row = dict(zip(_GROUP, group, strict=True)) | means
         rows.append(row | {"kept_spread": spread, "seeds": len(finished), "status": status, "message": message})
     table = pd.DataFrame(rows).reindex(columns=[*_GROUP, *_MEANS, "kept_spread", "seeds", "status", "message"])
@@ -66,7 +66,8 @@ def pareto(first: pd.Series, second: pd.Series) -> list[Any]:
 
 def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
     """Cells whose score is the mean over all tasks, of those that finished every task: kept is the mean of the scores
-    over the mean of the teacher's. A task that has no such seed gives the mean over the seeds it has.
+    over the mean of the teacher's, and N/A with a message where the teacher scores 0 or below on a task: such a score
+    would take away from both sums. A task that has no such seed gives the mean over the seeds it has.
     """
     figures = ["score", "score_before", "score_teacher", "seconds_distill", "ratio"]
     seeds = {task: set(cells["seed"]) for task, cells in frame[frame["kind"] == "student"].groupby("task")}
@@ -86,6 +87,12 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
             for name in figures:
                 row[name] = numbers[name].mean() if whole else np.nan
             row["score_kept"] = share_kept(row["score"], row["score_teacher"]) if whole else np.nan
+            silent = [task for task, of_task in numbers.iterrows() if share_kept(1.0, of_task["score_teacher"]) is None]
+            if whole and silent:
+                row["score_kept"] = np.nan
+                row["message"] = (
+                    f"kept is {NOT_KNOWN}, since the teacher scores 0 or below on {', '.join(map(str, silent))}"
+                )
             if not whole:
                 bad = chosen[chosen["status"] != "finished"]
                 row["status"], row["message"] = ("not run", "a task is missing")
@@ -203,12 +210,14 @@ def _cell(row: Any, column: Column) -> str:
 
 
 def problems(table: pd.DataFrame) -> list[str]:
-    """One line per cell without a result."""
+    """One line per cell without a result, and one for the reason why kept is not known where all have results."""
     bad = table[table["message"] != ""]
-    return [
+    finished = bad["status"] == "finished"
+    reasons = dict.fromkeys(f"{row['task']}: {row['message']}" for _, row in bad[finished].iterrows())
+    return [*reasons] + [
         f"{row['method']}" + (f" {row['ratio_asked']:g}x" if pd.notna(row["ratio_asked"]) else "")
         + (f", {row['task']}" if row["task"] else "") + f": {row['status']}: {row['message']}"
-        for _, row in bad.iterrows()
+        for _, row in bad[~finished].iterrows()
     ]  # fmt: skip
 
 

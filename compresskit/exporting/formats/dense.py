@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compresskit.exporting.format import FORMATS, ExportFormat, NoOptions, Written
+from compresskit.exporting.format import FORMATS, ExportFormat, NoOptions, Written, left_out
 
 if TYPE_CHECKING:
     from compresskit.model.checkpoint import Checkpoint
@@ -27,11 +27,8 @@ class Dense(ExportFormat[NoOptions]):
         dense.save_pretrained(folder)
         if read.folder is not None and dense.base_model is dense:
             sentence.copy(read.folder, folder)
-        if not read.kept:
-            return Written()
         # Factors of parts that this class does not use cannot be multiplied out without their layers.
-        left_out = f"left out, since {type(read.model).__name__} does not use it: {', '.join(read.kept)}"
-        return Written(notes=(left_out,))
+        return Written(notes=left_out(read))
 
     def load(self, folder: Path) -> Runnable:
         from compresskit.model import checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError
-from compresskit.exporting.format import FORMATS, ExportFormat, Runtime, Written
+from compresskit.exporting.format import FORMATS, ExportFormat, Runtime, Written, left_out
 
 if TYPE_CHECKING:
     from compresskit.model.checkpoint import Checkpoint
@@ -59,7 +59,7 @@ class Onnx(ExportFormat[OnnxOptions]):
             kind: [value.name for value in values]
             for kind, values in (("inputs", graph.graph.inputs), ("outputs", graph.graph.outputs))
         }
-        return Written({"opset": options.opset, **names})
+        return Written({"opset": options.opset, **names}, left_out(read))
 
     def change(self, graph: Any) -> None:
         """What a format derived from this one does to the graph (an ``onnx_ir.Model``) before it is saved."""
