@@ -111,7 +111,7 @@ def test_the_families_are_listed() -> None:
     text = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
     _, _, listed = text.partition("<!-- families: python tests/families.py -->\n")
     assert listed.startswith(table() + "\n"), "run `python tests/families.py` and paste what it prints"
-    assert all(name.partition(" (")[0] in text for name in REFUSED)
+    assert all(name.partition(" (")[0] in " ".join(text.split()) for name in REFUSED)
 
 
 @pytest.mark.parametrize("name", ["bert", "rembert", "deberta-v2", "xlm", "modernbert"])
@@ -139,7 +139,7 @@ def test_a_step_of_distillation(name: str) -> None:
     result = compresskit.distill(
         student, teacher, dataset=rows, tokenizer=word_tokenizer(words), max_steps=1, batch_size=4, device="cpu"
     )
-    assert "hidden" in result.record["history"]["losses"]
+    assert "loss hidden" not in " ".join(result.notes)
     loss = Objective(student, teacher, DEFAULTS["task"], ["input_ids"])
     assert ("attention" in loss.dropped) == (name in ("longformer", "yoso", "fnet")), loss.dropped
     if "attention" in loss.dropped:
