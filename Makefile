@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out
 
-.PHONY: demo test test-faults check docs bench-speed install clean
+.PHONY: demo test test-slow test-faults check docs bench-speed install clean
 
 demo: install
 	$(BIN)/compresskit compress --method low-rank --ratio 19 --output $(OUT)/low-rank-19x --overwrite
@@ -14,6 +14,10 @@ demo: install
 # One process per core, one thread each: small models gain nothing from more threads. One process: `pytest` alone.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+# Every family with every head and method: the ordinary tests take pairs of family and method. About five minutes.
+test-slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -m sweep
 
 # Faults that are really caused, five times each; some need root for a small file system of their own. Up to an hour.
 test-faults: install

@@ -57,7 +57,7 @@ def test_figures_are_those_of_the_saved_model(whole: BenchResult, bench_folder: 
     assert record.megabytes == (folder / "model.safetensors").stat().st_size / 1e6
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.full((1, 38), 7))  # its 40 positions, as FLOPs are counted for every family
+        model(torch.full((1, 40), 7))  # its 40 positions, as FLOPs are counted for every family
     assert record.flops == counter.get_total_flops()
     training = json.loads((folder / "training.json").read_text())["stages"]
     assert record.seconds_distill == sum(stage["seconds"] for stage in training)

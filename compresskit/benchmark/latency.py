@@ -15,6 +15,8 @@ import torch
 from torch.utils.benchmark import Timer
 
 from compresskit.benchmark.records import Latency, Timing
+from compresskit.model.inputs import fitted
+from compresskit.model.positions import shortened
 from compresskit.tasks.predicting import Runnable
 
 #: Sequences at a time; the first one is the table's ``latency``.
@@ -51,7 +53,7 @@ def time_models(
     return {
         name: Latency(
             phase=phase,
-            tokens=_length(models[name]),
+            tokens=shortened(models[name], TOKENS),
             threads=torch.get_num_threads(),
             device=str(models[name].device),
             rounds=rounds,
@@ -73,14 +75,9 @@ def _names(model: Runnable, size: int) -> dict[str, Any]:
 
 def _batch(model: Runnable, size: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    words = torch.randint(5, model.config.vocab_size, (size, _length(model)), generator=generator)
+    words = torch.randint(5, model.config.vocab_size, (size, shortened(model, TOKENS)), generator=generator)
     words = words.to(model.device)
-    return {"input_ids": words, "attention_mask": torch.ones_like(words)}
-
-
-def _length(model: Runnable) -> int:
-    positions = getattr(model.config, "max_position_embeddings", None) or TOKENS
-    return min(TOKENS, positions - 2)
+    return fitted(model, {"input_ids": words, "attention_mask": torch.ones_like(words)})
 
 
 def forward(model: Runnable, batch: Mapping[str, torch.Tensor]) -> None:

@@ -14,6 +14,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from compresskit.data.corpus import Corpus
 from compresskit.errors import InputError
+from compresskit.model.inputs import fitted
 from compresskit.model.tokenizer import split
 
 #: Tokens of a passage; passages of one document; about so many passages in all.
@@ -92,7 +93,7 @@ def encode(model: PreTrainedModel, tokenizer: Any, passages: Passages) -> Encode
     with torch.inference_mode():
         for batch in passages.tokens.split(_BATCH):
             inputs = collate([{"input_ids": row.tolist()} for row in batch])
-            output = base(**{k: v.to(device) for k, v in inputs.items()}, output_hidden_states=True)
+            output = base(**fitted(base, {k: v.to(device) for k, v in inputs.items()}), output_hidden_states=True)
             vectors.append(output.hidden_states[-1].float().mean(1).cpu())
             if len(hidden) * _BATCH < HIDDEN:
                 hidden.append([state.float().cpu() for state in output.hidden_states])

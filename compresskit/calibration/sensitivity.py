@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from compresskit.calibration.tokens import RealTokens
+from compresskit.decomposers import Target
 from compresskit.errors import InputError
-from compresskit.model.targets import find_targets
+from compresskit.model.inputs import fitted
+from compresskit.model.targets import find_targets, users
 from compresskit.tasks.registry import KINDS, predictions_of
 from compresskit.tasks.rows import TaskData
 
@@ -72,23 +75,23 @@ def sensitivities(
     model = copy.deepcopy(model).float().eval().requires_grad_(False)
     targets, predictions = find_targets(model), predictions_of(model)
     gradients, energies, rows = ({target.name: 0.0 for target in targets} for _ in range(3))
-    mask = torch.ones(0, dtype=torch.bool)
+    tokens: RealTokens
 
-    def real(values: Tensor) -> Tensor:
-        values = values.detach()
-        return values[mask] if values.shape[:-1] == mask.shape else values.flatten(0, -2)
+    def hook(target: Target) -> Any:
+        name = target.name
 
-    def hook(name: str) -> Any:
-        def after(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
+        def after(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            if target.role == "embedding":
+                tokens.see_words(arguments[0])
             if not output.requires_grad:  # the graph begins here; a clone may be changed in place
                 output = output.detach().requires_grad_().clone()
             bias = getattr(layer, "bias", None)  # stays as it is, however wrong its matrix
-            own = real(output if bias is None else output - bias)
+            own = tokens.rows((output if bias is None else output - bias).detach())
             energies[name] += float(own.square().sum())
             rows[name] += len(own)
 
             def backward(gradient: Tensor) -> None:
-                gradients[name] += float(real(gradient).square().sum())
+                gradients[name] += float(tokens.rows(gradient).square().sum())
 
             output.register_hook(backward)
             return output
@@ -96,13 +99,14 @@ def sensitivities(
         return after
 
     for target in targets:
-        model.get_submodule(target.name).register_forward_hook(hook(target.name))
+        for module in users(model, target):
+            module.register_forward_hook(hook(target))
     chance = torch.Generator().manual_seed(0)
     for number, batch in enumerate(batches, start=1):
         inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        mask = inputs["attention_mask"].bool()
+        tokens, mask = RealTokens(inputs), inputs["attention_mask"].bool()
         with torch.autocast(model.device.type, enabled=False):
-            outputs = model(**inputs, return_dict=True)
+            outputs = model(**fitted(model, inputs), return_dict=True)
             distributions = predictions.distributions(outputs, mask)
             torch.stack([informative(logits, chance) for logits in distributions]).sum().backward()
         progress("weighing matrices", number, len(batches))

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.calibration import sensitivity
+from compresskit.calibration.tokens import RealTokens
 from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus
 from compresskit.decomposers import Target
 from compresskit.errors import InputError
+from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
-from compresskit.model.targets import find_targets
+from compresskit.model.targets import find_targets, users
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import TRAIN, TaskData
 
@@ -152,19 +154,21 @@ def _watch(
     ``every_table``: also count in tables other than the word embedding, such as that of positions. A text is cut into
     short sequences, which says nothing of what positions the model will need; rows of a task are as they come.
     """
-    mask = torch.ones(0, dtype=torch.bool)
+    tokens: RealTokens
     seen: list[tuple[Tensor, Tensor]] = []  # inputs of this batch that were multiplied already, and the products
 
     def count(target: Target, ids: Tensor) -> None:
-        if target.role != "embedding" and not every_table:
+        if target.role == "embedding":
+            tokens.see_words(ids)
+        elif not every_table:
             return
         counts = found._counts.setdefault(target.name, torch.zeros(target.shape[0], device=ids.device))
-        counts += torch.bincount(ids[mask] if ids.shape == mask.shape else ids.flatten(), minlength=target.shape[0])
+        counts += torch.bincount(tokens.ids(ids), minlength=target.shape[0])
 
     def add(target: Target, x: Tensor) -> None:
         product = next((product for other, product in seen if other is x), None)
         if product is None:
-            rows = (x[mask] if x.shape[:-1] == mask.shape else x.flatten(0, -2)).float()
+            rows = tokens.rows(x).float()
             product = rows.T @ rows
             seen.append((x, product))
         moment = found._moments.setdefault(target.name, torch.zeros_like(product))
@@ -177,17 +181,17 @@ def _watch(
         return before
 
     targets = find_targets(model)
-    handles = [model.get_submodule(target.name).register_forward_pre_hook(hook(target)) for target in targets]
+    handles = [module.register_forward_pre_hook(hook(target)) for target in targets for module in users(model, target)]
     with mode_kept(model), ExitStack() as stack:
         for handle in handles:
             stack.callback(handle.remove)
         model.eval()
         for number, batch in enumerate(batches, start=1):
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            mask = inputs["attention_mask"].bool()
-            found.tokens += int(mask.sum())
+            tokens = RealTokens(inputs)
+            found.tokens += tokens.count
             with torch.autocast(model.device.type, enabled=False):  # moments of a caller's 16 bits would be coarse
-                model(**inputs)
+                model(**fitted(model, inputs))
             seen.clear()
             progress("calibrating", number, len(batches))
     _hold_once(found._moments)

@@ -22,6 +22,7 @@ class Target:
         bias: whether the linear has a bias (it is kept, and counted with the dense rest).
         padding_idx: of an embedding.
         reason: why ``role`` is None.
+        shared: names of other modules that compute with the very same weight: they get the same factors.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Target:
     bias: bool = False
     padding_idx: int | None = None
     reason: str = ""
+    shared: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:

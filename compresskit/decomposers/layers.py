@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from compresskit.decomposers.lazy import LazyWeight
+
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     """``y + bias`` in y's dtype, as ``F.linear`` does it under autocast; into y itself where no gradient needs it."""
@@ -31,8 +33,13 @@ class FactorisedLayer(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """W', multiplied out anew at every access: for code that reads a weight; it cannot be set."""
-        return self.dense_weight()
+        """W', multiplied out anew wherever it is used: for code that reads a weight; it cannot be set."""
+        return LazyWeight.of(self, self.weight_shape, self.dense_weight)
+
+    @property
+    @abstractmethod
+    def weight_shape(self) -> tuple[int, int]:
+        """(m, n)."""
 
     @property
     def shared_factors(self) -> tuple[SharedFactors, ...]:
@@ -60,6 +67,11 @@ class FactorisedLinear(FactorisedLayer):
         self.in_features = in_features
         self.out_features = out_features
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.out_features, self.in_features
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:  # x: (..., n) -> (..., m)
@@ -92,6 +104,11 @@ class FactorisedEmbedding(FactorisedLayer):
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = padding_idx
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.num_embeddings, self.embedding_dim
 
     @abstractmethod
     def forward(self, ids: Tensor) -> Tensor:  # ids: (...) -> (..., d)
@@ -134,8 +151,8 @@ class TiedHead(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The embedding's table, multiplied out anew at every access (some heads read it); it cannot be set."""
-        return self.embedding.dense_weight()
+        """The embedding's table, multiplied out anew wherever it is used (some heads read it); it cannot be set."""
+        return self.embedding.weight
 
     def forward(self, hidden: Tensor) -> Tensor:  # hidden: (..., d) -> (..., v)
         logits = self.embedding.project(hidden)

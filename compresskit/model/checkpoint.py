@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from compresskit.errors import InputError, one_line
 from compresskit.model import demo, heads, sentence
@@ -293,10 +293,12 @@ def _unused_head(model: PreTrainedModel, unexpected: Iterable[str], stored: Stor
 def _kept(model: PreTrainedModel, stored: Stored) -> dict[str, Tensor]:
     """Stored tensors of the base model that this class leaves out, e.g. the pooler of a masked-LM checkpoint."""
     prefix = base_prefix(model)
-    if not prefix:
+    if not prefix or type(model.config) not in MODEL_MAPPING:
         return {}
     with torch.device("meta"):
-        base = AutoModel.from_config(model.config)
+        base: PreTrainedModel = AutoModel.from_config(model.config)
+    if type(base) is not type(model.base_model):  # no AutoModel is the base of this class (DPR, encoders of T5)
+        return {}
     if is_compressed(model):
         mount_config(base, quantizer_of(model).quantization_config)
     base_keys = base.state_dict().keys()

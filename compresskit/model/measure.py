@@ -12,6 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAP
 
 from compresskit.decomposers import COST_TOKENS, FactorisedLayer, TiedHead
 from compresskit.errors import InputError, one_line
+from compresskit.model.inputs import fitted
+from compresskit.model.positions import shortened
 from compresskit.model.targets import skeleton
 
 _LINEAR = (nn.Linear, nn.Embedding, FactorisedLayer, TiedHead)
@@ -34,8 +36,7 @@ def count_flops(model: PreTrainedModel, tokens: int = COST_TOKENS) -> Flops:
     Raises:
         InputError: the model needs more than token ids.
     """
-    positions = getattr(model.config, "max_position_embeddings", None) or tokens
-    tokens = min(tokens, positions - 2) if positions < tokens + 2 else tokens  # two are offset in roberta's table
+    tokens = shortened(model, tokens)
     try:
         return _count(skeleton(model), tokens)
     except Exception:  # most often "Tensor.item() cannot be called on meta tensors"
@@ -53,7 +54,7 @@ def _count(model: PreTrainedModel, tokens: int) -> Flops:
         ids = ids[None]  # one choice
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model(input_ids=ids)
+        model(**fitted(model, {"input_ids": ids}))
     by_module = counter.get_flop_counts()
     linear = sum(
         sum(by_module.get(f"{type(model).__name__}.{name}", {}).values())

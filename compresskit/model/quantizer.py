@@ -6,6 +6,7 @@ loaded, the factorised layers are put in place on the meta device. Imported by a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +46,15 @@ class CompresskitConfig(QuantizationConfigMixin):
         base: group name relative to the base model -> spec (plain data). Always applied. Of a group of several
             ``targets`` names them.
         head: full name -> spec, for heads and poolers. Entries that the loading class lacks are skipped.
+        shared: parameters that are one and the same tensor beyond the family's own ties, as the dense model names them:
+            name -> name of the first, relative to the base model where both are in it. Not stored where there are none.
     """
 
     def __init__(
         self,
         base: dict[str, dict[str, Any]] | None = None,
         head: dict[str, dict[str, Any]] | None = None,
+        shared: dict[str, str] | None = None,
         format_version: int = FORMAT_VERSION,
         quant_method: str = QUANT_METHOD,
         **unknown: Any,
@@ -66,14 +70,23 @@ class CompresskitConfig(QuantizationConfigMixin):
         self.format_version = format_version
         self.base = base or {}
         self.head = head or {}
+        self.shared = shared or {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``config.json`` holds."""
+        return {key: value for key, value in super().to_dict().items() if key != "shared" or value}
 
     @classmethod
-    def from_groups(cls, model: PreTrainedModel, chosen: list[tuple[Group, Spec]]) -> CompresskitConfig:
-        """The config of ``model`` with these groups factorised."""
+    def from_groups(
+        cls, model: PreTrainedModel, chosen: list[tuple[Group, Spec]], shared: Mapping[str, str]
+    ) -> CompresskitConfig:
+        """The config of ``model`` with these groups factorised; ``shared`` as :func:`undeclared_ties` of the dense one
+        finds it.
+        """
         from compresskit.model.targets import base_prefix
 
         prefix = base_prefix(model)
-        config = cls()
+        config = cls(shared={_within(name, prefix): _within(owner, prefix) for name, owner in shared.items()})
         for group, spec in chosen:
             entry = spec.model_dump(mode="json")
             names = [target.name for target in group.targets]
@@ -178,8 +191,10 @@ def attach(model: PreTrainedModel, quantizer: CompresskitHfQuantizer) -> None:
     model.is_quantized = False  # type: ignore[assignment]
     from transformers import PreTrainedModel
 
+    from compresskit.model.targets import word_embedding
+
     for part in model.modules():  # the base model inside is one too
-        embedding = part.get_input_embeddings() if isinstance(part, PreTrainedModel) else None
+        embedding = word_embedding(part) if isinstance(part, PreTrainedModel) else None
         if isinstance(embedding, FactorisedEmbedding):
             part.__dict__["resize_token_embeddings"] = partial(_keep_size, embedding)
 
@@ -220,17 +235,21 @@ def mount_config(model: PreTrainedModel, config: CompresskitConfig) -> None:
     Raises:
         InputError: a base entry names a module that the model lacks, or a spec does not fit its shape.
     """
+    from compresskit.model.sharing import tie, undeclared_ties
     from compresskit.model.swap import mount
     from compresskit.model.targets import base_prefix, find_targets
 
-    targets = {target.name: target for target in find_targets(model)}
     prefix = base_prefix(model)
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    ties = {_full(name, names, prefix): _full(owner, names, prefix) for name, owner in config.shared.items()}
+    tie(model, {name: owner for name, owner in ties.items() if name and owner})
+    targets = {target.name: target for target in find_targets(model)}
     entries = [(name, entry, True) for name, entry in config.base.items()]
     entries += [(name, entry, False) for name, entry in config.head.items()]
     for name, entry, required in entries:
         entry = dict(entry)
-        names = [prefix * required + path for path in entry.pop("targets", [name])]
-        found = [_resolve(targets, path, prefix, model.base_model_prefix) for path in names]
+        paths = [prefix * required + path for path in entry.pop("targets", [name])]
+        found = [_resolve(targets, path, prefix, model.base_model_prefix) for path in paths]
         if None in found:
             if required:
                 raise InputError(f"the checkpoint factorises {name!r}, which {type(model).__name__} does not have")
@@ -241,6 +260,16 @@ def mount_config(model: PreTrainedModel, config: CompresskitConfig) -> None:
         spec = decomposer.parse_spec(entry)
         decomposer.check(group, spec)
         mount(model, decomposer, group, spec)
+    tie(model, undeclared_ties(model))  # their factors
+
+
+def _within(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix)
+
+
+def _full(name: str, known: set[str], prefix: str) -> str:
+    """A stored name of a parameter under this class; empty where it has none such."""
+    return next((each for each in (prefix + name, name, name.removeprefix(prefix)) if each in known), "")
 
 
 def _decomposer(name: str) -> AnyDecomposer:

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from compresskit.decomposers import (
     AnyDecomposer,
-    FactorisedEmbedding,
     FactorisedLayer,
     FactorisedLinear,
     Group,
@@ -19,18 +18,19 @@ from compresskit.decomposers import (
     Spec,
     TiedHead,
 )
-from compresskit.model.targets import replace_module, tied_heads
+from compresskit.model.sharing import TiedEmbedding, scale_hook, scale_of, twin, untie
+from compresskit.model.targets import replace_module
 
 
 def mount(model: PreTrainedModel, decomposer: AnyDecomposer, group: Group, spec: Spec) -> None:
     """Replace a group's dense layers by factorised ones, in place; their factors are on the meta device.
 
-    Biases are the old layers' own; factors of a frozen weight are frozen. Heads tied to a factorised embedding become
-    :class:`TiedHead`.
+    Biases are the old layers' own; factors of a frozen weight are frozen. Modules that share a weight share its factors
+    (heads tied to a factorised embedding become :class:`TiedHead`).
     """
     with torch.device("meta"):
         layers = decomposer.layers(group, spec)
-    targets = {target.name for target in group.targets}
+    targets = {target.name: target for target in group.targets}
     for path, layer in layers.items():
         if path not in targets:
             weights: list[Any] = [model.get_submodule(target.name).weight for target in group.targets]
@@ -42,47 +42,24 @@ def mount(model: PreTrainedModel, decomposer: AnyDecomposer, group: Group, spec:
             continue
         old = model.get_submodule(path)
         assert isinstance(old, nn.Linear | nn.Embedding)
+        assert isinstance(layer, FactorisedLayer)
         layer.train(old.training)
         _take_after(layer, old.weight)
-        if isinstance(layer, FactorisedEmbedding):
-            _mount_embedding(model, path, layer)
-        else:
-            if isinstance(layer, FactorisedLinear) and isinstance(old, nn.Linear):
-                layer.bias = old.bias
-            replace_module(model, path, layer)
+        if isinstance(layer, FactorisedLinear) and isinstance(old, nn.Linear):
+            layer.bias = old.bias
+        scale = scale_of(old)
+        if scale is not None:
+            layer.register_forward_hook(scale)
+        replace_module(model, path, layer)
+        for other in targets[path].shared:
+            replace_module(model, other, twin(layer, model.get_submodule(other)))
+        untie(model, {f"{name}.weight" for name in targets[path].shared})
 
 
 def _take_after(layer: nn.Module, weight: Tensor) -> None:
     for parameter in layer.parameters():
         parameter.data = parameter.data.to(weight.dtype)
         parameter.requires_grad_(weight.requires_grad)
-
-
-def _mount_embedding(model: PreTrainedModel, path: str, layer: FactorisedEmbedding) -> None:
-    is_word_embedding = model.get_submodule(path) is model.get_input_embeddings()
-    heads = tied_heads(model) if is_word_embedding else []
-    replace_module(model, path, layer)
-    for head in heads:
-        old = model.get_submodule(head)
-        assert isinstance(old, nn.Linear)
-        replace_module(model, head, TiedHead(layer, old.bias))
-    if heads:
-        _drop_weight_ties(model, {f"{head}.weight" for head in heads})
-
-
-def _drop_weight_ties(model: PreTrainedModel, keys: set[str]) -> None:
-    """Make transformers forget ties that :class:`TiedHead` now keeps by construction."""
-    for name, module in model.named_modules():
-        if not isinstance(module, PreTrainedModel):
-            continue
-        prefix = f"{name}." if name else ""
-        ties = {key: source for key, source in module.all_tied_weights_keys.items() if prefix + key not in keys}
-        module.all_tied_weights_keys = ties
-        if module._tied_weights_keys:
-            # On the instance: tie_weights() recomputes its map from this attribute.
-            module._tied_weights_keys = {
-                key: source for key, source in module._tied_weights_keys.items() if prefix + key not in keys
-            }
 
 
 def assign(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> None:
@@ -93,27 +70,45 @@ def assign(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> None:
         path, _, attribute = name.rpartition(".")
         shared = isinstance(getattr(model.base_model, path, None), SharedFactors)
         layer = model.base_model.get_submodule(path) if shared else model.get_submodule(path)
-        learns = tensor.is_floating_point()
-        setattr(layer, attribute, nn.Parameter(tensor, getattr(layer, attribute).requires_grad) if learns else tensor)
+        old: Any = getattr(layer, attribute)
+        new = nn.Parameter(tensor, old.requires_grad) if tensor.is_floating_point() else tensor
+        for holder in model.modules():  # layers that share a weight
+            if holder is layer or holder._parameters.get(attribute) is old:
+                setattr(holder, attribute, new)
+            elif holder._buffers.get(attribute) is old:  # is stored with each
+                setattr(holder, attribute, tensor.clone())
 
 
 def densify(model: PreTrainedModel) -> None:
     """Replace every factorised layer by an ordinary one with the weight multiplied out, in place; ties are restored."""
-    heads = {name: module for name, module in model.named_modules() if isinstance(module, TiedHead)}
+    tied = {n: m for n, m in model.named_modules() if isinstance(m, TiedHead | TiedEmbedding)}
+    weights: dict[tuple[int, ...], nn.Parameter] = {}  # one for all layers with the same factors
     for name, module in list(model.named_modules()):
         if isinstance(module, FactorisedLayer):
-            replace_module(model, name, module.to_dense())
+            factors = tuple(id(value) for key, value in module.named_parameters() if key != "bias")
+            if isinstance(module, FactorisedLinear) and factors in weights:
+                dense: Any = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+                dense.register_parameter("bias", module.bias)
+                dense.train(module.training)
+            else:
+                dense = module.to_dense()
+            dense.weight = weights.setdefault(factors, dense.weight) if factors else dense.weight
+            scale = scale_hook(module)
+            replace_module(model, name, scale.dense(dense).train(module.training) if scale is not None else dense)
     for name, module in list(model.base_model.named_children()):
         if isinstance(module, SharedFactors):
             delattr(model.base_model, name)
-    for name, head in heads.items():
-        with torch.device("meta"):
-            dense = nn.Linear(head.in_features, head.out_features, bias=False)
-        table = model.get_input_embeddings()
+    table = model.get_input_embeddings()
+    for name, other in tied.items():
         assert isinstance(table, nn.Embedding)
+        with torch.device("meta"):
+            if isinstance(other, TiedHead):
+                dense = nn.Linear(other.in_features, other.out_features, bias=False)
+                dense.register_parameter("bias", other.bias)
+            else:
+                dense = nn.Embedding(other.num_embeddings, other.embedding_dim, other.padding_idx)
         dense.weight = table.weight
-        dense.register_parameter("bias", head.bias)
-        replace_module(model, name, dense.train(head.training))
+        replace_module(model, name, dense.train(other.training))
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.__dict__.pop("resize_token_embeddings", None)  # a factorised embedding kept its size

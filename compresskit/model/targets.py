@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 
 from compresskit.decomposers import FactorisedEmbedding, FactorisedLinear, Role, Target
 from compresskit.errors import InputError
+from compresskit.model.kept import mode_kept
+from compresskit.model.sharing import scale_of
 
 
 def base_prefix(model: PreTrainedModel) -> str:
@@ -23,22 +26,22 @@ def base_prefix(model: PreTrainedModel) -> str:
 
 
 def find_targets(model: PreTrainedModel) -> list[Target]:
-    """Every linear and embedding of the model, shared modules and tied heads once, in the model's order.
+    """Every linear and embedding of the model, in the model's order; a weight that several modules share comes once.
 
     Those with a role are compressed; the others carry the reason why they stay dense.
     """
     prefix = base_prefix(model)
-    word_embedding = model.get_input_embeddings()
-    tied = {id(model.get_submodule(name)) for name in tied_heads(model)}
+    embedding = word_embedding(model)
     blocks = block_prefixes(model)
     found = []
     role: Role | None
-    for name, module in model.named_modules():  # a module shared by several parents comes once
-        # Subclasses may compute something else (scaled embeddings, fused layers): they stay as they are.
-        if id(module) in tied or type(module) not in (nn.Linear, nn.Embedding):
+    for name, *others in _sharers(model):
+        module: Any = model.get_submodule(name)
+        # Subclasses may compute something else (fused layers): they stay as they are.
+        if not all(_plain(model.get_submodule(each)) for each in (name, *others)):
             continue
         if isinstance(module, nn.Embedding):
-            role, reason = ("embedding", "") if module is word_embedding else (None, "not the word embedding")
+            role, reason = ("embedding", "") if module is embedding else (None, "not the word embedding")
         elif name.startswith(blocks):
             inside = name[len(next(block for block in blocks if name.startswith(block))) :]
             role, reason = ("attention" if _in_attention(inside) else "ffn"), ""
@@ -53,9 +56,44 @@ def find_targets(model: PreTrainedModel) -> list[Target]:
                 bias=getattr(module, "bias", None) is not None,
                 padding_idx=getattr(module, "padding_idx", None),
                 reason=reason,
+                shared=tuple(others),
             )
         )
     return found
+
+
+def _plain(module: nn.Module) -> bool:
+    return type(module) in (nn.Linear, nn.Embedding) or scale_of(module) is not None
+
+
+def _sharers(model: PreTrainedModel) -> list[list[str]]:
+    """Names of the modules with a matrix as ``weight``; those with the very same one in one list.
+
+    The word embedding comes first in its list, else an embedding, else the first in the model's order. While
+    transformers loads a model on the meta device its weights are not tied yet, so its own map is read; of a live model
+    only true ties count (a checkpoint may hold two different matrices).
+    """
+    ties = model.all_tied_weights_keys or {}
+    weights: dict[str, nn.Parameter] = {}
+    for name, module in model.named_modules():  # a module that several parents hold comes once
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.dim() == 2:
+            weights[name] = weight
+    lists: dict[int, list[str]] = {}
+    used = {id(p) for m in model.modules() for key, p in m._parameters.items() if key != "weight"}  # in another way
+    for name, weight in weights.items():
+        if id(weight) in used:
+            continue
+        source = weights.get(ties.get(f"{name}.weight", "").removesuffix(".weight"))
+        on_meta = weight.device.type == "meta" and source is not None
+        lists.setdefault(id(source if on_meta else weight), []).append(name)
+    embedding = word_embedding(model)
+
+    def rank(name: str) -> int:
+        module = model.get_submodule(name)
+        return 0 if module is embedding else 1 if isinstance(module, nn.Embedding) else 2
+
+    return [sorted(names, key=rank) for names in lists.values()]
 
 
 def block_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
@@ -87,25 +125,21 @@ def _outside_role(model: PreTrainedModel, in_base: bool, linear: nn.Linear) -> t
     return None, "neither in a block nor hidden x hidden" if in_base else "last linear of a head"
 
 
-def tied_heads(model: PreTrainedModel) -> list[str]:
-    """Names of the output linears whose weight is tied to the word embedding, dense or factorised.
-
-    While transformers loads a model on the meta device its weights are not tied yet, so its own map is read; of a
-    live model only true ties count (a checkpoint may hold two different matrices).
+def users(model: PreTrainedModel, target: Target) -> list[nn.Module]:
+    """The modules that compute with a target's weight as its kind does: of a word embedding those that look up, without
+    the heads tied to it.
     """
-    embedding = model.get_input_embeddings()
-    if not isinstance(embedding, nn.Embedding):
-        return []
-    embedding_name = next(name for name, module in model.named_modules() if module is embedding)
-    names = []
-    for target, source in (model.all_tied_weights_keys or {}).items():
-        head, _, attribute = target.rpartition(".")
-        if attribute != "weight" or source != f"{embedding_name}.weight":
-            continue
-        weight = model.get_submodule(head).weight
-        if weight is embedding.weight or weight.device.type == "meta":
-            names.append(head)
-    return names
+    modules = map(model.get_submodule, (target.name, *target.shared))
+    return [module for module in modules if isinstance(module, nn.Embedding) == (target.kind == "embedding")]
+
+
+def tied_heads(model: PreTrainedModel) -> list[str]:
+    """Names of the output linears whose weight is the word embedding's."""
+    embedding = word_embedding(model)
+    for name, *others in _sharers(model):
+        if model.get_submodule(name) is embedding:
+            return [other for other in others if isinstance(model.get_submodule(other), nn.Linear)]
+    return []
 
 
 def check_supported(model: PreTrainedModel) -> None:
@@ -117,14 +151,41 @@ def check_supported(model: PreTrainedModel) -> None:
     kind = type(model).__name__
     if any(isinstance(module, FactorisedLinear | FactorisedEmbedding) for module in model.modules()):
         raise InputError(f"{kind}: is compressed already; start from the dense checkpoint")
-    config_class = type(model.config)
-    causal_only = config_class in MODEL_FOR_CAUSAL_LM_MAPPING and config_class not in MODEL_FOR_MASKED_LM_MAPPING
-    if causal_only or getattr(model.config, "is_encoder_decoder", False):
+    if _holds_decoder(model):
         raise InputError(f"{kind} is or holds a decoder; compresskit takes BERT-style encoders")
-    if not isinstance(_word_embedding(model), nn.Embedding):
-        raise InputError(f"{kind} has no word embedding; compresskit takes BERT-style text encoders")
+    embedding = word_embedding(model)
+    if not isinstance(embedding, nn.Embedding):
+        what = f"a {type(embedding).__name__} as" if isinstance(embedding, nn.Module) else "no"
+        raise InputError(f"{kind} has {what} word embedding; compresskit takes BERT-style text encoders")
     if not any(target.role in ("attention", "ffn") for target in find_targets(model)) and not convolutions(model):
         raise InputError(f"{kind} has nothing to compress: no linear layer in a repeated block")
+
+
+def _holds_decoder(model: PreTrainedModel) -> bool:
+    """Whether the model has a decoder, or is one: a causal family, unless its first token sees the second (XLNet, the
+    encoder of bert-generation, Gemma with bidirectional attention).
+    """
+    parts = (name for name, part in model.named_modules() if isinstance(part, PreTrainedModel))
+    if any(name.rpartition(".")[2] == "decoder" for name in parts):
+        return True
+    if getattr(model.config, "is_encoder_decoder", False) and model.get_encoder() is model:
+        return not any(name.partition(".")[0] == "encoder" for name, _ in model.named_children())
+    config_class = type(model.config)
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or config_class in MODEL_FOR_MASKED_LM_MAPPING:
+        return False
+    return not _sees_what_follows(model)
+
+
+def _sees_what_follows(model: PreTrainedModel) -> bool:
+    """Whether another second token changes the output of the first. False where the model cannot be run."""
+    base = model.base_model
+    try:
+        with mode_kept(model), torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            model.eval()
+            first, second = (base(input_ids=torch.tensor([[1, i]], device=model.device))[0][0, 0] for i in (2, 3))
+    except Exception:  # every family checks its inputs in its own way
+        return False
+    return first.device.type != "meta" and not torch.equal(first, second)
 
 
 def convolutions(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -134,10 +195,11 @@ def convolutions(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {n: m for n, m in model.named_modules() if isinstance(m, kinds) and blocks and n.startswith(blocks)}
 
 
-def _word_embedding(model: PreTrainedModel) -> nn.Module | None:
+def word_embedding(model: PreTrainedModel) -> Any:
+    """The module that looks words up, or what a family has in its place; None where it has none."""
     try:
         return model.get_input_embeddings()
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):
         return None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoTokenizer
+from transformers.modeling_layers import GenericForSequenceClassification
 
 from compresskit.errors import InputError, no_panic, one_line
 from compresskit.model import checkpoint as checkpoints
@@ -41,7 +42,14 @@ def find_tokenizer(given: Any, *owners: Checkpoint) -> Any:
     for owner, tokenizer in tokenizers[1:]:
         if tokenizer.get_vocab() != chosen.get_vocab():
             raise InputError(f"{tokenizers[0][0].origin} and {owner.origin} have different vocabularies")
+    if getattr(chosen, "pad_token", None) is None:
+        where = tokenizers[0][0].origin if tokenizers else type(chosen).__name__
+        raise InputError(f"tokenizer of {where}: has no pad token to fill batches with; name one (pad_token)")
     for owner in owners:
+        if owner.model.config.pad_token_id is None and isinstance(owner.model, GenericForSequenceClassification):
+            raise InputError(
+                f"model {owner.origin}: {type(owner.model).__name__} needs pad_token_id in its configuration"
+            )
         embedding: Any = owner.model.get_input_embeddings()
         if len(chosen) > embedding.num_embeddings:
             rows = embedding.num_embeddings

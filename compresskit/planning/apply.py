@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from compresskit.calibration.statistics import Calibration
 from compresskit.decomposers import BLOCK_ROWS, FactorisedEmbedding, FactorisedLayer, output_error, registry
 from compresskit.model.quantizer import CompresskitConfig, CompresskitHfQuantizer, attach
+from compresskit.model.sharing import tie, undeclared_ties
 from compresskit.model.sources import ModelWeights
 from compresskit.model.swap import assign, mount
 from compresskit.planning.planner import Plan, Progress, silent
@@ -31,6 +32,8 @@ def apply_plan(
         outputs on the text of the calibration.
     """
     source = ModelWeights(model)
+    shared = undeclared_ties(model)
+    tie(model, shared)
     errors, output_errors = {}, {}
     for index, assignment in enumerate(plan.assignments):
         group, decomposer = assignment.group, registry.get(assignment.method)
@@ -44,7 +47,8 @@ def apply_plan(
             matrices = [(target, weights[target.name], made[target.name]) for target in group.targets]
             output_errors[group.name] = output_error(matrices, statistics)
         progress("factorising", index + 1, len(plan.assignments))
-    config = CompresskitConfig.from_groups(model, [(a.group, a.spec) for a in plan.assignments])
+    tie(model, undeclared_ties(model))  # their factors
+    config = CompresskitConfig.from_groups(model, [(a.group, a.spec) for a in plan.assignments], shared)
     attach(model, CompresskitHfQuantizer(config))
     return plan.with_errors(errors, output_errors)
 
@@ -67,7 +71,7 @@ def _measured_error(model: PreTrainedModel, weights: dict[str, Tensor]) -> float
         rows = weight.split(BLOCK_ROWS)  # a whole table in float32 may be the largest thing in memory
         if isinstance(layer, FactorisedEmbedding):
             numbers = torch.arange(len(weight), device=weight.device).split(BLOCK_ROWS)
-            made = (layer(block) for block in numbers)
+            made = (layer.forward(block) for block in numbers)
         else:
             made = iter(layer.dense_weight().split(BLOCK_ROWS))
         for theirs, ours in zip(rows, made, strict=True):

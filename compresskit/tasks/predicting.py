@@ -13,6 +13,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
+from compresskit.model.inputs import fitted
+
 #: Sequences at a time where nobody says.
 BATCH_SIZE = 32
 Progress = Callable[[str, int, int], None]
@@ -49,7 +51,7 @@ def predict(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size].tolist()
             batch = collate([inputs[row] for row in rows])
-            output = model(**{key: value.to(model.device) for key, value in batch.items()})
+            output = model(**fitted(model, {key: value.to(model.device) for key, value in batch.items()}))
             logits = {key: _array(value) for key, value in output.items() if key.endswith("logits")}
             found += [(row, {key: value[i] for key, value in logits.items()}) for i, row in enumerate(rows)]
             if progress is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
+from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
 from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model
@@ -73,7 +74,7 @@ def sentence_vectors(scoring: Scoring, how: SentenceModel, texts: list[str]) -> 
         for start in range(0, len(order), scoring.batch_size):
             rows = order[start : start + scoring.batch_size]
             batch = collate([{name: encoded[name][row] for name in columns} for row in rows]).to(base.device)
-            vectors = how.vectors(base(**batch).last_hidden_state, batch["attention_mask"], before)
+            vectors = how.vectors(base(**fitted(base, batch)).last_hidden_state, batch["attention_mask"], before)
             found |= dict(zip(rows, vectors.cpu(), strict=True))
             if scoring.progress is not None:
                 scoring.progress("encoding", min(start + scoring.batch_size, len(order)), len(order))

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
 from compresskit.planning.stage import Stage
 from compresskit.tasks.kind import Scoring
@@ -65,7 +66,7 @@ def _held_out_losses(
         for batch in batches:
             moved = {key: value.to(device) for key, value in batch.items()}
             targets = {name: moved.pop(name) for name in predictions.targets if name in moved}
-            outputs, taught = (each(**moved, **objective.wanted) for each in (model, teacher))
+            outputs, taught = (each(**fitted(each, moved), **objective.wanted) for each in (model, teacher))
             terms = objective.terms(outputs, taught, moved["attention_mask"], targets, counts)
             for name, term in terms.items():
                 sums[name] += float(term)

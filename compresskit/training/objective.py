@@ -13,7 +13,7 @@ from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order
 from compresskit.planning.stage import LossName, Stage
 from compresskit.tasks.predictions import PLAIN, Counts, Output
 from compresskit.tasks.registry import predictions_of
-from compresskit.training.attention import expose_attention
+from compresskit.training.attention import expose_attention, lacking
 from compresskit.training.terms import TERMS, Outputs, Term
 
 
@@ -51,7 +51,7 @@ class Objective:
         self.dropped: dict[LossName, str] = {}
         labelled = masked or any(target in columns for target in self.predictions.targets)
         for name, weight in stage.losses.items():
-            reason = _impossible(TERMS[name], student, teacher, labelled)
+            reason = _impossible(TERMS[name], student, teacher, labelled) if weight > 0 else None
             if weight > 0 and reason is None:
                 self.weights[name] = weight
             elif weight > 0 and reason is not None:
@@ -113,6 +113,10 @@ def _impossible(term: Term, student: PreTrainedModel, teacher: PreTrainedModel |
         return f"what {kind} predicts is not supported (masked-LM and task heads are)"
     if term.of_labels and not labelled:
         return "the data has no column labels"
+    if term.reads is not None:
+        for model in (student, teacher):
+            if model is not None and (lack := lacking(model, term.reads)):
+                return lack
     return None
 
 

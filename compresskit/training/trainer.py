@@ -22,6 +22,7 @@ from transformers.trainer_callback import TrainerState
 from compresskit.errors import InputError, WorkError
 from compresskit.model import identity
 from compresskit.model.adapters import check_given
+from compresskit.model.inputs import fitted
 from compresskit.model.kept import twin
 from compresskit.planning.stage import LossName, Stage
 from compresskit.tasks.predictions import count_items
@@ -204,8 +205,8 @@ class DistillationTrainer(Trainer):
             taught = self.taught.batch(inputs[ROW].tolist(), features["input_ids"].shape[1])
         elif self.teacher is not None:
             taught = self._teach(features)
-        outputs = model(**features, **self.loss.wanted)
-        terms = self.loss.terms(outputs, taught, features["attention_mask"], targets, counts)
+        outputs = model(**fitted(self.accelerator.unwrap_model(model), features), **self.loss.wanted)
+        terms = self.loss.terms(outputs, taught, inputs["attention_mask"], targets, counts)
         loss = self.loss.total(terms)
         if not self._everywhere(torch.isfinite(loss)):
             batch = self.state.global_step % self.sampler.steps + 1 if model.training else 0
@@ -224,7 +225,7 @@ class DistillationTrainer(Trainer):
     def _teach(self, features: Mapping[str, Tensor]) -> Any:
         # accelerate puts only the trained model's forward under autocast.
         with torch.inference_mode(), self.accelerator.autocast():
-            return self.teacher(**features, **self.loss.wanted)
+            return self.teacher(**fitted(self.teacher, features), **self.loss.wanted)
 
     def keep_teacher_outputs(self, folder: Path, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Compute the teacher's outputs once for all rows, or read those of an earlier run, instead of at every step.

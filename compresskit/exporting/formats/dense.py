@@ -22,8 +22,10 @@ class Dense(ExportFormat[NoOptions]):
 
     def write(self, read: Checkpoint, folder: Path, options: NoOptions) -> Written:
         from compresskit.model import sentence
+        from compresskit.model.sharing import separate
 
         dense = copy.deepcopy(read.model).dequantize()
+        separate(dense)
         dense.save_pretrained(folder)
         if read.folder is not None and dense.base_model is dense:
             sentence.copy(read.folder, folder)

@@ -1,0 +1,49 @@
+"""Which rows of what a layer sees belong to real tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class RealTokens:
+    """The tokens of one batch that the attention mask does not hide.
+
+    Args:
+        batch: ``attention_mask`` and ``input_ids``, (B, T) or (B, choices, T).
+    """
+
+    def __init__(self, batch: Mapping[str, Tensor]) -> None:
+        mask = batch["attention_mask"]
+        self._mask = mask.reshape(-1, mask.shape[-1]).bool()  # choices are sequences of their own inside a model
+        self._ids = batch["input_ids"].reshape(self._mask.shape)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self._mask.sum())
+
+    def see_words(self, ids: Tensor) -> None:
+        """Told what the word embedding looks up: some families compute with (T, B, ...) (XLNet)."""
+        if ids.shape == self._ids.T.shape and not torch.equal(ids, self._ids) and torch.equal(ids, self._ids.T):
+            self._mask, self._ids = self._mask.T, self._ids.T
+
+    def ids(self, ids: Tensor) -> Tensor:
+        """Numbers that an embedding looks up, (B, T), or (1, T) or (T,) where they are the same for every sequence; of
+        the real tokens, (N,).
+        """
+        if ids.shape in ((1, self._mask.shape[-1]), (self._mask.shape[-1],)):
+            ids = ids.expand(self._mask.shape)
+        return self._pick(ids, ids.shape)
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Inputs or outputs of a linear, (B, T, H); of the real tokens, (N, H). Of any other shape all, (..., H)."""
+        return self._pick(values, values.shape[:-1])
+
+    def _pick(self, values: Tensor, lead: torch.Size) -> Tensor:
+        mask = self._mask
+        if len(lead) == 2 and lead[0] == len(mask) and lead[1] > mask.shape[1]:  # padded to whole windows (Longformer)
+            mask = torch.nn.functional.pad(mask, (0, lead[1] - mask.shape[1]))
+        return values[mask] if lead == mask.shape else values.reshape(-1, *values.shape[len(lead) :])
