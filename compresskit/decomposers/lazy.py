@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+
+from compresskit.internals.torch import replaced, without_subclasses
 
 _METADATA = frozenset(
     {Tensor.dtype.__get__, Tensor.device.__get__, Tensor.shape.__get__, Tensor.ndim.__get__, Tensor.size, Tensor.dim}  # type: ignore[attr-defined]
@@ -39,8 +40,8 @@ class LazyWeight(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_subclasses():
             if func in _METADATA:
                 return func(*args, **(kwargs or {}))
-        args, kwargs = tree_map_only(LazyWeight, lambda lazy: lazy._dense(), (tuple(args), dict(kwargs or {})))
+        args, kwargs = replaced(LazyWeight, lambda lazy: lazy._dense(), tuple(args), dict(kwargs or {}))
         return func(*args, **kwargs)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from compresskit.errors import InputError, WorkError, one_line
 from compresskit.folders.card import CARD, IMPORT, PLACE
 from compresskit.folders.training import last_stage
+from compresskit.internals.transformers import class_for
 from compresskit.model import sentence
 from compresskit.model.checkpoint import MODEL_CLASSES, load_compressed
 from compresskit.model.output import is_ours
@@ -73,7 +74,7 @@ def _bootstrap(folder: Path, model: PreTrainedModel) -> dict[str, bytes]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     wanted = {type(model).__name__, type(model.base_model).__name__}
     autos: Any = MODEL_CLASSES.values()
-    known = {auto.__name__: auto._model_mapping.get(type(model.config), None) for auto in autos}
+    known = {auto.__name__: class_for(auto, model.config) for auto in autos}
     classes = {auto: found.__name__ for auto, found in known.items() if found and found.__name__ in wanted}
     config["auto_map"] = {auto: f"{BOOTSTRAP}.{name}" for auto, name in classes.items()}
     # Classes of its own, since saving such a model copies the file that defines its class.

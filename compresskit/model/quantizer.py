@@ -27,6 +27,7 @@ from compresskit.decomposers import (
     registry,
 )
 from compresskit.errors import InputError
+from compresskit.internals.transformers import is_read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -142,7 +143,7 @@ class CompresskitHfQuantizer(HfQuantizer):
         for module in model.modules():
             # transformers initialises the biases of a new head by the class of its layers, and does not know ours.
             bias = module.bias if isinstance(module, TiedHead) else None
-            if bias is not None and not getattr(bias, "_is_hf_initialized", False):
+            if bias is not None and not is_read(bias):
                 torch.nn.init.zeros_(bias)
             if isinstance(module, FactorisedLinear):
                 _initialise_new(module, getattr(model.config, "initializer_range", 0.02))
@@ -173,7 +174,7 @@ def _check_devices(model: PreTrainedModel) -> None:
 
 def _initialise_new(layer: FactorisedLinear, spread: float) -> None:
     """A layer of a head or pooler that the checkpoint lacks: random factors whose product has the usual spread."""
-    new = {name: p for name, p in layer.named_parameters() if not getattr(p, "_is_hf_initialized", False)}
+    new = {name: p for name, p in layer.named_parameters() if not is_read(p)}
     if layer.bias is not None and "bias" in new:
         torch.nn.init.zeros_(new.pop("bias"))
     if new:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.decomposers import FactorisedEmbedding, FactorisedLayer, TiedHead
+from compresskit.internals.torch import buffers_of, forward_hooks, parameters_of, with_members
+from compresskit.internals.transformers import declare_ties, declared_ties
 
 
 class TiedEmbedding(nn.Module):
@@ -64,8 +66,8 @@ class Scale:
         with torch.device("meta"):
             made: nn.Embedding = self.kind(plain.num_embeddings, plain.embedding_dim, plain.padding_idx, self.factor)
         made.weight = plain.weight
-        if "embed_scale" in made._buffers:
-            made._buffers["embed_scale"] = torch.tensor(self.factor, device=plain.weight.device)
+        if "embed_scale" in (buffers := buffers_of(made)):
+            buffers["embed_scale"] = torch.tensor(self.factor, device=plain.weight.device)
         return made
 
 
@@ -80,7 +82,7 @@ def scale_of(module: nn.Module) -> Scale | None:
 
 def scale_hook(layer: nn.Module) -> Scale | None:
     """The scale that :func:`add_scale` gave a factorised embedding."""
-    return next((hook for hook in layer._forward_hooks.values() if isinstance(hook, Scale)), None)
+    return next((hook for hook in forward_hooks(layer) if isinstance(hook, Scale)), None)
 
 
 def twin(layer: FactorisedLayer, other: nn.Module) -> nn.Module:
@@ -95,8 +97,7 @@ def twin(layer: FactorisedLayer, other: nn.Module) -> nn.Module:
             made = TiedEmbedding(layer, getattr(other, "padding_idx", None))
     else:
         made = copy.copy(layer)
-        made._parameters = {**layer._parameters, "bias": getattr(other, "bias", None)}
-        made._buffers = dict(layer._buffers)
+        with_members(made, {**parameters_of(layer), "bias": getattr(other, "bias", None)}, buffers_of(layer))
     made.train(other.training)
     return made
 
@@ -129,9 +130,8 @@ def tie(model: PreTrainedModel, ties: Mapping[str, str]) -> None:
     for part, prefix in _parts(model):
         own = {name[len(prefix) :]: owner[len(prefix) :] for name, owner in ties.items() if _both(prefix, name, owner)}
         part.all_tied_weights_keys = {**(part.all_tied_weights_keys or {}), **own}
-        # On the instance: tie_weights() recomputes its map from this attribute, and saving reads it.
         declared = {_pattern(name): _pattern(owner) for name, owner in own.items()}
-        part._tied_weights_keys = {**(part._tied_weights_keys or {}), **declared}
+        declare_ties(part, {**declared_ties(part), **declared})
 
 
 def untie(model: PreTrainedModel, keys: set[str]) -> None:
@@ -140,8 +140,8 @@ def untie(model: PreTrainedModel, keys: set[str]) -> None:
         gone = {key[len(prefix) :] for key in keys if key.startswith(prefix)}
         ties = part.all_tied_weights_keys or {}
         part.all_tied_weights_keys = {key: source for key, source in ties.items() if key not in gone}
-        if part._tied_weights_keys:
-            part._tied_weights_keys = {k: source for k, source in part._tied_weights_keys.items() if k not in gone}
+        if declared := declared_ties(part):
+            declare_ties(part, {key: source for key, source in declared.items() if key not in gone})
 
 
 def separate(model: PreTrainedModel) -> None:

@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError, one_line
+from compresskit.internals.transformers import builder
 from compresskit.model.quantizer import QUANT_METHOD, CompresskitConfig, mount_config
 from compresskit.model.weights import Stored
 
@@ -60,8 +61,7 @@ def check_sizes(loader: Any, config: Any, folder: Path, stored: Stored) -> None:
     """
     try:
         with torch.device("meta"), _at_most(2 * len(stored.shapes) + 1000, folder):
-            build = getattr(loader, "_from_config", None) or loader.from_config
-            model: PreTrainedModel = build(config)
+            model: PreTrainedModel = builder(loader)(config)
         described = getattr(config, "quantization_config", None)
         if isinstance(described, dict) and described.get("quant_method") == QUANT_METHOD:
             mount_config(model, CompresskitConfig(**described))

@@ -18,6 +18,8 @@ from compresskit.decomposers import (
     Spec,
     TiedHead,
 )
+from compresskit.internals.torch import buffers_of, parameters_of
+from compresskit.internals.transformers import forget_declared_ties
 from compresskit.model.sharing import TiedEmbedding, scale_hook, scale_of, twin, untie
 from compresskit.model.targets import replace_module
 
@@ -73,9 +75,9 @@ def assign(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> None:
         old: Any = getattr(layer, attribute)
         new = nn.Parameter(tensor, old.requires_grad) if tensor.is_floating_point() else tensor
         for holder in model.modules():  # layers that share a weight
-            if holder is layer or holder._parameters.get(attribute) is old:
+            if holder is layer or parameters_of(holder).get(attribute) is old:
                 setattr(holder, attribute, new)
-            elif holder._buffers.get(attribute) is old:  # is stored with each
+            elif buffers_of(holder).get(attribute) is old:  # is stored with each
                 setattr(holder, attribute, tensor.clone())
 
 
@@ -112,7 +114,7 @@ def densify(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.__dict__.pop("resize_token_embeddings", None)  # a factorised embedding kept its size
-            module.__dict__.pop("_tied_weights_keys", None)
+            forget_declared_ties(module)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.all_tied_weights_keys = module.get_expanded_tied_weights_keys(all_submodels=True)

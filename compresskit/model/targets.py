@@ -16,6 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 
 from compresskit.decomposers import FactorisedEmbedding, FactorisedLinear, Role, Target
 from compresskit.errors import InputError
+from compresskit.internals.torch import children_of, parameters_of
 from compresskit.model.kept import mode_kept
 from compresskit.model.sharing import scale_of
 
@@ -76,11 +77,11 @@ def _sharers(model: PreTrainedModel) -> list[list[str]]:
     ties = model.all_tied_weights_keys or {}
     weights: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():  # a module that several parents hold comes once
-        weight = module._parameters.get("weight")
+        weight = parameters_of(module).get("weight")
         if weight is not None and weight.dim() == 2:
             weights[name] = weight
     lists: dict[int, list[str]] = {}
-    used = {id(p) for m in model.modules() for key, p in m._parameters.items() if key != "weight"}  # in another way
+    used = {id(p) for m in model.modules() for key, p in parameters_of(m).items() if key != "weight"}  # in another way
     for name, weight in weights.items():
         if id(weight) in used:
             continue
@@ -241,6 +242,6 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
 
 def _holders(model: nn.Module, child: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     for parent in list(model.modules()):
-        for attribute, module in list(parent._modules.items()):
+        for attribute, module in list(children_of(parent).items()):
             if module is child:
                 yield parent, attribute

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from compresskit.errors import InputError
+from compresskit.internals.transformers import checkpointing_of, set_checkpointing
 
 _BATCHES = "batches hold sequences of similar length, in an order of (seed, epoch)"
 _LOSSES = "the loss is that of the stage"
@@ -95,11 +96,11 @@ def check_checkpointing(model: nn.Module) -> None:
                 'gradient_checkpointing_enable({"use_reentrant": False})'
             )
         if reentrant is None and getattr(found, "func", found).__module__.startswith(("torch.", "transformers.")):
-            module._gradient_checkpointing_func = functools.partial(found, use_reentrant=False)
+            set_checkpointing(module, functools.partial(found, use_reentrant=False))
 
 
 def _checkpointed(model: nn.Module) -> Iterator[tuple[Any, Any]]:
     """Modules that are checkpointed, with the function that does it."""
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
-            yield module, getattr(module, "_gradient_checkpointing_func", None)
+            yield module, checkpointing_of(module)

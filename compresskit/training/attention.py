@@ -13,6 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from compresskit.errors import one_line
+from compresskit.internals.transformers import attention_of, takes_attention_functions
 from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
 from compresskit.model.positions import shortened
@@ -60,12 +61,12 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(SCORES, ALL_MASK_ATTENTION_FUNCTIONS["eage
 @contextmanager
 def attention_kept(*models: PreTrainedModel | None) -> Iterator[None]:
     """Give the models their own attention implementation back in the end."""
-    before = [(model, model.config._attn_implementation) for model in models if model is not None]
+    before = [(model, attention_of(model)) for model in models if model is not None]
     try:
         yield
     finally:
         for model, implementation in before:
-            if model.config._attn_implementation != implementation:
+            if attention_of(model) != implementation:
                 model.set_attn_implementation(implementation)
 
 
@@ -76,7 +77,7 @@ def expose_attention(model: PreTrainedModel) -> str:
     add to them), it keeps its own.
     """
     model.set_attn_implementation("eager")
-    if getattr(model, "_supports_attention_backend", False):
+    if takes_attention_functions(model):
         with suppress(Exception):
             own = _run(model)[0]
             model.set_attn_implementation(SCORES)

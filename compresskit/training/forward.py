@@ -29,18 +29,5 @@ def dropout(model: PreTrainedModel, probability: float | Literal["keep"]) -> Ite
             setattr(module, name, before)
 
 
-@contextmanager
-def own_forward(model: PreTrainedModel) -> Iterator[None]:
-    """Take accelerate's autocast off the model's forward in the end: the model would go on computing in bf16."""
-    before = model.__dict__.get("forward")
-    try:
-        yield
-    finally:
-        for name in ("forward", "_original_forward"):
-            model.__dict__.pop(name, None)
-        if before is not None:
-            model.__dict__["forward"] = before
-
-
 def _is_number(module: Any, name: str) -> bool:
     return isinstance(getattr(module, name, None), float | int)

@@ -18,6 +18,8 @@ from transformers.trainer_callback import PrinterCallback
 from compresskit.errors import InputError, one_line
 from compresskit.folders import training as reports
 from compresskit.folders.trained import write_trained
+from compresskit.internals.accelerate import own_forward
+from compresskit.internals.transformers import on_one_gpu
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import identity
 from compresskit.model import output as outputs
@@ -27,7 +29,7 @@ from compresskit.tasks.predicting import Progress
 from compresskit.training.attention import attention_kept
 from compresskit.training.batches import LengthBatchSampler
 from compresskit.training.data import Models, TrainingData
-from compresskit.training.forward import dropout, own_forward
+from compresskit.training.forward import dropout
 from compresskit.training.objective import Objective
 from compresskit.training.settings import Options
 from compresskit.training.trainer import DistillationTrainer
@@ -276,7 +278,7 @@ class Run:
             report_to="none",
             disable_tqdm=True,
         )
-        arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs take torchrun: nn.DataParallel breaks tied heads
+        on_one_gpu(arguments)  # several GPUs take torchrun: nn.DataParallel breaks tied heads
         return arguments
 
     def _write(self, stages: list[dict[str, Any]], output: Output) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from compresskit.data import corpus as corpora
 from compresskit.errors import InputError
+from compresskit.internals.datasets import fingerprint
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
 from compresskit.model.adapters import check_given
@@ -184,7 +185,7 @@ def _from_python(dataset: Any, models: Models, stage: Stage, options: Options) -
     if not isinstance(dataset, Dataset):
         raise InputError(f"data set: give a datasets.Dataset, not a {type(dataset).__name__}")
     plain = dataset.with_format(None)
-    record = {"source": "a data set given from Python", "fingerprint": plain._fingerprint}
+    record = {"source": "a data set given from Python", "fingerprint": fingerprint(plain)}
     return training_data.from_dataset(plain, record, models, stage, options)
 
 
