@@ -207,17 +207,17 @@ def test_regression_and_pairs(bench_folder: Path, tmp_path: Path) -> None:
 
 def test_metrics() -> None:
     truth, guess = np.array([1, 0, 1, 1, 0, 0]), np.array([1, 0, 0, 1, 1, 0])
-    assert metrics.METRICS["accuracy"](truth, guess, 2) == pytest.approx(4 / 6)
-    assert metrics.METRICS["f1"](truth, guess, 2) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
-    assert metrics.METRICS["matthews"](truth, guess, 2) == pytest.approx((2 * 2 - 1 * 1) / 9)
+    assert metrics.OF_CLASSES["accuracy"](truth, guess, 2) == pytest.approx(4 / 6)
+    assert metrics.OF_CLASSES["f1"](truth, guess, 2) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert metrics.OF_CLASSES["matthews"](truth, guess, 2) == pytest.approx((2 * 2 - 1 * 1) / 9)
     three = np.array([0, 1, 2, 2]), np.array([0, 1, 2, 1])
-    assert metrics.METRICS["f1"](*three, 3) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)  # macro
-    assert metrics.METRICS["f1"](truth, guess, 3) == pytest.approx(4 / 9)  # also over the class that no row has
+    assert metrics.OF_CLASSES["f1"](*three, 3) == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)  # macro
+    assert metrics.OF_CLASSES["f1"](truth, guess, 3) == pytest.approx(4 / 9)  # also over the class that no row has
     numbers = np.array([1.0, 2.0, 3.0, 4.0])
-    assert metrics.METRICS["spearman"](numbers, numbers**3, 0) == pytest.approx(1)
-    assert metrics.METRICS["pearson"](numbers, 2 * numbers + 1, 0) == pytest.approx(1)
-    assert metrics.METRICS["pearson"](numbers, np.ones(4), 0) == 0  # no correlation is defined
-    assert metrics.METRICS["spearman"](numbers[:1], numbers[:1], 0) == 0
+    assert metrics.OF_NUMBERS["spearman"](numbers, numbers**3, 0) == pytest.approx(1)
+    assert metrics.OF_NUMBERS["pearson"](numbers, 2 * numbers + 1, 0) == pytest.approx(1)
+    assert metrics.OF_NUMBERS["pearson"](numbers, np.ones(4), 0) == 0  # no correlation is defined
+    assert metrics.OF_NUMBERS["spearman"](numbers[:1], numbers[:1], 0) == 0
 
 
 def test_squad_scores_by_the_official_rules() -> None:

@@ -15,7 +15,7 @@ from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.label_column import found_label, label_text, not_a_label
 from compresskit.tasks.labels import LabelMap, map_labels
-from compresskit.tasks.metrics import METRICS
+from compresskit.tasks.metrics import OF_CLASSES
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import TRAIN, Split, TaskData
 
@@ -30,6 +30,7 @@ class Classification(TaskKind):
     name = "classification"
     summary = "one class for each text or pair of texts"
     head = "sequence-classification"
+    metrics = tuple(OF_CLASSES)
     takes_labels = True
 
     def check(self, task: Task) -> None:
@@ -143,7 +144,7 @@ class Classification(TaskKind):
         found = self._mapped(data, scoring.numbered_by or scoring.model)
         order = list(found.numbers if data.task.labels is not None else found.classes)
         targets, predictions = (np.array([order.index(name) for name in names]) for names in (split.targets, answers))
-        return {name: METRICS[name](targets, predictions, len(order)) for name in data.task.metrics}
+        return {name: OF_CLASSES[name](targets, predictions, len(order)) for name in data.task.metrics}
 
     @staticmethod
     def _mapped(data: TaskData, model: PreTrainedModel) -> LabelMap:

@@ -20,7 +20,6 @@ from compresskit.model.heads import has_head
 from compresskit.storage import files
 from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
-from compresskit.tasks.metrics import METRICS
 from compresskit.tasks.predicting import BATCH_SIZE, Logits, Progress, Runnable, predict
 from compresskit.tasks.predictions import PLAIN, Predictions
 from compresskit.tasks.rows import Split, TaskData
@@ -69,7 +68,7 @@ class TaskKind(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     head: ClassVar[str | None]
-    metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
+    metrics: ClassVar[tuple[str, ...]]
     predictions: ClassVar[Predictions] = PLAIN
     inputs: ClassVar[tuple[str, ...]] = ()
     takes_labels: ClassVar[bool] = False
@@ -86,7 +85,7 @@ class TaskKind(ABC):
             if metric not in self.metrics:
                 raise unknown("metric", metric, self.metrics)
         if task.labels is not None and not self.takes_labels:
-            raise InputError(f"labels are for classification, not for {self.name}")
+            raise InputError(f"labels are for kinds with classes, such as classification, not for {self.name}")
         if self.inputs and len(task.inputs) != len(self.inputs):
             raise InputError(f"kind {self.name} takes {len(self.inputs)} inputs: {' and '.join(self.inputs)}")
 

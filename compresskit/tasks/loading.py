@@ -69,7 +69,7 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
     """
     kind = KINDS.get(task.kind)
     if train and evaluation_only(task):
-        of = f"models for {' or '.join(task.transfer_of)}" if task.transfer_of else "sentence vectors"
+        of = f"models for {' or '.join(task.transfer_of)}" if task.transfer_of else f"kind {task.kind}"
         raise InputError(f"task {task.name}: is for evaluation only (of {of})")
     if folder is not None and not folder.is_dir():
         raise InputError(f"data {folder}: no such folder")

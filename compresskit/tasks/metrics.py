@@ -36,12 +36,16 @@ def _f1(targets: Values, predictions: Values, classes: int) -> float:
     return float(sklearn_metrics.f1_score(targets, predictions, labels=labels, average="macro", zero_division=0))
 
 
-#: Metrics of classification (class numbers) and regression (numbers). ``f1`` is that of class 1 with two classes, as
-#: GLUE has it, and with more the mean over all of the model's classes; a class without rows or answers has 0.
-METRICS: dict[str, Metric] = {
+#: Metrics of class numbers. ``f1`` is that of class 1 with two classes, as GLUE has it, and with more the mean over all
+#: of the model's classes; a class without rows or answers has 0.
+OF_CLASSES: dict[str, Metric] = {
     "accuracy": lambda targets, predictions, _: float(sklearn_metrics.accuracy_score(targets, predictions)),
     "f1": _f1,
     "matthews": lambda targets, predictions, _: float(sklearn_metrics.matthews_corrcoef(targets, predictions)),
+}
+
+#: Metrics of numbers.
+OF_NUMBERS: dict[str, Metric] = {
     "pearson": lambda targets, predictions, _: _pearson(targets, predictions),
     "spearman": lambda targets, predictions, _: _spearman(targets, predictions),
     "pearson_spearman": lambda targets, predictions, _: (

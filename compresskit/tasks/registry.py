@@ -13,7 +13,7 @@ KINDS: Registry[TaskKind] = Registry(
     TaskKind,  # type: ignore[type-abstract]
     "compresskit.tasks",
     "compresskit.task_kinds",
-    needs=("summary", "head"),
+    needs=("summary", "head", "metrics"),
 )
 register = KINDS.register
 

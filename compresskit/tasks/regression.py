@@ -12,7 +12,7 @@ from compresskit.errors import InputError
 from compresskit.model.classes import several_at_once
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
-from compresskit.tasks.metrics import METRICS
+from compresskit.tasks.metrics import OF_NUMBERS
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import Split, TaskData
 
@@ -23,6 +23,7 @@ class Regression(TaskKind):
 
     name = "regression"
     summary = "one number for each text or pair of texts"
+    metrics = tuple(OF_NUMBERS)
     head = "sequence-classification"
 
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> float:
@@ -47,7 +48,7 @@ class Regression(TaskKind):
 
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
         targets, predictions = np.array(split.targets), np.array(answers)
-        return {name: METRICS[name](targets, predictions, 0) for name in data.task.metrics}
+        return {name: OF_NUMBERS[name](targets, predictions, 0) for name in data.task.metrics}
 
 
 def number(value: Any, where: str) -> float:

@@ -18,7 +18,7 @@ from compresskit.model.positions import positions
 from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
-from compresskit.tasks.metrics import METRICS
+from compresskit.tasks.metrics import OF_NUMBERS
 from compresskit.tasks.registry import register
 from compresskit.tasks.regression import number
 from compresskit.tasks.rows import Split, TaskData
@@ -33,6 +33,7 @@ class Similarity(TaskKind):
 
     name = "similarity"
     summary = "how near the cosine of two sentence vectors comes to a number"
+    metrics = tuple(OF_NUMBERS)
     head = None
     inputs = ("sentence", "sentence")
 
@@ -55,7 +56,7 @@ class Similarity(TaskKind):
 
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
         targets, found = np.array(split.targets), np.array(answers)
-        return {metric: METRICS[metric](targets, found, 0) for metric in data.task.metrics}
+        return {metric: OF_NUMBERS[metric](targets, found, 0) for metric in data.task.metrics}
 
 
 def sentence_vectors(scoring: Scoring, how: SentenceModel, texts: list[str]) -> Tensor:

@@ -64,7 +64,7 @@ class Objective:
             _check_answers(student, teacher)
         self.order = None if teacher is None else _teacher_classes(student, teacher)
         self.attention_maps = None
-        if "attention" in self.weights:
+        if self.wanted["output_attentions"]:
             self.attention_maps = expose_attention(student)
             if teacher is not None:
                 expose_attention(teacher)
@@ -112,7 +112,7 @@ def _impossible(term: Term, student: PreTrainedModel, teacher: PreTrainedModel |
     if term.of_head and kind.endswith("ForPreTraining"):
         return f"what {kind} predicts is not supported (masked-LM and task heads are)"
     if term.of_labels and not labelled:
-        return "the data has no column labels"
+        return f"the data has no column {' and '.join(predictions_of(student).targets)}"
     if term.reads is not None:
         for model in (student, teacher):
             if model is not None and (lack := lacking(model, term.reads)):

@@ -17,11 +17,58 @@ from compresskit.scores import share_kept
 
 NOT_KNOWN = "N/A"
 _GROUP = ["model", "task", "method", "kind", "ratio_asked"]
-_MEANS = (
-    "ratio", "parameters", "megabytes", "flops", "latency_ms", "latency_spread", "speedup", "latency_ms_batch32",
-    "speedup_batch32", "peak_memory_mb", "seconds_compress", "seconds_distill", "score", "score_before",
-    "score_teacher", "score_kept", "chance", "retrieval", "hidden_error", "error",
-)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the full table, here and on the page.
+
+    Attributes:
+        title: with an arrow where one way is better.
+        name: in the frame.
+        digits: decimals.
+        help: what it means.
+        factor: the frame's value times this is shown.
+        unit: after the number.
+        over_tasks: whether all tasks together show the mean over tasks; otherwise they show the first task's value.
+    """
+
+    title: str
+    name: str
+    digits: int
+    help: str
+    factor: float = 1.0
+    unit: str = ""
+    over_tasks: bool = False
+
+    def text(self, value: Any, *, unit: bool = True) -> str:
+        """The value as the table shows it."""
+        return NOT_KNOWN if pd.isna(value) else f"{value * self.factor:,.{self.digits}f}" + self.unit * unit
+
+
+COLUMNS = (
+    Column("kept ↑", "score_kept", 1, "score / the teacher's, %", 100),
+    Column("ratio ↑", "ratio", 2, "dense parameters / parameters", unit="x", over_tasks=True),
+    Column("parameters ↓", "parameters", 0, "tied ones once"),
+    Column("MB ↓", "megabytes", 2, "10^6 bytes of weight files"),
+    Column("GFLOPs ↓", "flops", 3, "2 x multiply-adds, one sequence of 128 tokens", 1e-9),
+    Column("ms ↓", "latency_ms", 1, "one sequence, median"),
+    Column("speedup ↑", "speedup", 2, "over the dense model in the same phase, batch 1", unit="x"),
+    Column("speedup, batch 32 ↑", "speedup_batch32", 2, "over the dense model in the same phase, batch 32", unit="x"),
+    Column("peak MB ↓", "peak_memory_mb", 0, "memory added by the model and a pass of batch 32"),
+    Column("compress s ↓", "seconds_compress", 1, "seconds to calibrate, plan and factorise"),
+    Column("distill s", "seconds_distill", 0, "seconds of training", over_tasks=True),
+    Column("error ↓", "error", 3, "relative Frobenius norm before training"),
+    Column("before", "score_before", 2, "score before training, %", 100, over_tasks=True),
+    Column("score ↑", "score", 2, "after training, %", 100, over_tasks=True),
+    Column("retrieval ↑", "retrieval", 2, "passages whose nearest other one is of the same document, %", 100),
+    Column("hidden error ↓", "hidden_error", 3, "relative Frobenius norm of the hidden states"),
+)
+
+#: Figures that no column shows by itself.
+_BESIDE = ("latency_spread", "latency_ms_batch32", "score_teacher", "chance")
+#: What is the mean over the seeds of a cell.
+_MEANS = (*(column.name for column in COLUMNS), *_BESIDE)
 
 
 def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -69,7 +116,7 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
     over the mean of the teacher's, and N/A with a message where the teacher scores 0 or below on a task: such a score
     would take away from both sums. A task that has no such seed gives the mean over the seeds it has.
     """
-    figures = ["score", "score_before", "score_teacher", "seconds_distill", "ratio"]
+    figures = [*(column.name for column in COLUMNS if column.over_tasks), "score_teacher"]
     seeds = {task: set(cells["seed"]) for task, cells in frame[frame["kind"] == "student"].groupby("task")}
     rows = []
     for _, cells in frame.groupby(["model", "method", "kind", "ratio_asked"], dropna=False, sort=False):
@@ -131,51 +178,6 @@ def _kept(row: Any, *, own: bool = False) -> str:
     # What has another size than its column says so.
     off = own or (pd.notna(row["ratio_asked"]) and not 0.99 <= row["ratio"] / row["ratio_asked"] <= 1.02)
     return text + (f" at {row['ratio']:.3g}x" if off else "")
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the full table, here and on the page.
-
-    Attributes:
-        title: with an arrow where one way is better.
-        name: in the frame.
-        digits: decimals.
-        help: what it means.
-        factor: the frame's value times this is shown.
-        unit: after the number.
-    """
-
-    title: str
-    name: str
-    digits: int
-    help: str
-    factor: float = 1.0
-    unit: str = ""
-
-    def text(self, value: Any, *, unit: bool = True) -> str:
-        """The value as the table shows it."""
-        return NOT_KNOWN if pd.isna(value) else f"{value * self.factor:,.{self.digits}f}" + self.unit * unit
-
-
-COLUMNS = (
-    Column("kept ↑", "score_kept", 1, "score / the teacher's, %", 100),
-    Column("ratio ↑", "ratio", 2, "dense parameters / parameters", unit="x"),
-    Column("parameters ↓", "parameters", 0, "tied ones once"),
-    Column("MB ↓", "megabytes", 2, "10^6 bytes of weight files"),
-    Column("GFLOPs ↓", "flops", 3, "2 x multiply-adds, one sequence of 128 tokens", 1e-9),
-    Column("ms ↓", "latency_ms", 1, "one sequence, median"),
-    Column("speedup ↑", "speedup", 2, "over the dense model in the same phase, batch 1", unit="x"),
-    Column("speedup, batch 32 ↑", "speedup_batch32", 2, "over the dense model in the same phase, batch 32", unit="x"),
-    Column("peak MB ↓", "peak_memory_mb", 0, "memory added by the model and a pass of batch 32"),
-    Column("compress s ↓", "seconds_compress", 1, "seconds to calibrate, plan and factorise"),
-    Column("distill s", "seconds_distill", 0, "seconds of training"),
-    Column("error ↓", "error", 3, "relative Frobenius norm before training"),
-    Column("before", "score_before", 2, "score before training, %", 100),
-    Column("score ↑", "score", 2, "after training, %", 100),
-    Column("retrieval ↑", "retrieval", 2, "passages whose nearest other one is of the same document, %", 100),
-    Column("hidden error ↓", "hidden_error", 3, "relative Frobenius norm of the hidden states"),
-)
 
 
 def used_columns(tables: Iterable[pd.DataFrame]) -> list[Column]:
