@@ -58,7 +58,10 @@ def test_bad_rows(run: Run, bench_folder: Path, tmp_path: Path, train: str | byt
         (OWN.replace("[accuracy]", "[acuracy]"), ["unknown metric 'acuracy'", "did you mean 'accuracy'"]),
         (OWN.replace("[accuracy]", "[span_f1]"), ["unknown metric 'span_f1'", "known: accuracy"]),
         (OWN.replace("[text]", "[a, b, c]"), ["inputs"]),
-        (OWN + "kind: regression\nlabels: {a: b}\n", ["labels are for kinds with classes"]),
+        (
+            OWN.replace("[accuracy]", "[pearson]") + "kind: regression\nlabels: {a: b}\n",
+            ["labels are for kinds with classes"],
+        ),
         ("just text", ["must be a mapping"]),
         (": {", ["not valid YAML"]),
         (OWN, ["column 'kind' has 1 different labels"]),
