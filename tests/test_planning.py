@@ -21,6 +21,7 @@ from compresskit.model.measure import count_flops
 from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import find_targets, skeleton
 from compresskit.planning.allocation import Choice, allocate
+from compresskit.planning.budgets import Window
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import Allocation, Recipe, Rule, for_method, load_recipe
 
@@ -245,7 +246,7 @@ def test_allocation_is_the_optimum() -> None:
         ]
         budget = int(random.integers(200, 1200))
         expected = brute_force(items, budget, 0.05)
-        picks = allocate(items, budget, 0.05)
+        picks = allocate(items, budget, Window(budget, budget / 1.05, -1))
         if expected is None:
             continue
         assert picks is not None
@@ -255,5 +256,27 @@ def test_allocation_is_the_optimum() -> None:
 
 def test_allocation_without_a_total_in_the_window_takes_the_largest_below() -> None:
     items = [[Choice(10, 1.0), Choice(50, 0.0)], [Choice(10, 1.0), Choice(70, 5.0)]]
-    assert allocate(items, 100, 0.01) == [0, 1]  # 80 is nearer to 100 than 60, whatever the penalty
-    assert allocate(items, 19, 0.01) is None
+    # 80 is nearer to 100 than 60, whatever the penalty.
+    assert allocate(items, 100, Window(100, 99, -1)) == [0, 1]
+    assert allocate(items, 19, Window(19, 18, -1)) is None
+
+
+def test_allocation_looks_at_totals_of_the_window_alone() -> None:
+    items = [[Choice(10, 1.0), Choice(50, 0.0)], [Choice(10, 1.0), Choice(70, 5.0)]]  # 20, 60, 80 or 120
+    assert allocate(items, 200, Window(100, 99, 79)) == [0, 1]
+    assert allocate(items, 200, Window(100, 99, 80)) is None
+    assert allocate(items, 200, Window(59, 58, 19)) == [0, 0]
+    # Few cells, many totals: the smallest of all can be had.
+    assert allocate(items, 10**9, Window(20, 20, 19)) == [0, 0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_asking_more_never_gives_less_where_shapes_are_few(method: str) -> None:
+    dense = skeleton(tiny_model(hidden_size=16, intermediate_size=22, vocab_size=61, num_hidden_layers=1))
+    with pytest.raises(InputError, match=r"at most ([\d.]+)x") as caught:
+        make_plan(dense, for_method(method, 500))
+    limit = float(str(caught.value).split("at most ")[1].split("x")[0])
+    asked = [*np.arange(1.01, limit, 0.03), limit]
+    got = [make_plan(dense, for_method(method, float(ratio))).ratio for ratio in asked]
+    assert got == sorted(got)
+    assert all(mine >= ratio for mine, ratio in zip(got, asked, strict=True))

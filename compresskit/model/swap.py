@@ -17,6 +17,7 @@ from compresskit.decomposers import (
     SharedFactors,
     Spec,
     TiedHead,
+    exact_products,
 )
 from compresskit.model.sharing import TiedEmbedding, scale_hook, scale_of, twin, untie
 from compresskit.model.targets import replace_module
@@ -79,6 +80,7 @@ def assign(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> None:
                 setattr(holder, attribute, tensor.clone())
 
 
+@exact_products
 def densify(model: PreTrainedModel) -> None:
     """Replace every factorised layer by an ordinary one with the weight multiplied out, in place; ties are restored."""
     tied = {n: m for n, m in model.named_modules() if isinstance(m, TiedHead | TiedEmbedding)}

@@ -183,21 +183,21 @@ _POSITIONS = Rule(match=r"(^|\.)position_embeddings$", method=AUTO, optional=Tru
 
 def for_method(
     method: str,
-    ratio: float,
+    ratio: float | None,
     allocation: Allocation | None = None,
     allow_slow: bool = False,
     objective: Objective = "size",
     calibration_tokens: int = 0,
 ) -> Recipe:
     """The recipe that ``--method`` and ``--ratio`` mean: one method for every role, or ``auto``, which also takes the
-    table of positions where a model has one.
+    table of positions where a model has one. Without a ratio a plan is made for a size.
     """
     if method != AUTO:
         registry.get(method)
     return Recipe(
         version=1,
         name=method,
-        ratio=check_ratio(ratio),
+        ratio=None if ratio is None else check_ratio(ratio),
         allocation=allocation or ("error" if method == AUTO else "uniform"),
         objective=objective,
         allow_slow=allow_slow,
