@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from compresskit.errors import InputError
 from compresskit.model import checkpoint
 from compresskit.model.quantizer import quantizer_of
 from compresskit.model.swap import densify
@@ -135,8 +136,10 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     The given model is not changed (``model.dequantize()`` works in place).
 
     Raises:
-        InputError: the model is not compressed.
+        InputError: the model is not compressed, or it is wrapped (``torch.compile``, data parallel).
     """
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"model: give the PreTrainedModel itself, not a {type(model).__name__} around it")
     quantizer_of(model)
     dense = copy.deepcopy(model)
     densify(dense)

@@ -118,6 +118,10 @@ def make_plan(
         InputError: a rule that matches nothing, a ratio or size out of reach, a shape that does not fit or saves
             nothing.
     """
+    without_weights = any(parameter.is_meta for parameter in model.parameters())
+    if without_weights:  # a move to the meta device has cut its ties
+        model = skeleton(model)
+        model.tie_weights()
     proposals = proposals_of(model, recipe)
     if not proposals:
         raise InputError(f"recipe {recipe.name} factorises nothing in this model")
@@ -150,7 +154,7 @@ def make_plan(
         calibration=statistics.record() if statistics is not None else None,
     )
     plan = replace(plan, notes=(*notes, *_notes(plan, statistics)))
-    if predict_errors and not any(parameter.is_meta for parameter in model.parameters()):
+    if predict_errors and not without_weights:
         predicted = _predicted(picks, source, statistics, progress)
         plan = plan.with_errors(predicted) if statistics is None else plan.with_errors({}, predicted)
     return plan
