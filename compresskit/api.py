@@ -59,7 +59,7 @@ def compress(
         recipe: instead of ``method``: a :class:`Recipe`, the short name of a shipped one, or a YAML file.
         allocation: ``uniform`` (default: all roles at about the same ratio) or ``error`` (least total error).
         objective: ``size`` (default) or ``latency``: of equally small models the one estimated fastest; with allocation
-            ``error`` at most 5 % above the least total squared error.
+            ``error`` at most about 5 % above the least total squared error.
         allow_slow: also offer shapes that take more than 1.1 x the dense FLOPs.
         calibration: fit the factors to what the layers see on this text, so that outputs are kept, not weights: a file
             or hub data set as for :func:`distill`, True for the embedded text. One pass over the first

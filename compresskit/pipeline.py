@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from compresskit.calibration.statistics import TOKENS, Calibration, calibrate
 from compresskit.data.corpus import Corpus, find_corpus
-from compresskit.errors import InputError, unknown
+from compresskit.errors import InputError, WorkError, unknown
 from compresskit.folders.compressed import write_compressed
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
@@ -225,5 +225,13 @@ class Compression:
         return applied
 
     def write(self, plan: Plan, folder: Path, title: str) -> tuple[float, float]:
-        """Fill ``folder`` with the compressed checkpoint, its record and its card; returns MB before and after."""
-        return write_compressed(self.checkpoint, plan, folder, title)
+        """Fill ``folder`` with the compressed checkpoint, its record and its card; returns MB before and after.
+
+        Raises:
+            WorkError: the weight file is larger than the size that was asked for.
+        """
+        megabytes = write_compressed(self.checkpoint, plan, folder, title)
+        written = sum(file.stat().st_size for file in checkpoints.weight_files(folder))
+        if self.size is not None and written > self.size.most:
+            raise WorkError(f"size {self.size}: the weight file has {written:,} bytes; ask for a little less")
+        return megabytes

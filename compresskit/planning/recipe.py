@@ -116,7 +116,7 @@ class Recipe(_Strict):
         allocation: ``uniform``: every matrix about equally much smaller. ``error``: parameters where they save most
             error.
         objective: ``size``: parameters alone count. ``latency``: of equally small plans the one estimated fastest;
-            with allocation ``error`` at most 5 % above the least total squared error.
+            with allocation ``error`` at most about 5 % above the least total squared error.
         allow_slow: take shapes that cost more than 1.1 times the dense FLOPs too.
         calibration_tokens: of a text that factors are fitted to, so that outputs are kept; 0: to the weights alone.
         calibration_sha256: of that text where a plan was written down; with another text a plan says so.
