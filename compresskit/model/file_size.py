@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 #: Where safetensors starts what follows the header, and how it stores the header's own length.
@@ -28,18 +28,18 @@ _KINDS = {
 
 
 def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What ``save_pretrained`` stores of a model: parameters and persistent buffers, shared ones once.
+    """What ``save_pretrained`` stores of a model: persistent buffers, and parameters, shared ones once.
 
-    Of several names of a shared tensor the longest one counts, which may not be the one that is stored.
+    Of several names of a shared parameter the longest one counts, which may not be the one that is stored.
     """
     ignored = model._keys_to_ignore_on_save or ()
-    by_identity: dict[int, str] = {}
+    names: dict[int | str, str] = {}
     found = model.state_dict(keep_vars=True)
     for name, tensor in found.items():
         if name not in ignored:
-            known = by_identity.setdefault(id(tensor), name)
-            by_identity[id(tensor)] = max(known, name, key=len)
-    return {name: found[name] for name in by_identity.values()}
+            key = id(tensor) if isinstance(tensor, nn.Parameter) else name  # each module stores its own buffers
+            names[key] = max(names.get(key, ""), name, key=len)
+    return {name: found[name] for name in names.values()}
 
 
 def file_size(tensors: Mapping[str, Tensor]) -> int:
