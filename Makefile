@@ -15,7 +15,7 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-# Every family with every head and method: the ordinary tests take pairs of family and method. About five minutes.
+# Every family with every head and method, of which the ordinary tests take pairs, and many random cases.
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -m sweep
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from compresskit.errors import InputError
 from compresskit.model import checkpoint
 from compresskit.model.quantizer import quantizer_of
 from compresskit.model.swap import densify
@@ -58,7 +59,7 @@ def compress(
         recipe: instead of ``method``: a :class:`Recipe`, the short name of a shipped one, or a YAML file.
         allocation: ``uniform`` (default: all roles at about the same ratio) or ``error`` (least total error).
         objective: ``size`` (default) or ``latency``: of equally small models the one estimated fastest; with allocation
-            ``error`` at most 5 % above the least total squared error.
+            ``error`` at most about 5 % above the least total squared error.
         allow_slow: also offer shapes that take more than 1.1 x the dense FLOPs.
         calibration: fit the factors to what the layers see on this text, so that outputs are kept, not weights: a file
             or hub data set as for :func:`distill`, True for the embedded text. One pass over the first
@@ -135,8 +136,10 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     The given model is not changed (``model.dequantize()`` works in place).
 
     Raises:
-        InputError: the model is not compressed.
+        InputError: the model is not compressed, or it is wrapped (``torch.compile``, data parallel).
     """
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"model: give the PreTrainedModel itself, not a {type(model).__name__} around it")
     quantizer_of(model)
     dense = copy.deepcopy(model)
     densify(dense)

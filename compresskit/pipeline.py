@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from compresskit.calibration.statistics import TOKENS, Calibration, calibrate
 from compresskit.data.corpus import Corpus, find_corpus
-from compresskit.errors import InputError, unknown
+from compresskit.errors import InputError, WorkError, unknown
 from compresskit.folders.compressed import write_compressed
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
@@ -28,17 +28,15 @@ from compresskit.model.sources import ModelWeights, check_finite
 from compresskit.model.targets import check_supported
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.apply import apply_plan
-from compresskit.planning.planner import Plan, Progress, make_plan, silent
+from compresskit.planning.choosing import Progress, silent
+from compresskit.planning.planner import Plan, make_plan
 from compresskit.planning.recipe import Allocation, Objective, Recipe, check_ratio, for_method, load_recipe
-from compresskit.planning.size import parse_size, ratio_of_size
+from compresskit.planning.size import SizeLimit, parse_size
 from compresskit.tasks.loading import load_data, load_task
 from compresskit.tasks.rows import TaskData
 
 ModelLike = PreTrainedModel | str | Path | None
 Text = str | Path | Corpus
-
-#: Stands for the ratio while a size is asked for and the model is not known yet.
-_ANY_RATIO = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,7 @@ class Request:
             if self.ratio is not None:
                 raise InputError("give a ratio or a size, not both")
             parse_size(self.size)
-        self._recipe(self.ratio if self.size is None else _ANY_RATIO)
+        self._recipe(self.ratio)
         if self.calibration_task is not None and self._has_text:
             raise InputError("calibrate on a text or on a task, not on both")
         if self.calibration_task is None and self.data is not None:
@@ -91,12 +89,12 @@ class Request:
 
         Raises:
             InputError: a text or task that cannot be read, a task without training rows, a model that cannot be
-                compressed, a size that it cannot have.
+                compressed.
         """
         text = self._text()
         dense = self._checkpoint()
-        ratio = self.ratio if self.size is None else ratio_of_size(dense, parse_size(self.size))
-        return Compression(dense, self._recipe(ratio), text=text, tokenizer=self.tokenizer)
+        size = None if self.size is None else SizeLimit(parse_size(self.size), dense.kept)
+        return Compression(dense, self._recipe(self.ratio), text=text, tokenizer=self.tokenizer, size=size)
 
     @property
     def _has_text(self) -> bool:
@@ -113,7 +111,7 @@ class Request:
             raise InputError(f"give either a method (with a ratio) or a recipe{both}")
         tokens = TOKENS if self._has_text or self.calibration_task is not None else 0
         if self.method is not None:
-            if ratio is None:
+            if ratio is None and self.size is None:
                 raise InputError(f"method {self.method} needs a ratio or a size")
             return for_method(
                 self.method,
@@ -125,7 +123,7 @@ class Request:
             )
         recipe = self.recipe.checked() if isinstance(self.recipe, Recipe) else load_recipe(self.recipe or "")
         choices: tuple[tuple[str, Any, str], ...] = (
-            ("ratio", ratio, "a ratio or size"),
+            ("ratio", ratio or self.size, "a ratio or size"),
             ("allocation", self.allocation, "an allocation"),
             ("objective", self.objective, "an objective"),
             ("allow_slow", self.allow_slow or None, "allow_slow"),
@@ -134,8 +132,8 @@ class Request:
             if given is not None:
                 raise InputError(f"recipe {recipe.name} gives explicit shapes, so {what} cannot be chosen")
         changes = {name: given for name, given, _ in choices if given is not None}
-        if ratio is not None:
-            changes["ratio"] = check_ratio(ratio)
+        if ratio is not None or self.size is not None:
+            changes["ratio"] = None if ratio is None else check_ratio(ratio)
         if not recipe.calibration_tokens:
             changes["calibration_tokens"] = tokens
         return recipe.model_copy(update=changes).checked()
@@ -166,6 +164,7 @@ class Compression:
         text: what a calibration reads; only needed where the recipe wants one and there are no statistics yet.
         tokenizer: to read it with. Default: the checkpoint's own.
         statistics: from calibration; errors are then those of outputs, and factors keep outputs instead of weights.
+        size: of the weight file, instead of the recipe's ratio.
     """
 
     checkpoint: Checkpoint
@@ -173,6 +172,7 @@ class Compression:
     text: Corpus | TaskData | None = None
     tokenizer: Any = None
     statistics: Calibration | None = None
+    size: SizeLimit | None = None
 
     def calibrated(self, progress: Progress = silent) -> Compression:
         """The same with the statistics that the recipe wants; unchanged where it wants none.
@@ -193,12 +193,18 @@ class Compression:
         """A spec for every group; nothing is changed. See :func:`~compresskit.planning.planner.make_plan`.
 
         Raises:
-            InputError: a rule that matches nothing, a ratio out of reach, a shape that does not fit or saves nothing.
+            InputError: a rule that matches nothing, a ratio or size out of reach, a shape that does not fit or saves
+                nothing, a model without weights where they are needed.
         """
         model = self.checkpoint.model
-        source = ModelWeights(model)
         return make_plan(
-            model, self.recipe, source, statistics=self.statistics, predict_errors=predict_errors, progress=progress
+            model,
+            self.recipe,
+            ModelWeights(model),
+            size=self.size,
+            statistics=self.statistics,
+            predict_errors=predict_errors,
+            progress=progress,
         )
 
     def copied(self, plan: Plan) -> Compression:
@@ -219,5 +225,13 @@ class Compression:
         return applied
 
     def write(self, plan: Plan, folder: Path, title: str) -> tuple[float, float]:
-        """Fill ``folder`` with the compressed checkpoint, its record and its card; returns MB before and after."""
-        return write_compressed(self.checkpoint, plan, folder, title)
+        """Fill ``folder`` with the compressed checkpoint, its record and its card; returns MB before and after.
+
+        Raises:
+            WorkError: the weight file is larger than the size that was asked for.
+        """
+        megabytes = write_compressed(self.checkpoint, plan, folder, title)
+        written = sum(file.stat().st_size for file in checkpoints.weight_files(folder))
+        if self.size is not None and written > self.size.most:
+            raise WorkError(f"size {self.size}: the weight file has {written:,} bytes; ask for a little less")
+        return megabytes

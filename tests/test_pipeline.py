@@ -11,6 +11,7 @@ from conftest import tiny_model, weights
 
 import compresskit
 from compresskit import InputError
+from compresskit.decomposers.registry import METHODS
 from compresskit.pipeline import Compression, Request
 from compresskit.planning.recipe import for_method, load_recipe
 
@@ -61,11 +62,36 @@ def test_a_text_is_looked_for_before_the_model() -> None:
         request.read()
 
 
-def test_a_size_becomes_a_ratio_once_the_model_is_known() -> None:
-    work = Request(model=tiny_model(), method="low-rank", size="90kB").read()
-    assert work.recipe.ratio == pytest.approx(3.4, abs=0.4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", [*METHODS.all(), "auto"])
+def test_the_weight_file_has_at_most_the_size_that_was_asked_for(
+    method: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    tiny_model(hidden_size=96, vocab_size=1999).to(dtype).save_pretrained(tmp_path / "dense")
+    # A class that leaves the pooler out: it is stored all the same.
+    dense = (tmp_path / "dense" / "model.safetensors").stat().st_size
+    for share in (0.31, 0.52):
+        size = int(share * dense)
+        work = Request(model=tmp_path / "dense", as_class="masked-lm", method=method, size=f"{size / 1e3}kB").read()
+        small = tmp_path / f"small-{share}"
+        small.mkdir()
+        work.write(work.apply(work.plan()), small, "compresskit compress")
+        assert 0.95 * size <= (small / "model.safetensors").stat().st_size <= size
+
+
+def test_a_size_out_of_reach_names_one_that_can_be_had() -> None:
+    with pytest.raises(InputError, match=r"too small: with group-reduce .* at least ([0-9.]+) MB") as caught:
+        Request(model=tiny_model(), method="group-reduce", size="9kB").read().plan()
+    size = str(caught.value).split("at least ")[1].split(" MB")[0]
+    assert Request(model=tiny_model(), method="group-reduce", size=f"{size}MB").read().plan().ratio > 1
+
+
+def test_a_size_amounts_to_a_ratio() -> None:
+    plan = Request(model=tiny_model(), method="low-rank", size="90kB").read().plan()
+    assert plan.ratio_asked == pytest.approx(3.4, abs=0.4)
+    assert plan.ratio >= plan.ratio_asked
     with pytest.raises(InputError, match="not below the dense model's"):
-        Request(model=tiny_model(), method="low-rank", size="1GB").read()
+        Request(model=tiny_model(), method="low-rank", size="1GB").read().plan()
 
 
 def test_options_change_a_recipe() -> None:

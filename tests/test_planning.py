@@ -14,6 +14,8 @@ from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
 import compresskit
 from compresskit import InputError
+from compresskit.calibration.statistics import calibrate
+from compresskit.data.corpus import find_corpus
 from compresskit.decomposers import Group, Target, registry
 from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.registry import METHODS
@@ -21,6 +23,7 @@ from compresskit.model.measure import count_flops
 from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import find_targets, skeleton
 from compresskit.planning.allocation import Choice, allocate
+from compresskit.planning.budgets import Window
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import Allocation, Recipe, Rule, for_method, load_recipe
 
@@ -198,6 +201,45 @@ def test_prime_sizes_leave_matrices_dense_or_say_so(width: int, allocation: Allo
         compresskit.plan(dense, method="kronecker", ratio=500, allocation=allocation)
 
 
+@pytest.mark.parametrize("head", ["base", "masked-lm"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_without_weights_is_planned_by_its_shapes(method: str, head: str) -> None:
+    dense = tiny_model(head=head)
+    with_weights = compresskit.plan(dense, method=method, ratio=1.7)
+    without = compresskit.plan(dense.to("meta"), method=method, ratio=1.7)  # this cuts the tie of a head
+    assert [(a.group, a.spec) for a in without.assignments] == [(a.group, a.spec) for a in with_weights.assignments]
+    assert without.parameters_before == with_weights.parameters_before
+    assert (without.ratio, without.flops_after) == (with_weights.ratio, with_weights.flops_after)
+    assert {a.error for a in without.assignments} == {None}
+
+
+@pytest.mark.parametrize("options", [{"method": "auto"}, {"method": "tucker", "allocation": "error"}])
+def test_a_model_without_weights_is_refused_where_they_are_needed(options: dict[str, str]) -> None:
+    dense = tiny_model().to("meta")
+    for call in (compresskit.plan, compresskit.compress):
+        with pytest.raises(InputError, match=r"word_embeddings.weight is on the meta device"):
+            call(dense, ratio=2, **options)
+    with pytest.raises(InputError, match="on the meta device"):
+        compresskit.compress(dense, method="low-rank", ratio=2, inplace=True)
+    with pytest.raises(InputError, match="on the meta device"):
+        calibrate(dense, None, find_corpus(None))
+
+
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
+def test_a_callers_autocast_changes_nothing(method: str) -> None:
+    plain = compresskit.compress(tiny_model(), method=method, ratio=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = compresskit.compress(tiny_model(), method=method, ratio=2)
+        dense = compresskit.to_dense(cast)
+    assert same_state(plain, cast)
+    assert same_state(compresskit.to_dense(plain), dense)
+
+
+def same_state(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_planning_is_repeatable() -> None:
     dense = tiny_model()
     plans = [compresskit.plan(dense, method="kronecker", ratio=4, allocation="error") for _ in range(2)]
@@ -245,7 +287,7 @@ def test_allocation_is_the_optimum() -> None:
         ]
         budget = int(random.integers(200, 1200))
         expected = brute_force(items, budget, 0.05)
-        picks = allocate(items, budget, 0.05)
+        picks = allocate(items, budget, Window(budget, budget / 1.05, -1))
         if expected is None:
             continue
         assert picks is not None
@@ -255,5 +297,27 @@ def test_allocation_is_the_optimum() -> None:
 
 def test_allocation_without_a_total_in_the_window_takes_the_largest_below() -> None:
     items = [[Choice(10, 1.0), Choice(50, 0.0)], [Choice(10, 1.0), Choice(70, 5.0)]]
-    assert allocate(items, 100, 0.01) == [0, 1]  # 80 is nearer to 100 than 60, whatever the penalty
-    assert allocate(items, 19, 0.01) is None
+    # 80 is nearer to 100 than 60, whatever the penalty.
+    assert allocate(items, 100, Window(100, 99, -1)) == [0, 1]
+    assert allocate(items, 19, Window(19, 18, -1)) is None
+
+
+def test_allocation_looks_at_totals_of_the_window_alone() -> None:
+    items = [[Choice(10, 1.0), Choice(50, 0.0)], [Choice(10, 1.0), Choice(70, 5.0)]]  # 20, 60, 80 or 120
+    assert allocate(items, 200, Window(100, 99, 79)) == [0, 1]
+    assert allocate(items, 200, Window(100, 99, 80)) is None
+    assert allocate(items, 200, Window(59, 58, 19)) == [0, 0]
+    # Few cells, many totals: the smallest of all can be had.
+    assert allocate(items, 10**9, Window(20, 20, 19)) == [0, 0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_asking_more_never_gives_less_where_shapes_are_few(method: str) -> None:
+    dense = skeleton(tiny_model(hidden_size=16, intermediate_size=22, vocab_size=61, num_hidden_layers=1))
+    with pytest.raises(InputError, match=r"at most ([\d.]+)x") as caught:
+        make_plan(dense, for_method(method, 500))
+    limit = float(str(caught.value).split("at most ")[1].split("x")[0])
+    asked = [*np.arange(1.01, limit, 0.08), limit]
+    got = [make_plan(dense, for_method(method, float(ratio))).ratio for ratio in asked]
+    assert got == sorted(got)
+    assert all(mine >= ratio for mine, ratio in zip(got, asked, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.registry import METHODS, get
 from compresskit.errors import InputError, UnreachableError
 from compresskit.markup import fenced, plain
+from compresskit.pipeline import Request
 from compresskit.planning.recipe import Recipe, parse_recipe
 from compresskit.testing import Matrices
 from compresskit.validation import parse_mapping
@@ -166,20 +168,80 @@ def test_save_and_reload_bit_for_bit(model: Any, method: str, ratio: float) -> N
     assert torch.equal(outputs(one, ids), outputs(other, ids))
 
 
-@few
-@given(architectures(), st.sampled_from(METHODS), st.floats(1.2, 6), st.floats(1.05, 3))
-def test_a_plan_keeps_its_budget_and_a_larger_one_is_no_smaller(
-    model: Any, method: str, ratio: float, more: float
-) -> None:
-    dense = sum(parameter.numel() for parameter in model.parameters())
+def reached(model: Any, asked: list[float], **options: Any) -> None:
+    """Every ratio is reached, a larger one never by a larger model, and the limit that a refusal names can be had."""
+    with pytest.raises(UnreachableError) as refusal:
+        compresskit.plan(model, ratio=1e6, **options)
+    named = re.search(r"at most ([0-9.]+)x", str(refusal.value))
+    assert named is not None or "no matrix of this model has a shape" in str(refusal.value)
+    if named is None:
+        return
+    limit, before = float(named[1]), sum(parameter.numel() for parameter in model.parameters())
+    asked = [ratio for ratio in (*sorted(asked), limit) if ratio <= limit]
+    plans = [compresskit.plan(model, ratio=ratio, **options) for ratio in asked if ratio > 1]
+    for ratio, plan in zip(asked, plans, strict=False):
+        assert plan.parameters_before == before
+        assert plan.ratio >= ratio
+    ratios = [plan.ratio for plan in plans]
+    assert ratios == sorted(ratios)
+
+
+choices = st.fixed_dictionaries(
+    {"method": st.sampled_from([*METHODS, "auto"]), "objective": st.sampled_from(["size", "latency"])},
+    optional={"allocation": st.just("error"), "allow_slow": st.booleans()},
+)
+ratios = st.lists(st.floats(1.001, 12), min_size=2, max_size=4)
+
+
+@settings(few, max_examples=6)
+@given(architectures(), choices, ratios)
+def test_asking_more_never_gives_less_and_the_limit_can_be_had(model: Any, options: Any, asked: list[float]) -> None:
+    reached(model, asked, **options)
+
+
+@pytest.mark.sweep
+@settings(deadline=None, max_examples=150)
+@given(architectures(), choices, st.lists(st.floats(1.001, 30), min_size=6, max_size=12))
+def test_asking_more_never_gives_less_at_length(model: Any, options: Any, asked: list[float]) -> None:
+    reached(model, asked, **options)
+
+
+def fits(model: Any, share: float, folder: Path, **options: Any) -> None:
+    """The weight file of a checkpoint that may have ``share`` of its bytes has no more; what is refused says how many
+    it needs, and with those it can be had.
+    """
+    dense, small = folder / "dense", folder / "small"
+    model.save_pretrained(dense)
+    size = int(share * (dense / "model.safetensors").stat().st_size)
+    work = Request(model=dense, size=f"{size / 1e6}MB", **options).read()
     try:
-        tight = compresskit.plan(model, method=method, ratio=ratio * more)
-        loose = compresskit.plan(model, method=method, ratio=ratio)
-    except UnreachableError:
-        assume(False)
-    assert tight.parameters_after <= dense / (ratio * more)
-    assert tight.parameters_after <= loose.parameters_after <= dense / ratio
-    assert loose.parameters_before == dense
+        plan = work.plan()
+    except UnreachableError as error:
+        least = re.search(r"at least ([0-9.]+) MB", str(error))
+        if least is None:
+            assume(False)  # no matrix of this model has a shape that saves
+            return
+        size = round(1e6 * float(least[1]))
+        work = Request(model=dense, size=f"{least[1]}MB", **options).read()
+        plan = work.plan()
+    small.mkdir()
+    work.write(work.apply(plan), small, "compresskit compress")
+    assert (small / "model.safetensors").stat().st_size <= size
+
+
+@settings(few, max_examples=6)
+@given(architectures(), choices, st.floats(0.1, 0.95), st.sampled_from([None, "base", "masked-lm"]))
+def test_a_size_is_never_exceeded(model: Any, options: Any, share: float, as_class: str | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        fits(model, share, Path(folder), as_class=as_class, **options)
+
+
+@pytest.mark.sweep
+@settings(deadline=None, max_examples=150)
+@given(architectures(), choices, st.floats(0.05, 0.99), st.sampled_from([None, "base", "masked-lm"]))
+def test_a_size_is_never_exceeded_at_length(model: Any, options: Any, share: float, as_class: str | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        fits(model, share, Path(folder), as_class=as_class, **options)
 
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)

@@ -15,11 +15,12 @@ from compresskit.calibration import sensitivity
 from compresskit.calibration.tokens import RealTokens
 from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus
-from compresskit.decomposers import Target
+from compresskit.decomposers import Target, exact_products
 from compresskit.errors import InputError
 from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
+from compresskit.model.sources import check_weights
 from compresskit.model.targets import find_targets, users
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import TRAIN, TaskData
@@ -72,6 +73,7 @@ class Calibration:
         return {"text": self.text, "tokens": self.tokens, **weighed}
 
 
+@exact_products  # moments of a caller's 16 bits would be coarse
 def calibrate(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -96,8 +98,9 @@ def calibrate(
         untrained: names of tensors that were initialised at random.
 
     Raises:
-        InputError: unreadable or empty text, a text on which the model computes NaN.
+        InputError: unreadable or empty text, a text on which the model computes NaN, a model without weights.
     """
+    check_weights(model)
     limit = positions(model)
     if isinstance(text, TaskData):
         name, record = f"task {text.task.name}", _task_record(text)
@@ -190,8 +193,7 @@ def _watch(
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             tokens = RealTokens(inputs)
             found.tokens += tokens.count
-            with torch.autocast(model.device.type, enabled=False):  # moments of a caller's 16 bits would be coarse
-                model(**fitted(model, inputs))
+            model(**fitted(model, inputs))
             seen.clear()
             progress("calibrating", number, len(batches))
     _hold_once(found._moments)

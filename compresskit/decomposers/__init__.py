@@ -28,6 +28,7 @@ from compresskit.decomposers.layers import (
     add_bias,
 )
 from compresskit.decomposers.least_squares import output_error
+from compresskit.decomposers.linalg import exact_products
 from compresskit.decomposers.sources import BLOCK_ROWS, Statistics, WeightSource, counts_of, moment_of, row_blocks
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "WeightSource",
     "add_bias",
     "counts_of",
+    "exact_products",
     "moment_of",
     "output_error",
     "row_blocks",

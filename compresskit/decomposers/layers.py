@@ -48,7 +48,13 @@ class FactorisedLayer(nn.Module, ABC):
 
     @abstractmethod
     def to_dense(self) -> nn.Module:
-        """An ordinary layer with the weight multiplied out, same dtype and device."""
+        """An ordinary layer with the weight multiplied out, same dtype and device; it learns if a factor did."""
+
+    def _product(self) -> nn.Parameter:
+        """W' as a parameter of its own."""
+        factors = [module.named_parameters() for module in (self, *self.shared_factors)]
+        learns = any(factor.requires_grad for named in factors for name, factor in named if name != "bias")
+        return nn.Parameter(self.dense_weight().detach().contiguous(), requires_grad=learns)
 
 
 class FactorisedLinear(FactorisedLayer):
@@ -79,10 +85,9 @@ class FactorisedLinear(FactorisedLayer):
 
     def to_dense(self) -> nn.Linear:
         """An ordinary ``nn.Linear`` with the weight multiplied out, same dtype, device and bias."""
-        weight = self.dense_weight().detach()
         with torch.device("meta"):
             dense = nn.Linear(self.in_features, self.out_features, bias=False)
-        dense.weight = nn.Parameter(weight.contiguous())
+        dense.weight = self._product()
         dense.register_parameter("bias", self.bias)
         return dense.train(self.training)
 
@@ -120,10 +125,9 @@ class FactorisedEmbedding(FactorisedLayer):
 
     def to_dense(self) -> nn.Embedding:
         """An ordinary ``nn.Embedding`` with the table multiplied out."""
-        weight = self.dense_weight().detach().contiguous()
         with torch.device("meta"):
             dense = nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx)
-        dense.weight = nn.Parameter(weight)
+        dense.weight = self._product()
         return dense.train(self.training)
 
     def extra_repr(self) -> str:

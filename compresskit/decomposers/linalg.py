@@ -32,14 +32,14 @@ _LEAST, _MOST = 1e-6, 1e6
 Blocks = Callable[[], Iterable[Tensor]]
 
 
-def _exact_products(function: F) -> F:
+def exact_products(function: F) -> F:
     """The function without autocast, which would multiply in 16 bits."""
     for device in ("cpu", "cuda"):
         function = torch.autocast(device, enabled=False)(function)
     return function
 
 
-@_exact_products
+@exact_products
 def gram(blocks: Iterable[Tensor]) -> Tensor:
     """R^T R.
 
@@ -102,7 +102,7 @@ class Truncated(NamedTuple):
     images: Tensor
 
 
-@_exact_products
+@exact_products
 def truncated_svd(blocks: Blocks, count: int) -> Truncated:
     """The ``count`` largest singular values of R with their vectors, in the precision of :func:`working`.
 

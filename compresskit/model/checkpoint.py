@@ -357,6 +357,7 @@ def load_compressed(folder: Path, *, check_hashes: bool = True, **kwargs: Any) -
             more = f" and {len(keys) - 1} more" * (len(keys) > 1)
             raise InputError(f"{folder}: {problem} {min(keys)}{more}")
     check_finite(loaded)
+    quantizer_of(loaded).extra_tensors = _kept(loaded, stored)  # so that saving it again loses nothing
     return loaded
 
 

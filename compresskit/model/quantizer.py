@@ -132,7 +132,10 @@ class CompresskitHfQuantizer(HfQuantizer):
         return True
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-        return ({**model.state_dict(), **self.extra_tensors} if self.extra_tensors else None), {}
+        if not self.extra_tensors:
+            return None, {}
+        # The model may have been cast since they were read.
+        return {**model.state_dict(), **{k: tensor.to(model.dtype) for k, tensor in self.extra_tensors.items()}}, {}
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         mount_config(model, self.quantization_config)
@@ -150,11 +153,26 @@ class CompresskitHfQuantizer(HfQuantizer):
         attach(model, self)
         return model
 
-    def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> PreTrainedModel:
+    def dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+        """What ``model.dequantize()`` does: ordinary layers with the weights multiplied out, in place.
+
+        transformers would take the dtype from ``config.dtype``: a save leaves text there, and ``half`` what it was.
+
+        Args:
+            model: the compressed model.
+            dtype: of the result. Default: the model's own.
+
+        Raises:
+            InputError: text that names no dtype of torch.
+        """
         from compresskit.model.swap import densify
 
+        wanted: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if dtype is not None and not (isinstance(wanted, torch.dtype) and wanted.is_floating_point):
+            raise InputError(f"dtype {dtype!r}: give a floating point dtype of torch, such as torch.float16")
         densify(model)
-        return model if dtype is None else model.to(dtype)
+        self.remove_quantization_config(model)
+        return model if wanted is None else model.to(wanted)
 
 
 def _check_devices(model: PreTrainedModel) -> None:

@@ -30,9 +30,15 @@ class ModelWeights:
         return _aligned(self.view(target)[start:stop])
 
     def view(self, target: Target) -> Tensor:
-        """The weight where it lies."""
+        """The weight where it lies.
+
+        Raises:
+            InputError: it is on the meta device.
+        """
         weight = self._model.get_submodule(target.name).weight
         assert isinstance(weight, Tensor)
+        if weight.is_meta:
+            raise _without_numbers(f"{target.name}.weight")
         return weight.detach()
 
 
@@ -41,6 +47,24 @@ def _aligned(tensor: Tensor) -> Tensor:
     there, and the same weights are to give the same factors.
     """
     return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % 64 else tensor
+
+
+def _without_numbers(name: str) -> InputError:
+    return InputError(
+        f"weight {name} is on the meta device, which holds no numbers: load the model with its weights "
+        "(without them a plan by shapes can be made: explicit ones, or a ratio with allocation uniform)"
+    )
+
+
+def check_weights(model: PreTrainedModel) -> None:
+    """Refuse a model without weights, or with some of them offloaded to disk.
+
+    Raises:
+        InputError: names the first weight on the meta device.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise _without_numbers(name)
 
 
 def check_finite(model: PreTrainedModel) -> None:

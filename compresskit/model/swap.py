@@ -17,6 +17,7 @@ from compresskit.decomposers import (
     SharedFactors,
     Spec,
     TiedHead,
+    exact_products,
 )
 from compresskit.internals.torch import buffers_of, parameters_of
 from compresskit.internals.transformers import forget_declared_ties
@@ -81,6 +82,7 @@ def assign(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> None:
                 setattr(holder, attribute, tensor.clone())
 
 
+@exact_products
 def densify(model: PreTrainedModel) -> None:
     """Replace every factorised layer by an ordinary one with the weight multiplied out, in place; ties are restored."""
     tied = {n: m for n, m in model.named_modules() if isinstance(m, TiedHead | TiedEmbedding)}

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from compresskit.planning.budgets import Window
+
 #: Resolution of the table. Totals themselves stay exact: each cell keeps the true total of its best choice.
 _CELLS = 8000
 
@@ -18,11 +20,19 @@ class Choice(NamedTuple):
     penalty: float
 
 
-def allocate(items: Sequence[Sequence[Choice]], budget: int, slack: float) -> list[int] | None:
-    """For every item the index of a choice, so that the sum of parameters is at most ``budget``.
+def allocate(items: Sequence[Sequence[Choice]], budget: int, window: Window) -> list[int] | None:
+    """For every item the index of a choice, so that the sum of parameters lies in the window.
 
-    Among totals in [budget / (1 + slack), budget] the least sum of penalties wins; if no total lies there, the
-    largest total below. None if even the smallest choices exceed the budget.
+    Among preferred totals the least sum of penalties wins; if there are none, the largest total below. Which totals are
+    known depends on ``budget`` alone: of two windows with the same one, the lower never gives the larger total.
+
+    Args:
+        items: what each may take.
+        budget: the largest total that is looked at.
+        window: the totals that count.
+
+    Returns:
+        None if no total lies in the window.
     """
     smallest = [min(choice.parameters for choice in item) for item in items]
     room = budget - sum(smallest)
@@ -60,7 +70,13 @@ def allocate(items: Sequence[Sequence[Choice]], budget: int, slack: float) -> li
         history.append((taken, origin))
 
     ends = np.flatnonzero(np.isfinite(penalty))
-    inside = ends[total[ends] + sum(smallest) >= budget / (1 + slack)]
+    totals = total[ends] + sum(smallest)
+    ends = ends[(totals > window.above) & (totals <= window.most)]
+    if not len(ends):
+        # A cell keeps one total, so the smallest of all may not be among them.
+        least = [min(range(len(item)), key=lambda index, item=item: item[index]) for item in items]  # type: ignore[misc]
+        return least if window.above < sum(smallest) <= window.most else None
+    inside = ends[total[ends] + sum(smallest) >= window.preferred]
     cell = int(inside[np.argmin(penalty[inside])]) if len(inside) else int(ends[np.argmax(total[ends])])
     picks = []
     for taken, origin in reversed(history):

@@ -7,15 +7,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.calibration.statistics import Calibration
-from compresskit.decomposers import BLOCK_ROWS, FactorisedEmbedding, FactorisedLayer, output_error, registry
+from compresskit.decomposers import (
+    BLOCK_ROWS,
+    FactorisedEmbedding,
+    FactorisedLayer,
+    exact_products,
+    output_error,
+    registry,
+)
 from compresskit.model.quantizer import CompresskitConfig, CompresskitHfQuantizer, attach
 from compresskit.model.sharing import tie, undeclared_ties
-from compresskit.model.sources import ModelWeights
+from compresskit.model.sources import ModelWeights, check_weights
 from compresskit.model.swap import assign, mount
-from compresskit.planning.planner import Plan, Progress, silent
+from compresskit.planning.choosing import Progress, silent
+from compresskit.planning.planner import Plan
 
 
 @torch.no_grad()
+@exact_products
 def apply_plan(
     model: PreTrainedModel, plan: Plan, progress: Progress = silent, *, statistics: Calibration | None = None
 ) -> Plan:
@@ -30,7 +39,11 @@ def apply_plan(
     Returns:
         The plan with the measured error of every group, ||W - W'||_F / ||W||_F, and with statistics the error of its
         outputs on the text of the calibration.
+
+    Raises:
+        InputError: a weight is on the meta device.
     """
+    check_weights(model)
     source = ModelWeights(model)
     shared = undeclared_ties(model)
     tie(model, shared)

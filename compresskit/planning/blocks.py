@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from compresskit.decomposers import AnyDecomposer, Group, Spec, Statistics, Target, WeightSource, row_blocks
-from compresskit.errors import InputError, UnreachableError
+from compresskit.errors import InputError
 from compresskit.planning.allocation import Choice, allocate
+from compresskit.planning.budgets import Step, Window
 from compresskit.planning.recipe import Rule
 
 #: Budgets, as factors of a group's fair share, that candidates are asked for.
@@ -51,6 +52,15 @@ class Proposal(NamedTuple):
     group: Group
     decomposer: AnyDecomposer
     rule: Rule
+
+    def smallest(self, *, allow_slow: bool) -> Spec:
+        """The spec with the fewest parameters; the method must have candidates for the group."""
+        offered: list[Spec] = self.decomposer.candidates(self.group, 0, allow_slow=allow_slow)
+        return min(offered, key=self.parameters)
+
+    def parameters(self, spec: Spec) -> int:
+        """Of the factors that ``spec`` leads to."""
+        return self.decomposer.cost(self.group, spec).parameters
 
 
 class Pick(NamedTuple):
@@ -112,7 +122,7 @@ class _Option(NamedTuple):
 
 
 #: What may become of each group, by the names of its matrices.
-_Found = dict[frozenset[str], list[_Option]]
+Found = dict[frozenset[str], list[_Option]]
 
 _FIGURES = ("parameters", "penalty", "time", "cost")
 
@@ -122,38 +132,34 @@ def _names(part: Part) -> frozenset[str]:
     return part[0].group.target_names
 
 
-def least_error(
+def find_options(
     blocks: Sequence[Block],
     budget: int,
-    slack: float,
     source: WeightSource,
     statistics: Statistics | None,
     *,
     allow_slow: bool,
     fast: bool,
     progress: Callable[[str, int, int], None],
-) -> list[Pick]:
-    """A partition for every block and a pick for each of its groups, with the least total penalty.
+) -> Found:
+    """What may become of every group: specs around its fair share of the budget, with their penalties.
 
     The penalty is ||W - W'||_F^2 over all matrices; with statistics the squared relative error of outputs, times the
     matrix's sensitivity where it is known; a group's error, the mean over its matrices, counts with their sum. The word
     embedding counts several times (:data:`_WORDS`).
 
     Args:
-        budget: parameters that the factors may have together.
-        slack: totals from ``budget / (1 + slack)`` on are preferred.
+        blocks: with all groups.
+        budget: parameters that the factors have together.
         source: the weights.
         statistics: of the matrices' inputs, or None.
         allow_slow: also specs above 1.1 x the dense FLOPs.
-        fast: the least estimated time instead, with a total penalty at most :data:`_GIVEN_UP` above the least.
+        fast: keep what is fast too.
         progress: called with (what, done, total) after each group.
-
-    Raises:
-        UnreachableError: even the smallest choices exceed the budget.
     """
     common = sum(proposal.group.parameters for block in blocks for part in block[0] for proposal in part[:1]) / budget
     everything = {_names(part): part for block in blocks for partition in block for part in partition}
-    found: _Found = {}
+    found: Found = {}
     known: dict[Any, list[list[Spec]]] = {}
     for done, (names, part) in enumerate(everything.items(), start=1):
         group, methods = part[0].group, tuple(proposal.decomposer.name for proposal in part)
@@ -163,31 +169,62 @@ def least_error(
         if statistics is not None:  # errors of outputs take long: what never pays for one matrix is not tried on others
             known.setdefault(alike, _fronts(part, found[names], fast=fast))
         progress("candidates", done, len(everything))
-    best = _cheapest(blocks, found, budget, slack, 0.0)
-    if fast:
-        least, unit = _total(best, "penalty"), _total(best, "penalty") / max(_total(best, "time"), 1.0)
-        for price in unit * _PRICES:
-            tried = _cheapest(blocks, found, budget, slack, float(price))
-            small = _total(tried, "parameters") * (1 + slack) < budget  # less is faster, but it was not asked for
-            if small or _total(tried, "penalty") > (1 + _GIVEN_UP) * least:
-                break
-            best = min(best, tried, key=lambda options: _total(options, "time"))
-    return [pick for option in best for pick in option.picks]
+    return found
+
+
+def least_error(blocks: Sequence[Block], found: Found, step: Step, window: Window, *, fast: bool) -> list[Pick] | None:
+    """A partition for every block and a pick for each of its groups, with the least total penalty.
+
+    Args:
+        blocks: with all groups.
+        found: from :func:`find_options`, for the budget of this step.
+        step: decides the partitions, and what time is worth.
+        window: of that step, the totals that count.
+        fast: the least estimated time instead, with a total penalty at most :data:`_GIVEN_UP` above the least that the
+            step's whole budget would allow.
+
+    Returns:
+        None if no total lies in the window.
+    """
+    return _picks(_cheapest(blocks, found, step, window, _price(blocks, found, step) if fast else 0.0))
+
+
+def _picks(options: list[_Option] | None) -> list[Pick] | None:
+    return None if options is None else [pick for option in options for pick in option.picks]
+
+
+def _price(blocks: Sequence[Block], found: Found, step: Step) -> float:
+    """The price of time at which a plan with the step's whole budget is fastest."""
+    best = _cheapest(blocks, found, step, step.whole, 0.0)
+    if best is None:
+        return 0.0
+    least, unit = _total(best, "penalty"), _total(best, "penalty") / max(_total(best, "time"), 1.0)
+    chosen, shortest = 0.0, _total(best, "time")
+    for price in unit * _PRICES:
+        tried = _cheapest(blocks, found, step, step.whole, float(price))
+        # Less is faster, but it was not asked for.
+        small = tried is None or _total(tried, "parameters") < step.preferred
+        if tried is None or small or _total(tried, "penalty") > (1 + _GIVEN_UP) * least:
+            break
+        if _total(tried, "time") < shortest:
+            chosen, shortest = float(price), _total(tried, "time")
+    return chosen
 
 
 def _total(options: Sequence[_Option], figure: str) -> float:
     return sum(getattr(option, figure) for option in options)
 
 
-def _cheapest(blocks: Sequence[Block], found: _Found, budget: int, slack: float, price: float) -> list[_Option]:
+def _cheapest(blocks: Sequence[Block], found: Found, step: Step, window: Window, price: float) -> list[_Option] | None:
     """For every group of the best partitions its option, with the least penalty and ``price`` times the time."""
     if price:
         found = {key: _front([o._replace(cost=o.penalty + price * o.time) for o in found[key]]) for key in found}
-    items = [found[_names(part)] for partition in _best_partitions(blocks, found, budget) for part in partition]
-    chosen = allocate([[Choice(o.parameters, o.cost) for o in options] for options in items], budget, slack)
-    if chosen is None:
-        raise UnreachableError("no combination of candidates fits the budget")
-    return [options[index] for options, index in zip(items, chosen, strict=True)]
+    partitions = _best_partitions(blocks, found, step.reach)
+    if partitions is None:
+        return None
+    items = [found[_names(part)] for partition in partitions for part in partition]
+    chosen = allocate([[Choice(o.parameters, o.cost) for o in options] for options in items], step.budget, window)
+    return None if chosen is None else [options[index] for options, index in zip(items, chosen, strict=True)]
 
 
 def _front(options: Sequence[_Option]) -> list[_Option]:
@@ -206,6 +243,8 @@ def _candidates(part: Part, common: float, allow_slow: bool) -> list[list[Spec]]
         wanted = (round(factor * group.parameters / common) for factor in _BUDGETS)
         offers = (decomposer.candidates(group, count, allow_slow=allow_slow) for count in wanted)
         found.append([spec for offered in offers for spec in (offered if len(part) == 1 else offered[:_NEAREST])])
+    for proposal, specs in zip(part, found, strict=True):
+        specs.append(proposal.smallest(allow_slow=allow_slow))
     return [list(dict.fromkeys(specs)) for specs in found]
 
 
@@ -255,8 +294,10 @@ def _beats(one: _Option, other: _Option) -> bool:
     return all(mine <= its for mine, its in figures) and any(mine < its for mine, its in figures)
 
 
-def _best_partitions(blocks: Sequence[Block], found: _Found, budget: int) -> list[Partition]:
-    """Of every block the partition that the least total penalty would take, by a curve of each."""
+def _best_partitions(blocks: Sequence[Block], found: Found, budget: int) -> list[Partition] | None:
+    """Of every block the partition that the least total penalty would take, by a curve of each; None if no partitions
+    fit the budget.
+    """
     if all(len(block) == 1 for block in blocks):
         return [block[0] for block in blocks]
     curves: list[list[tuple[Partition, _Option]]] = []
@@ -264,10 +305,9 @@ def _best_partitions(blocks: Sequence[Block], found: _Found, budget: int) -> lis
         curves.append([])
         for partition in block:
             curves[-1] += [(partition, point) for point in _curve([found[_names(part)] for part in partition])]
-    chosen = allocate([[Choice(o.parameters, o.cost) for _, o in curve] for curve in curves], budget, math.inf)
-    if chosen is None:
-        raise UnreachableError("no combination of candidates fits the budget")
-    return [curve[index][0] for curve, index in zip(curves, chosen, strict=True)]
+    items = [[Choice(o.parameters, o.cost) for _, o in curve] for curve in curves]
+    chosen = allocate(items, budget, Window(budget, 0, -1))
+    return None if chosen is None else [curve[index][0] for curve, index in zip(curves, chosen, strict=True)]
 
 
 def _curve(parts: Sequence[Sequence[_Option]]) -> list[_Option]:

@@ -6,31 +6,24 @@ Needs only the shapes of the model (the meta device will do), and the weights fo
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from compresskit.calibration.statistics import Calibration
-from compresskit.decomposers import AUTO, DENSE, Group, Spec, Statistics, WeightSource, registry
+from compresskit.decomposers import Group, Spec, Statistics, WeightSource, exact_products
 from compresskit.errors import InputError, UnreachableError
 from compresskit.model.measure import Flops, count_flops
 from compresskit.model.swap import mount
 from compresskit.model.targets import count_parameters, find_targets, skeleton
-from compresskit.planning.blocks import Block, Pick, Proposal, blocks_of, least_error
-from compresskit.planning.recipe import Recipe, apply_rules
-from compresskit.planning.uniform import uniform
-
-#: The achieved ratio lies within this share above the asked one, unless the plan says otherwise.
-SLACK = 0.01
-
-Progress = Callable[[str, int, int], None]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+from compresskit.planning.blocks import Pick, Proposal
+from compresskit.planning.budgets import SLACK
+from compresskit.planning.choosing import Chooser, Progress, proposals_of, silent
+from compresskit.planning.recipe import Recipe
+from compresskit.planning.size import SizeLimit
 
 
 @dataclass(frozen=True)
@@ -98,11 +91,13 @@ class Plan:
         return replace(self, assignments=tuple(assignments))
 
 
+@exact_products
 def make_plan(
     model: PreTrainedModel,
     recipe: Recipe,
     source: WeightSource | None = None,
     *,
+    size: SizeLimit | None = None,
     statistics: Calibration | None = None,
     predict_errors: bool = False,
     progress: Progress = silent,
@@ -113,33 +108,44 @@ def make_plan(
         model: the dense model; only shapes are used.
         recipe: with a ratio, or with explicit shapes.
         source: weights. Required by ``allocation: error`` and by ``predict_errors``.
+        size: of the weight file, instead of the recipe's ratio.
         statistics: of the targets' inputs, from calibration: errors are then those of outputs.
-        predict_errors: fill in every assignment's error, or with statistics its output error.
+        predict_errors: fill in every assignment's error, or with statistics its output error; on the meta device, where
+            weights hold no numbers, errors stay unknown.
         progress: called with (what, done, total) during long work.
 
     Raises:
-        InputError: a rule that matches nothing, a ratio out of reach, a shape that does not fit or saves nothing.
+        InputError: a rule that matches nothing, a ratio or size out of reach, a shape that does not fit or saves
+            nothing.
     """
-    proposals = _proposals(model, recipe)
+    without_weights = any(parameter.is_meta for parameter in model.parameters())
+    if without_weights:  # a move to the meta device has cut its ties
+        model = skeleton(model)
+        model.tie_weights()
+    proposals = proposals_of(model, recipe)
     if not proposals:
         raise InputError(f"recipe {recipe.name} factorises nothing in this model")
     notes: list[str] = []
+    asked: float | None = None
     if recipe.explicit:
         picks = [Pick(proposal, _resolve(proposal, recipe)) for proposal in proposals]
-    elif recipe.ratio is None:
-        raise InputError(f"recipe {recipe.name} gives neither shapes nor a ratio: add --ratio")
+        student = _student(model, picks)
     else:
-        picks, notes = _chosen(model, proposals, recipe, recipe.ratio, source, statistics, progress)
-    student = skeleton(model, "cpu")
-    for (group, decomposer, _), spec in picks:
-        mount(student, decomposer, group, spec)
+        chooser = Chooser(model, proposals, recipe, source, statistics, progress)
+        notes = chooser.notes
+        if size is not None:
+            picks, student, asked = _within_size(model, chooser, size)
+        else:
+            asked = recipe.ratio
+            picks = _within_ratio(model, chooser, recipe)
+            student = _student(model, picks)
     plan = Plan(
         recipe=recipe,
         assignments=tuple(
             Assignment(group, decomposer.name, spec, decomposer.cost(group, spec).parameters)
             for (group, decomposer, _), spec in picks
         ),
-        ratio_asked=recipe.ratio,
+        ratio_asked=asked,
         parameters_before=count_parameters(model),
         parameters_after=count_parameters(student),
         flops_before=count_flops(model),
@@ -148,40 +154,57 @@ def make_plan(
         calibration=statistics.record() if statistics is not None else None,
     )
     plan = replace(plan, notes=(*notes, *_notes(plan, statistics)))
-    if predict_errors:
+    if predict_errors and not without_weights:
         predicted = _predicted(picks, source, statistics, progress)
         plan = plan.with_errors(predicted) if statistics is None else plan.with_errors({}, predicted)
     return plan
 
 
-def _chosen(
-    model: PreTrainedModel,
-    proposals: list[Proposal],
-    recipe: Recipe,
-    ratio: float,
-    source: WeightSource | None,
-    statistics: Statistics | None,
-    progress: Progress,
-) -> tuple[list[Pick], list[str]]:
-    """What a recipe with a ratio comes to, and what to say of it."""
-    fast = recipe.objective == "latency"
-    proposals, stay_dense = _offered(proposals, recipe.allow_slow)
-    if not proposals:
-        raise UnreachableError(f"recipe {recipe.name}: no matrix of this model has a shape that saves parameters")
-    notes = [f"{name} stays dense: no shape of it saves parameters" for name in stay_dense]
-    blocks = blocks_of(proposals)
+def _student(model: PreTrainedModel, picks: Sequence[Pick]) -> PreTrainedModel:
+    """The model with these groups factorised, without memory for weights."""
+    student = skeleton(model, "cpu")
+    for (group, decomposer, _), spec in picks:
+        mount(student, decomposer, group, spec)
+    return student
+
+
+def _within_ratio(model: PreTrainedModel, chooser: Chooser, recipe: Recipe) -> list[Pick]:
+    """What comes nearest to the recipe's ratio and is at least that much smaller."""
+    if recipe.ratio is None:
+        raise InputError(f"recipe {recipe.name} gives neither shapes nor a ratio: add --ratio")
     before = count_parameters(model)
-    rest = before - sum(proposal.group.parameters for block in blocks for proposal, *_ in block[0])
-    budget = math.floor(before / ratio) - rest
-    _check_reach(blocks, recipe, ratio, before, rest)
-    slack, slow = _slack(budget, rest), recipe.allow_slow
-    if recipe.allocation == "uniform":
-        return uniform(proposals, budget, slack, allow_slow=slow, fast=fast), notes
-    if source is None:
-        raise InputError("allocation error needs the weights, not only the shapes")
-    picks = least_error(blocks, budget, slack, source, statistics, allow_slow=slow, fast=fast, progress=progress)
-    order = {target.name: index for index, target in enumerate(find_targets(model))}
-    return sorted(picks, key=lambda pick: order[pick.proposal.group.targets[0].name]), notes
+    most = math.floor(Fraction(before) / Fraction(str(recipe.ratio)))  # the ratio as it is written
+    if most < chooser.least:
+        raise UnreachableError(
+            f"ratio {recipe.ratio:g} is out of reach: with {chooser.methods} this model gets at most "
+            f"{math.floor(Fraction(100 * before, chooser.least)) / 100:g}x smaller "
+            f"({chooser.dense:,} of its {before:,} parameters stay dense)"
+        )
+    return chooser.picks(most)
+
+
+def _within_size(
+    model: PreTrainedModel, chooser: Chooser, size: SizeLimit
+) -> tuple[list[Pick], PreTrainedModel, float]:
+    """What comes nearest to a size of the weight file and is at most that large, the student, and the ratio that it
+    amounts to.
+    """
+    before, largest = count_parameters(model), size.file_size(model)
+    if largest <= size.most:
+        raise InputError(f"size {size}: not below the dense model's {largest / 1e6:.2f} MB")
+    width = max(parameter.itemsize for parameter in model.parameters())
+    student, most = model, before
+    while (excess := size.file_size(student) - size.most) > 0:
+        if most == chooser.least:
+            least = math.ceil(size.file_size(student) / 1e4) / 100
+            raise UnreachableError(
+                f"size {size}: too small: with {chooser.methods} this model's weight file has at least {least:g} MB "
+                f"({chooser.dense:,} of its {before:,} parameters stay dense)"
+            )
+        most = max(chooser.least, count_parameters(student) - math.ceil(excess / width))
+        picks = chooser.picks(most)
+        student = _student(model, picks)
+    return picks, student, before / most
 
 
 def _notes(plan: Plan, statistics: Calibration | None) -> Iterator[str]:
@@ -194,35 +217,6 @@ def _notes(plan: Plan, statistics: Calibration | None) -> Iterator[str]:
         yield from statistics.notes
 
 
-def _proposals(model: PreTrainedModel, recipe: Recipe) -> list[Proposal]:
-    targets = find_targets(model)
-    order = {target.name: index for index, target in enumerate(targets)}
-    proposals = []
-    names: Counter[str] = Counter()
-    for rule, chosen in apply_rules(recipe, targets):
-        if rule.method == DENSE:
-            continue
-        rivals = registry.METHODS.all().values() if rule.method == AUTO else [registry.get(rule.method)]
-        for decomposer, group in ((rival, group) for rival in rivals for group in rival.groups(chosen)):
-            if rule.method == AUTO and not decomposer.has_own_form(group):
-                continue
-            if len(group.targets) > 1:
-                names[group.name] += 1
-                if names[group.name] > 1:  # two rules that share factors among different layers of one role
-                    group = replace(group, name=f"{group.name}_{names[group.name]}")
-            proposals.append(Proposal(group, decomposer, rule))
-    return sorted(proposals, key=lambda proposal: order[proposal.group.targets[0].name])
-
-
-def _offered(proposals: list[Proposal], allow_slow: bool) -> tuple[list[Proposal], list[str]]:
-    """The proposals that have candidates at all, and the groups for which no method has any (prime or tiny shapes)."""
-    some = [
-        proposal for proposal in proposals if proposal.decomposer.candidates(proposal.group, 0, allow_slow=allow_slow)
-    ]
-    covered = frozenset[str]().union(*(proposal.group.target_names for proposal in some))
-    return some, list(dict.fromkeys(t.group.name for t in proposals if not t.group.target_names & covered))
-
-
 def _resolve(proposal: Proposal, recipe: Recipe) -> Spec:
     try:
         options = proposal.rule.options
@@ -230,36 +224,6 @@ def _resolve(proposal: Proposal, recipe: Recipe) -> Spec:
         return proposal.decomposer.resolve(proposal.group, options)
     except InputError as error:
         raise InputError(f"recipe {recipe.name}: {error}") from None
-
-
-def _check_reach(blocks: Sequence[Block], recipe: Recipe, ratio: float, before: int, rest: int) -> None:
-    def least_of(proposal: Proposal) -> int:
-        smallest = proposal.decomposer.candidates(proposal.group, 0, allow_slow=recipe.allow_slow)
-        costs = [proposal.decomposer.cost(proposal.group, spec).parameters for spec in smallest]
-        return min([*costs, proposal.group.parameters])
-
-    least = rest + sum(
-        min(sum(min(map(least_of, part)) for part in partition) for partition in block) for block in blocks
-    )
-    if before / ratio < least:
-        everyone = {
-            proposal.decomposer.name
-            for block in blocks
-            for partition in block
-            for part in partition
-            for proposal in part
-        }
-        methods = " and ".join(sorted(everyone))
-        raise UnreachableError(
-            f"ratio {ratio:g} is out of reach: with {methods} this model gets at most "
-            f"{math.floor(100 * before / least) / 100:g}x smaller ({rest:,} of its {before:,} parameters stay dense)"
-        )
-
-
-def _slack(budget: int, rest: int) -> float:
-    """SLACK of the whole model's parameters, as a share of the factorised part's budget."""
-    lowest = (budget + rest) / (1 + SLACK) - rest
-    return budget / lowest - 1 if lowest > 0 else math.inf
 
 
 def _predicted(

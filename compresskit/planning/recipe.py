@@ -116,7 +116,7 @@ class Recipe(_Strict):
         allocation: ``uniform``: every matrix about equally much smaller. ``error``: parameters where they save most
             error.
         objective: ``size``: parameters alone count. ``latency``: of equally small plans the one estimated fastest;
-            with allocation ``error`` at most 5 % above the least total squared error.
+            with allocation ``error`` at most about 5 % above the least total squared error.
         allow_slow: take shapes that cost more than 1.1 times the dense FLOPs too.
         calibration_tokens: of a text that factors are fitted to, so that outputs are kept; 0: to the weights alone.
         calibration_sha256: of that text where a plan was written down; with another text a plan says so.
@@ -183,21 +183,21 @@ _POSITIONS = Rule(match=r"(^|\.)position_embeddings$", method=AUTO, optional=Tru
 
 def for_method(
     method: str,
-    ratio: float,
+    ratio: float | None,
     allocation: Allocation | None = None,
     allow_slow: bool = False,
     objective: Objective = "size",
     calibration_tokens: int = 0,
 ) -> Recipe:
     """The recipe that ``--method`` and ``--ratio`` mean: one method for every role, or ``auto``, which also takes the
-    table of positions where a model has one.
+    table of positions where a model has one. Without a ratio a plan is made for a size.
     """
     if method != AUTO:
         registry.get(method)
     return Recipe(
         version=1,
         name=method,
-        ratio=check_ratio(ratio),
+        ratio=None if ratio is None else check_ratio(ratio),
         allocation=allocation or ("error" if method == AUTO else "uniform"),
         objective=objective,
         allow_slow=allow_slow,

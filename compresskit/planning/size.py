@@ -1,12 +1,16 @@
-"""A size of the weight file instead of a ratio: it becomes one once the model is known."""
+"""A size of the weight file instead of a ratio."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
-from compresskit.model.checkpoint import Checkpoint
-from compresskit.model.targets import count_parameters
+from compresskit.model.file_size import file_size, saved_tensors
 
 
 def parse_size(text: str) -> int:
@@ -17,20 +21,21 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * {"kb": 1e3, "mb": 1e6, "gb": 1e9}[match[2].lower()])
 
 
-def ratio_of_size(dense: Checkpoint, size: int) -> float:
-    """The ratio that makes the weight file at most ``size`` bytes; its header and kept tensors are allowed for.
+@dataclass(frozen=True)
+class SizeLimit:
+    """How large a weight file may be.
 
-    Raises:
-        InputError: no ratio above 1 does so.
+    Attributes:
+        most: bytes.
+        kept: tensors that are stored beside the model's own, by name.
     """
-    tensors = [*dense.model.state_dict().items(), *dense.kept.items()]
-    # A factorised matrix has two tensors in the file; one entry of the header takes about 80 bytes and the name.
-    header = 256 + sum(2 * (len(name) + 80) for name, _ in tensors)
-    kept = sum(tensor.nbytes for tensor in dense.kept.values())
-    total = sum(parameter.nbytes for parameter in dense.model.parameters())
-    parameters = count_parameters(dense.model)
-    room = (size - header - kept) / (total / parameters)
-    if room <= 0 or parameters / room <= 1:
-        what = "too small for its header alone" if room <= 0 else f"not below the dense model's {total / 1e6:.1f} MB"
-        raise InputError(f"size {size / 1e6:g} MB: {what}")
-    return parameters / room
+
+    most: int
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def file_size(self, model: PreTrainedModel) -> int:
+        """Bytes that the weight file of ``model`` has, header, buffers and kept tensors too."""
+        return file_size({**saved_tensors(model), **self.kept})
+
+    def __str__(self) -> str:
+        return f"{self.most / 1e6:g} MB"

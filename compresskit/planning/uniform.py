@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from compresskit.decomposers import NEAR, Spec
-from compresskit.errors import UnreachableError
 from compresskit.planning.allocation import Choice, allocate
 from compresskit.planning.blocks import Pick, Proposal
+from compresskit.planning.budgets import Step, Window
 
 #: Bands around the common ratio, each NEAR wider than the one before, in which ratios count as equally near.
 _BANDS = 12
@@ -49,43 +49,43 @@ class _Class(NamedTuple):
         }
 
 
-def uniform(proposals: Sequence[Proposal], budget: int, slack: float, *, allow_slow: bool, fast: bool) -> list[Pick]:
+def uniform(
+    proposals: Sequence[Proposal], step: Step, window: Window, *, allow_slow: bool, fast: bool
+) -> list[Pick] | None:
     """One spec per (role, shape), all ratios as near to a common one as possible; among near ones the less complex ones
     and what a method prefers, or with ``fast`` the least estimated time.
 
     Args:
         proposals: one for each group.
-        budget: parameters that the factors may have together.
-        slack: totals from ``budget / (1 + slack)`` on are preferred.
+        step: its budget decides the common ratio.
+        window: of that step, the totals that count.
         allow_slow: also specs above 1.1 x the dense FLOPs.
         fast: the least estimated time counts, not complexity.
 
     Returns:
-        A pick for every proposal, in their order.
-
-    Raises:
-        UnreachableError: even the smallest choices exceed the budget.
+        A pick for every proposal, in their order; None if no total lies in the window.
     """
     alike: dict[tuple[Any, ...], list[Proposal]] = defaultdict(list)
     for proposal in proposals:
         group = proposal.group
         alike[proposal.decomposer.name, group.role, group.kind, group.shape, len(group.targets)].append(proposal)
     # The ratio that all would have if shapes were continuous.
-    common = sum(proposal.group.parameters for proposal in proposals) / budget
+    common = sum(proposal.group.parameters for proposal in proposals) / step.budget
     classes = [_class(members, common, allow_slow, fast=fast) for members in alike.values()]
 
-    # The narrowest band of ratios around the common one in which the budget is met; speed gets room to choose from.
+    # The narrowest band of ratios around the common one with a preferred total; speed gets room to choose from.
+    places: list[int] | None = None
     for band in range(_ROOM if fast else 1, _BANDS + 1):
         last = band == _BANDS
         choices = [class_.choices(math.inf if last else band * NEAR) for class_ in classes]
-        picked = allocate([list(item.values()) for item in choices], budget, slack) if all(choices) else None
+        picked = allocate([list(item.values()) for item in choices], step.budget, window) if all(choices) else None
         if picked is not None:
             places = [list(item)[index] for item, index in zip(choices, picked, strict=True)]
             total = sum(item[place].parameters for item, place in zip(choices, places, strict=True))
-            if total * (1 + slack) >= budget or last:
+            if total >= window.preferred:
                 break
-    if picked is None:
-        raise UnreachableError("no combination of candidates fits the budget")
+    if places is None:
+        return None
     chosen = {
         proposal.group.name: class_.specs[place]
         for class_, place in zip(classes, places, strict=True)
@@ -102,6 +102,7 @@ def _class(members: list[Proposal], common: float, allow_slow: bool, *, fast: bo
         for factor in (1.0, 0.5, 2.0)
         for spec in decomposer.candidates(group, round(factor * wanted), allow_slow=allow_slow)
     ]
+    offered.append(members[0].smallest(allow_slow=allow_slow))
     offered += [decomposer.faster(group, spec) for spec in offered] if fast else []
     specs = list(dict.fromkeys(offered))
     parameters = [decomposer.cost(group, spec).parameters for spec in specs]
