@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import NEGATIVE, POSITIVE, Run, refused, reviews, tiny_model
+from datasets import Dataset
 from sklearn.metrics import average_precision_score, f1_score
 from torch.nn import functional as F
+from transformers import AutoTokenizer
 
 import compresskit
 from compresskit.tasks.loading import load_data, load_task
@@ -147,3 +149,15 @@ def test_scores_are_those_of_scikit_learn() -> None:
     assert found["macro_f1"] == pytest.approx(f1_score(wanted, scores >= 0.5, average="macro"))
     assert found["micro_f1"] == pytest.approx(f1_score(wanted, scores >= 0.5, average="micro"))
     assert found["average_precision"] == pytest.approx(average_precision_score(wanted, scores))
+
+
+def test_a_data_set_from_python(bench_folder: Path) -> None:
+    config = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    teacher = tiny_model(head="classifier", **config)
+    student = compresskit.compress(tiny_model(head="classifier", **config), method="low-rank", ratio=2)
+    rows = [{"input_ids": [2, *range(5, 6 + n), 3], "labels": [n % 2, 1, 0]} for n in range(12)]
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    result = compresskit.distill(
+        student, teacher, dataset=Dataset.from_list(rows), tokenizer=tokenizer, max_steps=2, device="cpu", batch_size=4
+    )
+    assert {"logits", "supervised"} <= set(result.record["losses"])

@@ -21,6 +21,7 @@ from compresskit.planning.stage import Stage
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.predicting import Progress
+from compresskit.tasks.predictions import PLAIN
 from compresskit.tasks.registry import KINDS, predictions_of
 from compresskit.tasks.rows import TRAIN, TaskData
 from compresskit.training.batches import MaskingCollator
@@ -193,7 +194,7 @@ def _collator(dataset: Dataset, models: Models, stage: Stage, options: Options) 
     if "labels" not in dataset.column_names:
         if type(models.student.model).__name__.endswith("ForMaskedLM"):
             return MaskingCollator(models.tokenizer, stage.mask_probability, options.seed)
-    elif isinstance(dataset[0]["labels"], list):
+    elif isinstance(dataset[0]["labels"], list) and predictions_of(models.student.model) is PLAIN:
         return DataCollatorForTokenClassification(models.tokenizer)
     counted = has_head(models.student.model, "question-answering")  # its targets are numbers of tokens
     return DataCollatorWithPadding(padded_right(models.tokenizer) if counted else models.tokenizer)
