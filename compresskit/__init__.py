@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from compresskit.planning.stage import Stage
     from compresskit.training.stages import distill, evaluate, finetune
     from compresskit.training.trainer import DistillationTrainer
+    from compresskit.vocabulary.trimming import trim
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _PUBLIC = {
     "finetune": "compresskit.training.stages",
     "DistillationTrainer": "compresskit.training.trainer",
     "Stage": "compresskit.planning.stage",
+    "trim": "compresskit.vocabulary.trimming",
     "verify": "compresskit.folders.verification",
     "CompresskitError": "compresskit.errors",
     "InputError": "compresskit.errors",
@@ -62,6 +64,7 @@ __all__ = [
     "plan",
     "push",
     "to_dense",
+    "trim",
     "verify",
 ]
 

@@ -25,15 +25,18 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.quantizer import quantizer_of
 from compresskit.model.sources import ModelWeights, check_finite
+from compresskit.model.measure import count_flops
 from compresskit.model.targets import check_supported
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.choosing import Progress, silent
-from compresskit.planning.planner import Plan, make_plan
+from compresskit.planning.planner import Plan, Untrimmed, make_plan
 from compresskit.planning.recipe import Allocation, Objective, Recipe, check_ratio, for_method, load_recipe
 from compresskit.planning.size import SizeLimit, parse_size
 from compresskit.tasks.loading import load_data, load_task
 from compresskit.tasks.rows import TaskData
+from compresskit.vocabulary.choice import Asked
+from compresskit.vocabulary.trimming import trimmed
 
 ModelLike = PreTrainedModel | str | Path | None
 Text = str | Path | Corpus
@@ -49,13 +52,17 @@ class Request:
             the checkpoint's own.
         device: where to compute, e.g. ``cpu`` or ``cuda``.
         size: of the weight file, such as ``5MB``, instead of ``ratio``.
+        trim_text: trim the vocabulary first, to the tokens that this text uses most; ratio and size then count against
+            the model before that. ``compresskit.compress`` has no such option, since it gives no tokenizer.
+        trim_keep: how many tokens to keep.
+        trim_coverage: instead: which share of the text's tokens. Default: 0.999.
         method, ratio, recipe, allocation, objective, allow_slow, calibration, calibration_task, data, tokenizer:
             see :func:`compresskit.compress`.
 
     Raises:
         InputError: neither or both of method and recipe, or of ratio and size; no ratio for a method, a ratio for
             explicit shapes, an unknown method, allocation or objective, a recipe whose rules do not fit together, a
-            text and a task for the calibration, data without a task.
+            text and a task for the calibration, data without a task, how much to trim without a text for it.
     """
 
     model: ModelLike = None
@@ -72,6 +79,9 @@ class Request:
     calibration_task: str | Path | None = None
     data: str | Path | None = None
     tokenizer: Any = None
+    trim_text: Text | None = None
+    trim_keep: int | None = None
+    trim_coverage: float | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -83,18 +93,27 @@ class Request:
             raise InputError("calibrate on a text or on a task, not on both")
         if self.calibration_task is None and self.data is not None:
             raise InputError("data belongs to a task: give a calibration task too")
+        if self.trim_text is None and (self.trim_keep is not None or self.trim_coverage is not None):
+            raise InputError("trimming needs a text to choose the tokens by: give --trim-text")
+        if self.trim_text is not None and (self.tokenizer is not None or isinstance(self.model, PreTrainedModel)):
+            raise InputError("a vocabulary is trimmed with its tokenizer: give the checkpoint's folder, not objects")
+        Asked(self.trim_keep, self.trim_coverage)
 
     def read(self) -> Compression:
         """The checkpoint in memory with the recipe for it, after the calibration's text was found.
 
         Raises:
             InputError: a text or task that cannot be read, a task without training rows, a model that cannot be
-                compressed.
+                compressed, a vocabulary that cannot be trimmed.
         """
         text = self._text()
-        dense = self._checkpoint()
+        trim_text = None if self.trim_text is None else find_corpus(self.trim_text)
+        dense, untrimmed = self._checkpoint(), None
+        if trim_text is not None:
+            dense, untrimmed = _trimmed(dense, trim_text, Asked(self.trim_keep, self.trim_coverage))
         size = None if self.size is None else SizeLimit(parse_size(self.size), dense.kept)
-        return Compression(dense, self._recipe(self.ratio), text=text, tokenizer=self.tokenizer, size=size)
+        recipe = self._recipe(self.ratio)
+        return Compression(dense, recipe, text=text, tokenizer=self.tokenizer, size=size, untrimmed=untrimmed)
 
     @property
     def _has_text(self) -> bool:
@@ -154,6 +173,20 @@ class Request:
         return found
 
 
+def _trimmed(dense: Checkpoint, text: Corpus, asked: Asked) -> tuple[Checkpoint, Untrimmed]:
+    """The checkpoint with a trimmed vocabulary, which a note tells of, and what it was before."""
+    made = trimmed(dense, text, asked)
+    untrimmed = Untrimmed(
+        text=text.name,
+        rows=made.record.rows.before,
+        parameters=made.record.parameters.before,
+        flops=count_flops(dense.model),
+        rows_left=made.record.rows.after,
+        parameters_left=made.record.parameters.after,
+    )
+    return replace(made.checkpoint, notes=(*dense.notes, made.record.summary())), untrimmed
+
+
 @dataclass(frozen=True)
 class Compression:
     """One checkpoint on its way; every step can be taken by itself.
@@ -165,6 +198,7 @@ class Compression:
         tokenizer: to read it with. Default: the checkpoint's own.
         statistics: from calibration; errors are then those of outputs, and factors keep outputs instead of weights.
         size: of the weight file, instead of the recipe's ratio.
+        untrimmed: the model before its vocabulary was trimmed, if it was; the ratio counts against it.
     """
 
     checkpoint: Checkpoint
@@ -173,6 +207,7 @@ class Compression:
     tokenizer: Any = None
     statistics: Calibration | None = None
     size: SizeLimit | None = None
+    untrimmed: Untrimmed | None = None
 
     def calibrated(self, progress: Progress = silent) -> Compression:
         """The same with the statistics that the recipe wants; unchanged where it wants none.
@@ -203,6 +238,7 @@ class Compression:
             ModelWeights(model),
             size=self.size,
             statistics=self.statistics,
+            untrimmed=self.untrimmed,
             predict_errors=predict_errors,
             progress=progress,
         )

@@ -15,6 +15,7 @@ from compresskit.cli.compress import compress, inspect, methods
 from compresskit.cli.export import export
 from compresskit.cli.push import push
 from compresskit.cli.train import distill, evaluate, finetune, tasks
+from compresskit.cli.trim import trim
 from compresskit.cli.verify import verify
 from compresskit.errors import CompresskitError, InputError, is_panic
 
@@ -33,7 +34,21 @@ def cli() -> None:
     """
 
 
-for command in (compress, distill, finetune, evaluate, export, push, bench, report, verify, inspect, methods, tasks):
+for command in (
+    compress,
+    trim,
+    distill,
+    finetune,
+    evaluate,
+    export,
+    push,
+    bench,
+    report,
+    verify,
+    inspect,
+    methods,
+    tasks,
+):
     cli.add_command(command)
 
 

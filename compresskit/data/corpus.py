@@ -62,8 +62,7 @@ class Corpus:
     def _takes(self, document: str) -> bool:
         if self.part == "all":
             return True
-        held_out = hashlib.sha256(document.encode()).digest()[0] % HELD_OUT_SHARE == 0
-        return held_out == (self.part == "held-out")
+        return is_held_out(document) == (self.part == "held-out")
 
     def record(self) -> dict[str, Any]:
         """Which text this is, as plain data."""
@@ -74,6 +73,11 @@ class Corpus:
         else:
             digest = None
         return {"source": self.name, "sha256": digest} | ({"part": self.part} if self.part != "all" else {})
+
+
+def is_held_out(document: str) -> bool:
+    """Whether a document belongs to the held-out part of its text."""
+    return hashlib.sha256(document.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
 def find_corpus(text: str | Path | Corpus | None) -> Corpus:

@@ -149,8 +149,7 @@ def _write_companions(read: Checkpoint, folder: Path) -> None:
         config = read.model.config.to_dict()
         config.pop("quantization_config", None)  # factors are in the file; what reads this is no longer transformers
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if read.folder is not None:
-        checkpoints.copy_tokenizer(read.folder, folder)
+    checkpoints.write_tokenizer(read, folder)
 
 
 def _left_out(read: Checkpoint, folder: Path) -> tuple[str, ...]:

@@ -79,6 +79,8 @@ def _flags(checkpoint: Checkpoint, plan: Plan) -> str:
         flags += f" --calibration-task {shlex.quote(text['task'])}" + (" --data DIR" if text["sha256"] else "")
     elif text["source"] != EMBEDDED:
         flags += f" --calibration {shlex.quote(text['source'])}"
+    if (whole := plan.untrimmed) is not None:
+        flags += f" --trim-text {shlex.quote(whole.text)} --trim-keep {whole.rows_left}"
     return flags
 
 
@@ -141,6 +143,20 @@ def trained_card(original: str, stages: Sequence[StageRecord], title: str, check
         _head(checkpoint.model, data, title, origin=origin, made="trained by compresskit", compressed=compressed)
         + section
     )
+
+
+def trimmed_card(checkpoint: Checkpoint, outcome: str, title: str) -> str:
+    """The card of a dense model whose vocabulary was trimmed; ``outcome`` says how, as one sentence."""
+    data = ModelCardData(
+        base_model=checkpoint.origin if "/" in checkpoint.origin else None,
+        library_name="transformers",
+        tags=["compresskit", "model-compression"],
+    )
+    made = "with a vocabulary that compresskit trimmed"
+    head = _head(checkpoint.model, data, title, origin=checkpoint.origin, made=made, compressed=False)
+    count = count_parameters(checkpoint.model)
+    same = "Text that is read in kept tokens alone gives the outputs of the original."
+    return f"{head}## Vocabulary\n\n{outcome[:1].upper()}{outcome[1:]}. {same} The model has {count:,} parameters.\n"
 
 
 def _stage_text(stage: StageRecord) -> str:

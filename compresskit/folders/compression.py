@@ -52,6 +52,15 @@ class Megabytes(_Entry):
     after: float
 
 
+class TrimmedEntry(_Entry):
+    """What the vocabulary was before it was trimmed and after it: rows, and parameters of the whole dense model.
+    ``trim.json`` says on which text.
+    """
+
+    rows: Counts
+    parameters: Counts
+
+
 class GroupRecord(_Entry):
     """A group of matrices that was factorised together.
 
@@ -89,6 +98,8 @@ class CompressionRecord(_Entry):
         ratio_asked: None where explicit shapes were given.
         flops_linear: of linear layers and look-ups only.
         calibration: text and tokens that the factors were fitted to.
+        trimmed: where the vocabulary was trimmed too: ``parameters``, ``megabytes`` and ``flops`` before are those of
+            the model before it was.
         notes: what the user was told.
         kept_tensors: of the base model, which the class does not use.
     """
@@ -108,6 +119,7 @@ class CompressionRecord(_Entry):
     flops: Counts
     flops_linear: Counts
     calibration: dict[str, Any] | None = None
+    trimmed: TrimmedEntry | None = None
     notes: list[str] = []
     kept_tensors: list[str] = []
     groups: list[GroupRecord]
@@ -131,8 +143,13 @@ def compression_record(checkpoint: Checkpoint, plan: Plan, *, bytes_before: int,
         )
         for a in plan.assignments
     ]
-    # Without a calibration the file has no entry for it.
-    calibration = {"calibration": plan.calibration} if plan.calibration is not None else {}
+    # Without a calibration or a trimming the file has no entry for it.
+    further: dict[str, Any] = {"calibration": plan.calibration} if plan.calibration is not None else {}
+    if (whole := plan.untrimmed) is not None:
+        further["trimmed"] = TrimmedEntry(
+            rows=Counts(before=whole.rows, after=whole.rows_left),
+            parameters=Counts(before=whole.parameters, after=whole.parameters_left),
+        )
     return CompressionRecord(
         format_version=FORMAT_VERSION,
         model=checkpoint.origin,
@@ -152,7 +169,7 @@ def compression_record(checkpoint: Checkpoint, plan: Plan, *, bytes_before: int,
         kept_tensors=sorted(checkpoint.kept),
         groups=groups,
         versions={"compresskit": __version__} | {name: version(name) for name in ("torch", "transformers")},
-        **calibration,
+        **further,
     )
 
 

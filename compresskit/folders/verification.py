@@ -68,9 +68,10 @@ def _figures(folder: Path, record: CompressionRecord, model: PreTrainedModel) ->
     """What the record says and the model does not bear out."""
     before, after = record.parameters.before, record.parameters.after
     saved = sum(group.parameters_before - group.parameters_after for group in record.groups)
+    trimmed = record.trimmed.parameters.before - record.trimmed.parameters.after if record.trimmed is not None else 0
     claims = [
         ("ratio", record.ratio, before / after),
-        ("parameters that the groups save", before - after, saved),
+        ("parameters that the groups save", before - after - trimmed, saved),
     ]
     # A student takes over its teacher's class: then the totals of the compression are of another head.
     if record.model_class == type(model).__name__:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from compresskit.model import demo, heads, sentence
 from compresskit.model.adapters import check_given
 from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order, ordered, unnamed
 from compresskit.model.heads import stored_head
-from compresskit.model.output import TOKENIZER_FILES
+from compresskit.model.output import TOKENIZER_FILES, TRIM
 from compresskit.model.quantizer import QUANT_METHOD, is_compressed, mount_config, quantizer_of
 from compresskit.model.sizes import check_config, check_sizes
 from compresskit.model.sources import check_finite
@@ -32,6 +32,7 @@ from compresskit.validation import read_json
 
 __all__ = [
     "MODEL_CLASSES",
+    "SETTINGS_ONLY",
     "Checkpoint",
     "in_memory",
     "is_vocabulary",
@@ -39,6 +40,7 @@ __all__ = [
     "read",
     "save",
     "weight_files",
+    "write_tokenizer",
 ]
 
 #: What ``--as`` takes.
@@ -51,7 +53,8 @@ MODEL_CLASSES = {
     "multiple-choice": transformers.AutoModelForMultipleChoice,
 }
 
-_SETTINGS_ONLY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+#: Files of a tokenizer that hold no vocabulary.
+SETTINGS_ONLY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", TRIM)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, SafetensorError)
 
@@ -70,6 +73,8 @@ class Checkpoint:
         as_class: the class that was asked for, if any.
         untrained: names of tensors that the checkpoint lacks and that were initialised at random.
         unused_head: where the checkpoint holds a head that nobody asked for: which, and what keeps it.
+        tokenizer_files: text of the tokenizer files by name, in the place of those in ``folder``, where the vocabulary
+            was trimmed.
     """
 
     name: str
@@ -81,6 +86,7 @@ class Checkpoint:
     as_class: str | None = None
     untrained: tuple[str, ...] = ()
     unused_head: str = ""
+    tokenizer_files: Mapping[str, str] | None = None
 
 
 def read(
@@ -319,22 +325,25 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     if is_compressed(checkpoint.model):
         quantizer_of(checkpoint.model).extra_tensors = checkpoint.kept
     checkpoint.model.save_pretrained(folder)
-    if checkpoint.folder is not None:
-        copy_tokenizer(checkpoint.folder, folder)
-        if checkpoint.model.base_model is checkpoint.model:
-            sentence.copy(checkpoint.folder, folder)
+    write_tokenizer(checkpoint, folder)
+    if checkpoint.folder is not None and checkpoint.model.base_model is checkpoint.model:
+        sentence.copy(checkpoint.folder, folder)
 
 
-def copy_tokenizer(source: Path, destination: Path) -> None:
-    """Copy the tokenizer files of a checkpoint."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and TOKENIZER_FILES.fullmatch(file.name):
-            shutil.copyfile(file, destination / file.name)
+def write_tokenizer(checkpoint: Checkpoint, destination: Path) -> None:
+    """Write the tokenizer files of a checkpoint: copies of those in its folder, unless its vocabulary was trimmed."""
+    if checkpoint.tokenizer_files is not None:
+        for name, text in checkpoint.tokenizer_files.items():
+            (destination / name).write_text(text, encoding="utf-8")
+    elif checkpoint.folder is not None:
+        for file in sorted(checkpoint.folder.iterdir()):
+            if file.is_file() and TOKENIZER_FILES.fullmatch(file.name):
+                shutil.copyfile(file, destination / file.name)
 
 
 def is_vocabulary(path: Path) -> bool:
     """Whether a file holds a tokenizer's vocabulary, not only its settings."""
-    return TOKENIZER_FILES.fullmatch(path.name) is not None and path.name not in _SETTINGS_ONLY
+    return TOKENIZER_FILES.fullmatch(path.name) is not None and path.name not in SETTINGS_ONLY
 
 
 def load_compressed(folder: Path, *, check_hashes: bool = True, **kwargs: Any) -> PreTrainedModel:

@@ -16,10 +16,13 @@ from compresskit.storage.writing import new_folder
 MARKER = "compression.json"
 TRAINING = "training.json"
 EXPORT = "export.json"
+#: Belongs to the tokenizer: it goes with it into every later folder.
+TRIM = "trim.json"
 
 TOKENIZER_FILES = re.compile(
     r"tokenizer.*\.json|tokenizer\.model|vocab.*|merges\.txt|special_tokens_map\.json|added_tokens\.json"
     r"|.*\.spm|sentencepiece.*\.model|spiece\.model|bpe\.codes|dict\.txt"
+    rf"|{re.escape(TRIM)}"
 )
 _OUR_FILES = re.compile(
     rf"{TOKENIZER_FILES.pattern}|config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?"
@@ -51,7 +54,7 @@ def check_output(output: Path, overwrite: bool) -> None:
     if output.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise InputError(f"output {output}: holds the current folder, so it is not overwritten")
     found = sorted(output.iterdir())
-    if found and not any((output / marker).is_file() for marker in (MARKER, TRAINING, EXPORT)):
+    if found and not any((output / marker).is_file() for marker in (MARKER, TRAINING, EXPORT, TRIM)):
         raise InputError(f"output {output}: was not written by compresskit, so it is not overwritten")
     modules, exported = sentence.module_folders(output), _exported(output)
     for path in found:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -16,15 +18,23 @@ from compresskit.model.checkpoint import Checkpoint
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The tokenizer of a checkpoint's folder; None where it has none. Raises InputError if it cannot be loaded."""
+    if checkpoint.tokenizer_files is not None:
+        with tempfile.TemporaryDirectory() as place:
+            checkpoints.write_tokenizer(checkpoint, Path(place))
+            checkpoint.model.config.save_pretrained(place)  # may say which class the tokenizer is of
+            return _load(Path(place), checkpoint.origin)
     # transformers makes an empty tokenizer where there are no files.
     if checkpoint.folder is None or not any(map(checkpoints.is_vocabulary, checkpoint.folder.iterdir())):
         return None
+    return _load(checkpoint.folder, checkpoint.origin)
+
+
+def _load(folder: Path, origin: str) -> Any:
     try:
         with no_panic("its files"):
-            return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust library raises plain ones
-        reason = one_line(error)
-        raise InputError(f"model {checkpoint.origin}: its tokenizer cannot be loaded: {reason}") from None
+        raise InputError(f"model {origin}: its tokenizer cannot be loaded: {one_line(error)}") from None
 
 
 def find_tokenizer(given: Any, *owners: Checkpoint) -> Any:

@@ -45,6 +45,32 @@ class Assignment:
 
 
 @dataclass(frozen=True)
+class Untrimmed:
+    """A model before its vocabulary was trimmed: what a ratio counts against.
+
+    Attributes:
+        text: name of the text that the tokens to keep were chosen by.
+        rows: of its word embedding.
+        parameters: of the whole model, tied and shared tensors once.
+        flops: at batch 1, length 128.
+        rows_left: of the trimmed model, which is the one to compress.
+        parameters_left: likewise.
+    """
+
+    text: str
+    rows: int
+    parameters: int
+    flops: Flops
+    rows_left: int
+    parameters_left: int
+
+    @property
+    def removed(self) -> int:
+        """Parameters that trimming took away."""
+        return self.parameters - self.parameters_left
+
+
+@dataclass(frozen=True)
 class Plan:
     """A spec for each group, with the totals.
 
@@ -52,13 +78,14 @@ class Plan:
         recipe: what was asked.
         assignments: every group that is factorised, in the model's order.
         ratio_asked: None where explicit shapes were given.
-        parameters_before: of the dense model as loaded, tied and shared tensors once.
+        parameters_before: of the dense model as loaded, tied and shared tensors once, before its vocabulary was trimmed.
         parameters_after: of the compressed one.
         flops_before: at batch 1, length 128.
         flops_after: likewise.
         notes: what the user should know, e.g. a ratio that is not near the asked one.
         dense: names of the matrices that stay as they are.
         calibration: text and tokens that the factors were fitted to; None without.
+        untrimmed: the model before its vocabulary was trimmed; None where it was not.
     """
 
     recipe: Recipe
@@ -71,6 +98,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     dense: tuple[str, ...] = ()
     calibration: dict[str, Any] | None = None
+    untrimmed: Untrimmed | None = None
 
     @property
     def ratio(self) -> float:
@@ -99,6 +127,7 @@ def make_plan(
     *,
     size: SizeLimit | None = None,
     statistics: Calibration | None = None,
+    untrimmed: Untrimmed | None = None,
     predict_errors: bool = False,
     progress: Progress = silent,
 ) -> Plan:
@@ -110,6 +139,7 @@ def make_plan(
         source: weights. Required by ``allocation: error`` and by ``predict_errors``.
         size: of the weight file, instead of the recipe's ratio.
         statistics: of the targets' inputs, from calibration: errors are then those of outputs.
+        untrimmed: the model before its vocabulary was trimmed: the ratio counts against it.
         predict_errors: fill in every assignment's error, or with statistics its output error; on the meta device, where
             weights hold no numbers, errors stay unknown.
         progress: called with (what, done, total) during long work.
@@ -122,6 +152,7 @@ def make_plan(
     if without_weights:  # a move to the meta device has cut its ties
         model = skeleton(model)
         model.tie_weights()
+    before = count_parameters(model) if untrimmed is None else untrimmed.parameters
     proposals = proposals_of(model, recipe)
     if not proposals:
         raise InputError(f"recipe {recipe.name} factorises nothing in this model")
@@ -134,10 +165,10 @@ def make_plan(
         chooser = Chooser(model, proposals, recipe, source, statistics, progress)
         notes = chooser.notes
         if size is not None:
-            picks, student, asked = _within_size(model, chooser, size)
+            picks, student, asked = _within_size(model, chooser, size, before)
         else:
             asked = recipe.ratio
-            picks = _within_ratio(model, chooser, recipe)
+            picks = _within_ratio(model, chooser, recipe, before)
             student = _student(model, picks)
     plan = Plan(
         recipe=recipe,
@@ -146,12 +177,13 @@ def make_plan(
             for (group, decomposer, _), spec in picks
         ),
         ratio_asked=asked,
-        parameters_before=count_parameters(model),
+        parameters_before=before,
         parameters_after=count_parameters(student),
-        flops_before=count_flops(model),
+        flops_before=count_flops(model) if untrimmed is None else untrimmed.flops,
         flops_after=count_flops(student),
         dense=tuple(target.name for target in find_targets(student)),
         calibration=statistics.record() if statistics is not None else None,
+        untrimmed=untrimmed,
     )
     plan = replace(plan, notes=(*notes, *_notes(plan, statistics)))
     if predict_errors and not without_weights:
@@ -168,12 +200,17 @@ def _student(model: PreTrainedModel, picks: Sequence[Pick]) -> PreTrainedModel:
     return student
 
 
-def _within_ratio(model: PreTrainedModel, chooser: Chooser, recipe: Recipe) -> list[Pick]:
-    """What comes nearest to the recipe's ratio and is at least that much smaller."""
+def _within_ratio(model: PreTrainedModel, chooser: Chooser, recipe: Recipe, before: int) -> list[Pick]:
+    """What comes nearest to the recipe's ratio against ``before`` parameters and is at least that much smaller."""
     if recipe.ratio is None:
         raise InputError(f"recipe {recipe.name} gives neither shapes nor a ratio: add --ratio")
-    before = count_parameters(model)
     most = math.floor(Fraction(before) / Fraction(str(recipe.ratio)))  # the ratio as it is written
+    dense = count_parameters(model)
+    if dense < before and dense <= most:
+        raise InputError(
+            f"ratio {recipe.ratio:g}: trimming alone makes the model {before / dense:.2f}x smaller; ask for more, or use "
+            "`compresskit trim`"
+        )
     if most < chooser.least:
         raise UnreachableError(
             f"ratio {recipe.ratio:g} is out of reach: with {chooser.methods} this model gets at most "
@@ -184,16 +221,16 @@ def _within_ratio(model: PreTrainedModel, chooser: Chooser, recipe: Recipe) -> l
 
 
 def _within_size(
-    model: PreTrainedModel, chooser: Chooser, size: SizeLimit
+    model: PreTrainedModel, chooser: Chooser, size: SizeLimit, before: int
 ) -> tuple[list[Pick], PreTrainedModel, float]:
-    """What comes nearest to a size of the weight file and is at most that large, the student, and the ratio that it
-    amounts to.
+    """What comes nearest to a size of the weight file and is at most that large, the student, and the ratio against
+    ``before`` parameters that it amounts to.
     """
-    before, largest = count_parameters(model), size.file_size(model)
+    largest = size.file_size(model)
     if largest <= size.most:
         raise InputError(f"size {size}: not below the dense model's {largest / 1e6:.2f} MB")
     width = max(parameter.itemsize for parameter in model.parameters())
-    student, most = model, before
+    student, most = model, count_parameters(model)
     while (excess := size.file_size(student) - size.most) > 0:
         if most == chooser.least:
             least = math.ceil(size.file_size(student) / 1e4) / 100

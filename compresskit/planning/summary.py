@@ -31,7 +31,8 @@ def plan_rows(plan: Plan) -> list[tuple[str, ...]]:
         count = sum(len(a.group.targets) for a in members)
         sizes = (f"{before:,}", f"{after:,}", f"{before / after:.1f}x")
         rows.append((role, str(count), shape, method, factors, *sizes, *errors))
-    dense_before = plan.parameters_before - sum(a.group.parameters for a in plan.assignments)
+    removed = plan.untrimmed.removed if plan.untrimmed is not None else 0
+    dense_before = plan.parameters_before - removed - sum(a.group.parameters for a in plan.assignments)
     dense_after = plan.parameters_after - sum(a.parameters for a in plan.assignments)
     zeros = ["0"] * (len(plan_columns(plan)) - len(_COLUMNS) + 1)
     return [*rows, ("the rest", "", "", "dense", "", f"{dense_before:,}", f"{dense_after:,}", "1.0x", *zeros)]
@@ -54,6 +55,14 @@ def total_rows(plan: Plan, megabytes: tuple[float, float] | None = None) -> list
             f"{plan.ratio:.2f}x smaller ({asked})",
         )
     ]
+    if plan.untrimmed is not None:
+        whole, left = plan.untrimmed.parameters, plan.untrimmed.parameters_left
+        tokens = f"{plan.untrimmed.rows:,} to {plan.untrimmed.rows_left:,} rows"
+        rows = [
+            (f"by the vocabulary, {tokens}", f"{whole:,}", f"{left:,}", f"{whole / left:.2f}x smaller"),
+            ("by factors", f"{left:,}", f"{plan.parameters_after:,}", f"{left / plan.parameters_after:.2f}x smaller"),
+            *rows,
+        ]
     if megabytes is not None:
         rows.append(("MB", f"{megabytes[0]:.2f}", f"{megabytes[1]:.2f}", f"{megabytes[0] / megabytes[1]:.2f}x smaller"))
     for what, old, new in (

@@ -1,0 +1,1 @@
+"""Trimming of vocabularies: which tokens stay, the tokenizer that knows them alone, the model with their rows."""
