@@ -23,9 +23,9 @@ from compresskit.errors import InputError, WorkError, unknown
 from compresskit.folders.compressed import write_compressed
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.measure import count_flops
 from compresskit.model.quantizer import quantizer_of
 from compresskit.model.sources import ModelWeights, check_finite
-from compresskit.model.measure import count_flops
 from compresskit.model.targets import check_supported
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.apply import apply_plan

@@ -78,7 +78,7 @@ class Plan:
         recipe: what was asked.
         assignments: every group that is factorised, in the model's order.
         ratio_asked: None where explicit shapes were given.
-        parameters_before: of the dense model as loaded, tied and shared tensors once, before its vocabulary was trimmed.
+        parameters_before: of the dense model as loaded, tied and shared tensors once; with ``untrimmed`` of that model.
         parameters_after: of the compressed one.
         flops_before: at batch 1, length 128.
         flops_after: likewise.
