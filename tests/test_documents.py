@@ -43,6 +43,8 @@ SMALLER = {
     "5MB": "1MB",
     "--max-tokens 2000000": "--max-tokens 300",
     "max_steps=1000": "max_steps=2",
+    "keep 16000": "keep 60",
+    "keep=16000": "keep=60",
 }
 SIZES = {"hidden_size": 96, "intermediate_size": 384, "vocab_size": 3000, "max_position_embeddings": 128}
 #: The last flag of a name counts.

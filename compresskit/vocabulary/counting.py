@@ -86,8 +86,8 @@ def count(reader: Tokenizer, tokenizer: TokenizerFile, corpus: Corpus) -> Counts
         if training.sum() + held_out.sum() >= MOST_TOKENS:
             break
     whole = training + held_out
-    nothing_of_it = [*tokenizer.special, *({tokenizer.vocabulary.unknown} - {None})]
-    if whole.sum() == whole[nothing_of_it].sum():
+    read = sorted(tokenizer.strings.keys() - tokenizer.special - {tokenizer.vocabulary.unknown})
+    if not whole[read].any():
         raise InputError(f"text {corpus.name}: has none of the model's tokens, so there is nothing to choose by")
     if not training.sum() or not held_out.sum():
         return Counts(whole, documents, 0)
