@@ -13,10 +13,12 @@ import pytest
 import torch
 import transformers
 from conftest import Run, outputs, refused, same, tiny_model, weights
+from families import FAMILIES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import compresskit
 from compresskit import InputError
+from compresskit.vocabulary.rows import vocabulary_rows, with_rows
 from compresskit.vocabulary.tokenizer_file import TokenizerFile
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -103,6 +105,12 @@ def word_level() -> Tokenizer:
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     kind.__name__: kind for kind in (word_piece, byte_bpe, suffix_bpe, fallback_bpe, unigram, word_level)
 }
+
+
+def _heads(name: str) -> list[str]:
+    """The first head of a family, and that over the vocabulary."""
+    heads = FAMILIES[name].heads()
+    return [heads[0], *(["masked-lm"] if "masked-lm" in heads[1:] else [])]
 
 
 class Whole(NamedTuple):
@@ -256,6 +264,21 @@ def test_heads_over_the_vocabulary_are_cut_with_it(family: str, tmp_path: Path) 
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+@pytest.mark.parametrize(("name", "head"), [(name, head) for name in FAMILIES for head in _heads(name)])
+def test_every_family_gives_the_same_outputs_with_fewer_rows(name: str, head: str) -> None:
+    model, batch = FAMILIES[name].build(head), FAMILIES[name].batch(head)
+    order = [*range(10), *range(10, vocabulary_rows(model), 2)]
+    smaller = with_rows(model, order)
+    places = batch["input_ids"] % len(order)
+    with torch.no_grad():
+        wanted = model(**batch | {"input_ids": torch.tensor(order)[places]})[0]
+        found = smaller(**batch | {"input_ids": places})[0]
+    if head == "masked-lm":
+        assert torch.allclose(found, wanted[..., order], atol=1e-5)
+    else:
+        assert torch.equal(found, wanted)
+
+
 def test_an_untied_decoder_is_cut_too(tmp_path: Path) -> None:
     whole = _checkpoint("word_piece", tmp_path, "bert", "masked-lm")
     config = whole.model.config
@@ -376,6 +399,7 @@ def test_a_size_is_that_of_the_file(run: Run, pieces: Whole) -> None:
     assert 160_000 < Path("small/model.safetensors").stat().st_size <= 180_000
 
 
+@pytest.mark.slow
 def test_a_compressed_one_is_exported(run: Run, pieces: Whole) -> None:
     pytest.importorskip("onnxruntime")
     shared = ("compress", "--model", pieces.folder, "--trim-text", pieces.text, "--trim-keep", 500)

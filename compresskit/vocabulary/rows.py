@@ -61,10 +61,11 @@ def check_padding(model: PreTrainedModel, new: Mapping[int, int]) -> None:
 def with_rows(model: PreTrainedModel, order: Sequence[int]) -> PreTrainedModel:
     """A model of the same class that has these rows of the vocabulary, in this order; all else is ``model``'s own.
 
-    Rows are taken of every tensor whose shape hangs on ``vocab_size``: the word embedding, the decoder and its bias.
+    They are taken of every tensor whose shape hangs on ``vocab_size``: the word embedding, the decoder and its bias
+    (MobileBERT's decoder has a part with columns for them).
 
     Raises:
-        InputError: a tensor hangs on the vocabulary in another way than by its rows.
+        InputError: a tensor hangs on the vocabulary in another way than by one of its dimensions.
     """
     rows = vocabulary_rows(model)
     new = {old: number for number, old in enumerate(order)}
@@ -76,11 +77,11 @@ def with_rows(model: PreTrainedModel, order: Sequence[int]) -> PreTrainedModel:
     chosen = torch.tensor(order, device=model.device)
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if tensor.shape != shapes.get(name):
-            if shapes.get(name) != (len(order), *tensor.shape[1:]) or len(tensor) != rows:
-                raise InputError(f"{type(model).__name__}: {name} hangs on the vocabulary in a way that is not known")
-            tensor = tensor[chosen]
-        tensors[name] = tensor
+        wanted = tuple(shapes.get(name, ()))
+        changed = [d for d, size in enumerate(tensor.shape) if len(wanted) != tensor.dim() or size != wanted[d]]
+        if changed and (len(changed) > 1 or (tensor.shape[changed[0]], wanted[changed[0]]) != (rows, len(order))):
+            raise InputError(f"{type(model).__name__}: {name} hangs on the vocabulary in a way that is not known")
+        tensors[name] = tensor.index_select(changed[0], chosen) if changed else tensor
     build: Any = type(model).from_pretrained
     made, info = build(None, config=config, state_dict=tensors, dtype=model.dtype, output_loading_info=True)
     if lost := sorted({*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]}):
@@ -91,10 +92,8 @@ def with_rows(model: PreTrainedModel, order: Sequence[int]) -> PreTrainedModel:
 
 def _renumber(config: Any, change: Callable[[int], int]) -> None:
     """Change the numbers of tokens in a configuration, in place."""
-    for name in config.to_dict():
+    for name in (name for name in config.to_dict() if name.endswith("_token_id")):
         value = getattr(config, name, None)
-        if not name.endswith("_token_id"):
-            continue
         if isinstance(value, list):
             setattr(config, name, [change(number) for number in value])
         elif isinstance(value, int):
