@@ -156,7 +156,8 @@ def trimmed_card(checkpoint: Checkpoint, outcome: str, title: str) -> str:
     head = _head(checkpoint.model, data, title, origin=checkpoint.origin, made=made, compressed=False)
     count = count_parameters(checkpoint.model)
     same = "Text that is read in kept tokens alone gives the outputs of the original."
-    return f"{head}## Vocabulary\n\n{outcome[:1].upper()}{outcome[1:]}. {same} The model has {count:,} parameters.\n"
+    how = plain(outcome[:1].upper() + outcome[1:])
+    return f"{head}## Vocabulary\n\n{how}. {same} The model has {count:,} parameters.\n"
 
 
 def _stage_text(stage: StageRecord) -> str:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from compresskit.markup import plain
 from compresskit.model.output import TRIM
 from compresskit.validation import read_json
 
@@ -69,7 +68,7 @@ class TrimRecord(_Entry):
     tokenizer: str
     text: dict[str, Any]
     documents: int
-    asked: dict[str, float]
+    asked: dict[str, int | float]
     tokens: BeforeAfter
     rows: BeforeAfter
     parameters: BeforeAfter
@@ -82,8 +81,7 @@ class TrimRecord(_Entry):
     def summary(self) -> str:
         """The outcome as one sentence, without a full stop."""
         start = (
-            f"the vocabulary was trimmed from {self.rows.before:,} to {self.rows.after:,} rows "
-            f"on {plain(self.text['source'])}"
+            f"the vocabulary was trimmed from {self.rows.before:,} to {self.rows.after:,} rows on {self.text['source']}"
         )
         if self.held_out is None:
             return f"{start}, which is too short to hold a part out: what it does to other text is not known"
