@@ -208,8 +208,8 @@ def _within_ratio(model: PreTrainedModel, chooser: Chooser, recipe: Recipe, befo
     dense = count_parameters(model)
     if dense < before and dense <= most:
         raise InputError(
-            f"ratio {recipe.ratio:g}: trimming alone makes the model {before / dense:.2f}x smaller; ask for more, or use "
-            "`compresskit trim`"
+            f"ratio {recipe.ratio:g}: trimming alone makes the model {before / dense:.2f}x smaller; ask for more, or "
+            "use `compresskit trim`"
         )
     if most < chooser.least:
         raise UnreachableError(
