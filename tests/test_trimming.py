@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -308,9 +307,6 @@ def test_the_files_that_name_numbers_follow(tmp_path: Path) -> None:
     assert json.loads((small / "added_tokens.json").read_text()) == {"<mask>": numbers["<mask>"]}
     described = json.loads((small / "tokenizer_config.json").read_text())["added_tokens_decoder"]
     assert {entry["content"]: int(number) for number, entry in described.items()} == {t: numbers[t] for t in SPECIAL}
-    (tmp_path / "old").mkdir()
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(small / name, tmp_path / "old" / name)
     vocabulary, merges = models.BPE.read_file(str(small / "vocab.json"), str(small / "merges.txt"))
     reader = Tokenizer(models.BPE(vocabulary, merges))
     reader.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
