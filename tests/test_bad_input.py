@@ -205,7 +205,7 @@ BAD_MODELS = {
     "compressed": (_compressed, "compressed already"),
     "quantised": (_quantised, "quantised with gptq"),
     "remote code": (_remote_code, "own code is not run"),
-    "vision": (_vision, "has no word embedding"),
+    "vision": (_vision, "as word embedding"),
     "decoder": (_decoder, "holds a decoder"),
     "sequence to sequence": (_sequence_to_sequence, "holds a decoder"),
     "nothing to compress": (_nothing_to_compress, "nothing to compress"),
