@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out
 
-.PHONY: demo test test-slow test-faults check docs bench-speed install clean
+.PHONY: demo test test-slow test-faults check docs bench-speed bench-export install clean
 
 demo: install
 	$(BIN)/compresskit compress --method low-rank --ratio 19 --output $(OUT)/low-rank-19x --overwrite
@@ -40,6 +40,11 @@ bench-speed: install
 	$(BIN)/python experiments/profile_layers.py
 	$(BIN)/python experiments/compress.py
 	$(BIN)/python experiments/memory.py
+
+# For example: make bench-export DENSE=teacher STUDENTS="low-rank-8x low-rank-19x" DATA=GLUE
+bench-export: install
+	$(BIN)/python experiments/export.py --dense $(DENSE) --students $(STUDENTS) --task sst2 --data $(DATA) \
+		--shapes 1x32 1x128 1x512 32x32 32x128 --threads 1 2
 
 install: $(VENV)/.installed
 

@@ -81,7 +81,7 @@ def similar(got: np.ndarray, expected: np.ndarray) -> bool:
 def test_every_method_in_onnx_and_int8(method: str, tmp_path: Path) -> None:
     """As masked-LM, whose tied head computes with the factors that the look-up reads."""
     model = student("masked-lm", method)
-    graph = to_graph(model, OnnxOptions().opset)
+    graph = to_graph(model, OnnxOptions().operator_set)
     onnx_ir.save(graph, tmp_path / "model.onnx")
     check(model, tmp_path / "model.onnx", same)
     constants = {name: value.const_value for name, value in graph.graph.initializers.items()}
@@ -302,4 +302,4 @@ def test_formats_are_listed_without_torch_and_without_the_extra() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.split() == ["dense", "onnx", "onnx-int8"]
+    assert answer.stdout.split() == ["dense", "onnx", "onnx-int4", "onnx-int8"]

@@ -32,7 +32,12 @@ class _Format(click.Option):
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write. Default: <folder>-<format>.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that compresskit wrote.")
-@click.option("--opset", type=int, help="ONNX operator set, 18 to 25. Default: 20.")
+@click.option("--opset", type=int, help="ONNX operator set, 18 to 25. Default: 20; 23 for onnxruntime.")
+@click.option(
+    "--runtime",
+    metavar="any|onnxruntime",
+    help="What an ONNX graph is for. onnxruntime: faster there, unreadable elsewhere. Default: any.",
+)
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. Default: all.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def export(folder: str, format_: str, output: Path | None, threads: int | None, debug: bool, **options: Any) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 
+from compresskit.exporting import pooling
+from compresskit.exporting.pooling import SentenceVector
 from compresskit.model.positions import shortened
 from compresskit.tasks.predicting import Runnable
 
@@ -36,15 +38,19 @@ def example_inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str,
     return inputs
 
 
-def agreement(model: PreTrainedModel, run: Runnable) -> dict[str, dict[str, float]]:
-    """How far the outputs of ``run`` are from those of the model in float32.
+def agreement(
+    model: PreTrainedModel, run: Runnable, vector: SentenceVector | None = None
+) -> dict[str, dict[str, float]]:
+    """How far the outputs of ``run`` are from those of the model in float32, and from its sentence vectors.
 
     For each: the largest absolute difference, the largest value, and the relative error ||y - y'||_F / ||y||_F.
     """
     inputs = example_inputs(model, _BATCH, shortened(model, _LENGTH))
     exact = copy.deepcopy(model).cpu().float().eval()
     with torch.no_grad():
-        expected, got = exact(**inputs), run(**inputs)
+        expected, got = dict(exact(**inputs)), run(**inputs)
+        if vector is not None:
+            expected[pooling.OUTPUT] = vector.of(expected[pooling.TOKENS], inputs["attention_mask"])
     found = {}
     for name, values in got.items():
         if not isinstance(values, Tensor) or name not in expected:  # parts of lists, such as XLNet's memories

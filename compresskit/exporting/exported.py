@@ -9,12 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from compresskit import __version__
 from compresskit.errors import InputError, WorkError, unknown
 from compresskit.exporting.agreement import agreement
 from compresskit.exporting.format import FORMATS, ExportFormat, Runtime, installed
+from compresskit.exporting.pooling import sentence_vector
 from compresskit.folders.compression import read_record
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
@@ -47,6 +46,7 @@ def export(
     output: str | Path,
     format: str = "onnx",
     opset: int | None = None,
+    runtime: str | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> Exported:
@@ -56,9 +56,12 @@ def export(
         model: a folder that compresskit wrote, or the hub id of one.
         output: the folder to write: the model, ``config.json``, the tokenizer files and ``export.json``.
         format: ``onnx`` (default): ``model.onnx`` in float32, factors stay factors, any batch and length.
-            ``onnx-int8``: the same with weights in 8 bits. ``dense``: an ordinary checkpoint, in the stored dtype, with
+            ``onnx-int8``: the same with weights in 8 bits. ``onnx-int4``: also with embeddings in 4 bits, for ONNX
+            Runtime alone. ``dense``: an ordinary checkpoint, in the stored dtype, with
             every factor multiplied out. Other packages may add formats.
-        opset: ONNX operator set, 18 to 25. Default: 20.
+        opset: ONNX operator set, 18 to 25; 23 to 25 for ONNX Runtime alone. Default: 20, 23 for ONNX Runtime alone.
+        runtime: what the graph is for: ``any`` that reads ONNX (default), or ``onnxruntime``, with operators that only
+            its CPU provider has and that make it faster. Default of ``onnx-int4``: ``onnxruntime``.
         overwrite: replace an output that compresskit wrote.
         options: further options of a format from another package.
 
@@ -67,7 +70,7 @@ def export(
             that exists.
         WorkError: the model cannot be written in this format, or its runtime computes something else than torch.
     """
-    settings = _options(FORMATS.get(format), {"opset": opset, **options})
+    settings = _options(FORMATS.get(format), {"opset": opset, "runtime": runtime, **options})
     installed(format)
     folder = Path(output)
     outputs.check_output(folder, overwrite)
@@ -105,7 +108,7 @@ def write(
             "model": read.name,
             "model_class": type(read.model).__name__,
             **written.record,
-            "agreement": _agreement(chosen, read.model, temporary),
+            "agreement": _agreement(chosen, read, temporary),
             "megabytes": {**_megabytes_before(read), "exported": _megabytes(chosen.weight_files(temporary))},
             "versions": _versions("torch", "transformers", *chosen.packages),
             "files": sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file()),
@@ -163,7 +166,7 @@ def _left_out(read: Checkpoint, folder: Path) -> tuple[str, ...]:
     )
 
 
-def _agreement(chosen: ExportFormat[Any], model: PreTrainedModel, folder: Path) -> dict[str, dict[str, float]]:
+def _agreement(chosen: ExportFormat[Any], read: Checkpoint, folder: Path) -> dict[str, dict[str, float]]:
     """How far what was written is from the model in torch; nothing where the format cannot be run here.
 
     Raises:
@@ -172,7 +175,7 @@ def _agreement(chosen: ExportFormat[Any], model: PreTrainedModel, folder: Path) 
     run = chosen.load(folder)
     if run is None:
         return {}
-    compared = agreement(model, run)
+    compared = agreement(read.model, run, sentence_vector(read))
     for name, found in compared.items():
         most = chosen.tolerance
         # Not a number is too far, too.

@@ -7,6 +7,8 @@ factors, and does not reach every one of them: files of Tucker models and tensor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -16,28 +18,40 @@ _PER_SCALE = 64
 _LARGEST_CODE = 127
 
 
-def to_int8(graph: ir.Model) -> None:
+def to_int8(graph: ir.Model, *, scaled_once: bool = False, axes: Mapping[str, int | None] | None = None) -> None:
     """Store every float32 tensor with two or more axes as int8 codes with a scale for each slice, in place.
 
     The slices are those along the axis with the least error, among axes short enough for their scales to cost little. A
     look-up reads codes and scales only the rows it has read; everything else scales the whole tensor. What has too few
     numbers stays float32.
+
+    Args:
+        graph: what is changed.
+        scaled_once: write the scaling of whole tensors with operators that ONNX Runtime computes once, when it loads
+            the graph, and not at every call. It does not do so with ``DequantizeLinear``, which others read best.
+        axes: for some weights, by their names, the axis along which each slice has a scale; None: they stay float32.
     """
+    axes = axes or {}
     for value in list(graph.graph.initializers.values()):
         assert value.const_value is not None  # an initialiser has one
         weight = value.const_value.numpy()
         if weight.dtype != np.float32 or sum(size > 1 for size in weight.shape) < 2:
             continue
+        chosen = axes.get(str(value.name), -1)
+        if chosen is None:
+            continue
         look_ups = [node for node, place in value.uses() if node.op_type == "Gather" and place == 0]
         look_ups = [node for node in look_ups if node.attributes.get_int("axis", 0) == 0]
         # After a look-up only the last axis is where it was.
-        axes = [weight.ndim - 1] if look_ups else list(range(weight.ndim))
-        axes = [axis for axis in axes if weight.shape[axis] * _PER_SCALE <= weight.size]
-        if not axes:
+        tried = [weight.ndim - 1] if look_ups else list(range(weight.ndim))
+        tried = [axis for axis in tried if weight.shape[axis] * _PER_SCALE <= weight.size]
+        if chosen >= 0 and not look_ups:
+            tried = [chosen]
+        if not tried:
             continue
-        ways = {axis: _round(weight, axis) for axis in axes}
-        axis = min(axes, key=lambda axis: _error(weight, axis, *ways[axis]))
-        _replace(graph.graph, value, look_ups, *ways[axis], axis - weight.ndim)
+        ways = {axis: _round(weight, axis) for axis in tried}
+        axis = min(tried, key=lambda axis: _error(weight, axis, *ways[axis]))
+        _replace(graph.graph, value, look_ups, *ways[axis], axis - weight.ndim, scaled_once)
 
 
 def _round(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -46,6 +60,13 @@ def _round(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], ND
     largest = np.abs(weight).max(axis=others)
     scales = (np.where(largest > 0, largest, 1.0) / _LARGEST_CODE).astype(np.float32)
     return np.rint(weight / np.expand_dims(scales, others)).astype(np.int8), scales
+
+
+def rounded(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """A weight as its codes have it, with a scale for each slice along ``axis``."""
+    codes, scales = _round(weight, axis)
+    others = tuple(other for other in range(weight.ndim) if other != axis)
+    return np.asarray(codes * np.expand_dims(scales, others), np.float32)
 
 
 def _error(weight: NDArray[np.float32], axis: int, codes: NDArray[np.int8], scales: NDArray[np.float32]) -> float:
@@ -60,6 +81,7 @@ def _replace(
     codes: NDArray[np.int8],
     scales: NDArray[np.float32],
     axis: int,
+    scaled_once: bool,
 ) -> None:
     """Put codes and scales in the place of a constant; ``axis`` counts from the end."""
     stored = [
@@ -76,7 +98,18 @@ def _replace(
         scaled.replace_input_with(0, rows)
         graph.insert_after(look_up, scaled)
     if value.uses():
-        scaled = ir.node("DequantizeLinear", stored, {"axis": axis})
-        graph.insert_before(graph[0], scaled)
+        if scaled_once:
+            # In half the bytes, where that is exact enough (to 1/2048).
+            halves = np.finfo(np.float16)
+            short = scales.astype(
+                np.float16 if halves.tiny <= scales.min() <= scales.max() <= halves.max else np.float32
+            )
+            stored[1].const_value = ir.tensor(short.reshape(-1, *[1] * (-axis - 1)))
+            floats = [ir.node("Cast", [part], {"to": int(ir.DataType.FLOAT)}) for part in stored]
+            scaled = ir.node("Mul", [floats[0].outputs[0], floats[1].outputs[0]])
+            graph.insert_before(graph[0], [*floats, scaled])
+        else:
+            scaled = ir.node("DequantizeLinear", stored, {"axis": axis})
+            graph.insert_before(graph[0], scaled)
         value.replace_all_uses_with(scaled.outputs[0])
     del graph.initializers[str(value.name)]

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, unknown
 from compresskit.exporting.format import FORMATS, ExportFormat, Runtime, Written, left_out
 
 if TYPE_CHECKING:
+    from compresskit.exporting.fused.rounded import Rounded
     from compresskit.model.checkpoint import Checkpoint
     from compresskit.tasks.predicting import Runnable
 
 GRAPH = "model.onnx"
-#: Operator sets that can be written and that ONNX Runtime reads. 20 has an operator for GELU.
+#: Operator sets that can be written and that ONNX Runtime reads. 20 has an operator for GELU, 23 one for attention.
 OPSETS = range(18, 26)
+_OPSET, _FUSED_OPSET = 20, 23
+
+#: Sequences and tokens of what a fused graph is tried on.
+_TRIAL = (4, 64)
+
+#: What a graph is for.
+Reader = Literal["any", "onnxruntime"]
 
 
 @dataclass(frozen=True)
@@ -23,14 +31,30 @@ class OnnxOptions:
     """Options of the ONNX formats.
 
     Attributes:
-        opset: ONNX operator set, 18 to 25.
+        opset: ONNX operator set, 18 to 25, for ONNX Runtime alone 23 to 25. Default: 20, and 23.
+        runtime: ``any`` that reads ONNX, or ``onnxruntime``: its CPU provider alone.
     """
 
-    opset: int = 20
+    opset: int | None = None
+    runtime: Reader = "any"
 
     def __post_init__(self) -> None:
+        if self.runtime not in get_args(Reader):
+            raise unknown("runtime", self.runtime, get_args(Reader))
+        if self.opset is None:
+            return
         if self.opset not in OPSETS:
             raise InputError(f"opset {self.opset}: can be written from {OPSETS[0]} to {OPSETS[-1]}")
+        if self.runtime == "onnxruntime" and self.opset < _FUSED_OPSET:
+            lacks = "lacks the operator by which attention is found"
+            raise InputError(
+                f"opset {self.opset}: {lacks}; for runtime onnxruntime take {_FUSED_OPSET} to {OPSETS[-1]}"
+            )
+
+    @property
+    def operator_set(self) -> int:
+        """The operator set that is written."""
+        return self.opset or (_FUSED_OPSET if self.runtime == "onnxruntime" else _OPSET)
 
 
 @FORMATS.register
@@ -46,23 +70,54 @@ class Onnx(ExportFormat[OnnxOptions]):
     largest = 2**31  # what protobuf, the format of ONNX files, can hold
     tolerance: float | None = 1e-4
     runtime = Runtime("ONNX Runtime", "onnxruntime")
+    #: Whether products may be computed with 8-bit codes where the graph is for ONNX Runtime alone.
+    eight_bits = False
 
     def write(self, read: Checkpoint, folder: Path, options: OnnxOptions) -> Written:
+        from dataclasses import asdict
+
         import onnx_ir
 
+        from compresskit.exporting.agreement import example_inputs
+        from compresskit.exporting.fused.graph import fuse, shorten
         from compresskit.exporting.graph import to_graph
+        from compresskit.exporting.pooled_graph import add_sentence_vector
+        from compresskit.exporting.pooling import sentence_vector
+        from compresskit.model import sentence
+        from compresskit.model.positions import shortened
 
-        graph = to_graph(read.model, options.opset)
-        self.change(graph)
+        graph = to_graph(read.model, options.operator_set)
+        vector, notes = sentence_vector(read), left_out(read)
+        if vector is not None:
+            add_sentence_vector(graph.graph, vector)
+        record: dict[str, Any] = {"opset": options.operator_set, "runtime": options.runtime}
+        rounded: tuple[Rounded, ...] = ()
+        if options.runtime == "onnxruntime":
+            trial = example_inputs(read.model, _TRIAL[0], shortened(read.model, _TRIAL[1]))
+            inputs = {name: ids.numpy() for name, ids in trial.items()}
+            weights = {name: tensor.float().cpu().numpy() for name, tensor in read.model.state_dict().items()}
+            fused = fuse(graph, inputs, weights, eight_bits=self.eight_bits)
+            graph, rounded, notes = fused.graph, fused.rounded, (*notes, *fused.notes)
+        self.change(graph, options, rounded)
+        if options.runtime == "onnxruntime":
+            shorten(graph)
         onnx_ir.save(graph, folder / GRAPH)
-        names = {
-            kind: [value.name for value in values]
-            for kind, values in (("inputs", graph.graph.inputs), ("outputs", graph.graph.outputs))
-        }
-        return Written({"opset": options.opset, **names}, left_out(read))
+        if vector is not None and read.folder is not None:
+            sentence.copy(read.folder, folder)
+        for kind, values in (("inputs", graph.graph.inputs), ("outputs", graph.graph.outputs)):
+            record[kind] = [value.name for value in values]
+        if rounded:
+            record["products"] = [asdict(product) | {"shape": list(product.shape)} for product in rounded]
+        return Written(record, notes)
 
-    def change(self, graph: Any) -> None:
-        """What a format derived from this one does to the graph (an ``onnx_ir.Model``) before it is saved."""
+    def change(self, graph: Any, options: OnnxOptions, rounded: tuple[Rounded, ...]) -> None:
+        """What a format derived from this one does to the graph (an ``onnx_ir.Model``) before it is saved.
+
+        Args:
+            graph: what is changed.
+            options: of the format.
+            rounded: how products take their weights in 8 bits, where that was measured.
+        """
 
     def load(self, folder: Path) -> Runnable:
         from compresskit.exporting.onnx_model import OnnxModel

@@ -1,0 +1,74 @@
+"""The vector of a sentence, as sentence-transformers makes it of the tokens' vectors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from compresskit.model import sentence
+
+if TYPE_CHECKING:
+    from compresskit.model.checkpoint import Checkpoint
+
+#: How the vector of a sentence is made of those of its tokens.
+Pooling = Literal["mean", "cls"]
+#: The name that sentence-transformers and transformers.js look for, and that of the tokens' vectors.
+OUTPUT, TOKENS = "sentence_embedding", "last_hidden_state"
+#: Least divisors, those of sentence-transformers: of a mean, and of a vector's length.
+LEAST_TOKENS, LEAST_LENGTH = 1e-9, 1e-12
+
+
+@dataclass(frozen=True)
+class SentenceVector:
+    """How a sentence's vector is made.
+
+    Attributes:
+        pooling: mean over the tokens that are no padding, or the first token's vector.
+        normalised: whether it is then brought to length 1.
+    """
+
+    pooling: Pooling
+    normalised: bool
+
+    def of(self, hidden: Tensor, mask: Tensor) -> Tensor:  # (batch, length, h), (batch, length) -> (batch, h)
+        """In torch, to compare with."""
+        if self.pooling == "cls":
+            vectors = hidden[:, 0]
+        else:
+            kept = mask[..., None].to(hidden.dtype)
+            vectors = (hidden * kept).sum(1) / kept.sum(1).clamp(min=LEAST_TOKENS)
+        return torch.nn.functional.normalize(vectors, dim=1, eps=LEAST_LENGTH) if self.normalised else vectors
+
+
+def sentence_vector(read: Checkpoint) -> SentenceVector | None:
+    """How the sentence vectors of a checkpoint are made.
+
+    None for a model with a head, for one that is no sentence-transformers model, and for one whose vectors are made in
+    a way that a graph does not hold: by other pooling than mean and cls, or with further modules.
+    """
+    if read.folder is None or read.model.base_model is not read.model:
+        return None
+    kind, *further = sentence.modules_behind(read.folder) or [""]
+    mode = _mode(read.folder) if kind == "Pooling" and set(further) <= {"Normalize"} else None
+    return None if mode is None else SentenceVector(mode, bool(further))
+
+
+def _mode(folder: Path) -> Pooling | None:
+    """The mode in the settings of the first module behind the encoder; None for another one than mean and cls."""
+    try:
+        modules = json.loads((folder / sentence.MODULES).read_text(encoding="utf-8"))
+        path = next(str(module["path"]) for module in modules if module["path"])
+        settings = json.loads((folder / path / "config.json").read_text(encoding="utf-8"))
+        # Before version 6 there was a switch for every mode.
+        switches = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
+        mode = settings.get("pooling_mode") or ", ".join(switches)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return None
+    if mode in ("cls", "pooling_mode_cls_token"):
+        return "cls"
+    return "mean" if mode in ("mean", "pooling_mode_mean_tokens") else None
