@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Run, count, tiny_bench, tiny_model
+import torch
+from conftest import Run, count, tiny_bench, tiny_model, token_ids
 from transformers import PreTrainedModel
 
 from compresskit import InputError
 from compresskit.benchmark.baselines.base import Asked, Baseline, Made
+from compresskit.benchmark.baselines.int8 import quantise
 from compresskit.benchmark.baselines.registry import BASELINES, find, row_name
 from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.provenance import MadeBy
@@ -142,3 +147,23 @@ def test_what_made_a_cell_has_no_misspelt_field() -> None:
     for wrong in ({"layer": "3 of 6"}, {"hardware": {**made["hardware"], "core": 2}}):
         with pytest.raises(ValueError, match="Extra inputs"):
             MadeBy.model_validate({**made, **wrong})
+
+
+def test_int8_rounds_as_torch_does() -> None:
+    model = tiny_model(head="classifier")
+    made = quantise(model)
+    ids = token_ids()
+    with torch.no_grad():
+        ours, exact = made(ids).logits, model(ids).logits
+    assert 0 < (ours - exact).abs().max() < 0.05
+    layer: Any = made.get_submodule("bert.encoder.layer.0.output.dense")
+    weight = model.get_submodule("bert.encoder.layer.0.output.dense").weight
+    step = 2 * weight.abs().max() / 255
+    assert (layer.weight() - weight).abs().max() <= 0.51 * step
+    if not hasattr(torch, "ao"):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions of torch drop it
+        theirs = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
+    with torch.no_grad():
+        assert torch.equal(ours, theirs(ids).logits)

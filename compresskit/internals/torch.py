@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -48,3 +49,26 @@ def replaced(kind: type[T], function: Callable[[T], Any], *values: Any) -> Seque
     """The values with every instance of ``kind`` inside them replaced."""
     found: Sequence[Any] = tree_map_only(kind, function, values)
     return found
+
+
+def packed_int8(weight: Tensor, bias: Tensor | None) -> Any:
+    """The weight (m, n) of a linear layer in 8 bits with its bias, for :func:`int8_product`. One scale, symmetric."""
+    scale = max(2 * float(weight.abs().max()) / 255, float(torch.finfo(torch.float32).eps))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch means to drop such tensors in a version that is not allowed yet
+        codes = torch.quantize_per_tensor(weight, scale, 0, torch.qint8)
+    return torch.ops.quantized.linear_prepack(codes, bias)
+
+
+def int8_product(x: Tensor, packed: Any) -> Tensor:
+    """The layer's output for x (..., n), which is quantised as it comes: what a layer of
+    ``torch.ao.quantization.quantize_dynamic`` computes, which newer versions drop.
+    """
+    found: Tensor = torch.ops.quantized.linear_dynamic(x, packed, True)
+    return found
+
+
+def unpacked(packed: Any) -> Tensor:
+    """The rounded weight of :func:`packed_int8`, (m, n) in float32."""
+    weight: Tensor = torch.ops.quantized.linear_unpack(packed)[0].dequantize()
+    return weight
