@@ -182,7 +182,7 @@ def test_what_sentence_transformers_does_is_named_where_it_is_left_out(run: Run,
     modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     done = run("export", folder, "--output", "graph")
     assert done.code == 0, done.err
     assert "left out: what sentence-transformers does" in " ".join(done.out.split())

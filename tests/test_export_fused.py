@@ -253,13 +253,6 @@ def test_sentence_vectors_are_an_output(pooling: str, runtime: str, tmp_path: Pa
     assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
 
 
-def test_other_pooling_is_left_out_and_said(tmp_path: Path) -> None:
-    folder = sentence_model(tmp_path, "max")
-    done = compresskit.export(folder, output=tmp_path / "out")
-    assert "sentence_embedding" not in done.record["outputs"]
-    assert "left out: what sentence-transformers does" in done.notes[-1]
-
-
 def sentence_model(folder: Path, pooling: str) -> Path:
     model = student("base", num_hidden_layers=1)
     model.save_pretrained(folder / "small")

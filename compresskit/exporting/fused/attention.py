@@ -204,11 +204,17 @@ def _as_one(layer: Layer, editor: Editor, masks: Masks) -> bool:
 
 
 def _width(value: ir.Value) -> int | None:
-    """How many numbers each token has, where a product or its bias tells."""
+    """How many numbers each token has, where a product, its bias or a ``Reshape`` tells."""
     made = product(value)
     if made is not None:
         return int(numbers(made.weight).shape[1])
+    parted = produced(value, "Reshape")
+    if parted is not None:
+        size = _last_size(parted.inputs[1])
+        return size if size is not None and size > 0 else _width(computed(parted))
     added = produced(value, "Add")
-    sizes = [constant(side) for side in added.inputs] if added is not None else []
-    widths = [len(side) for side in sizes if side is not None and side.ndim == 1]
-    return widths[0] if widths else None
+    sides = [] if added is None else [side for side in added.inputs if side is not None]
+    known = [array for array in map(constant, sides) if array is not None]
+    if len(sides) == 2 and len(known) == 1:
+        return len(known[0]) if known[0].ndim == 1 else _width(next(side for side in sides if constant(side) is None))
+    return None
