@@ -154,7 +154,7 @@ class Moody(Onnx):
     name = "moody"
     errors: ClassVar[list[Exception]] = []
 
-    def change(self, graph: Any) -> None:
+    def change(self, graph: Any, *given: Any) -> None:
         if self.errors:
             raise self.errors.pop(0)
 
@@ -226,7 +226,7 @@ def test_a_format_of_another_package_is_a_row_and_read_without_it(
         ("lacking", "format lacking: no-such-package missing; install the extra 'boxes'"),
         ("mute", "format mute: cannot be run in a benchmark"),
         ("dense", "format dense: cannot be run in a benchmark"),
-        ("onnx-int4", "unknown format 'onnx-int4': did you mean 'onnx-int8'"),
+        ("onnx-int3", "unknown format 'onnx-int3': did you mean 'onnx-int8'"),
     ],
 )
 def test_what_cannot_be_a_row_is_refused_before_any_cell(
