@@ -14,10 +14,13 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 import compresskit
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.kind import Scoring
 from compresskit.tasks.loading import load_data, load_task
 from compresskit.tasks.multi_label import SeveralLabels
 from compresskit.tasks.predictions import Counts
-from compresskit.tasks.registry import predictions_of
+from compresskit.tasks.registry import KINDS, predictions_of
+from compresskit.tasks.rows import Split, TaskData
 
 TASK = """version: 1
 name: feelings
@@ -64,9 +67,24 @@ def test_reading(tmp_path: Path) -> None:
     assert load_data(load_task(tmp_path / "feelings.yaml"), tmp_path).splits["dev"].targets == [("a",), ()]
 
 
+def test_scores_count_labels_that_dev_lacks(tmp_path: Path) -> None:
+    lines = [("x", "a"), ("y", "b")]
+    data = load_data(load_task(write(tmp_path, lines, lines)), tmp_path)
+    names = dict(enumerate("abc"))
+    model = tiny_model(head="classifier", id2label=names, label2id={name: i for i, name in names.items()})
+    kind = KINDS.get("multi-label")
+    scores = [np.array([0.9, 0.1, 0.9]), np.array([0.1, 0.1, 0.9])]
+    found = kind.measure(Scoring(model, None, 8), data, data.splits["dev"], scores)
+    assert found["micro_f1"] == pytest.approx(2 / (2 + 2 + 1))  # one right, two wrong, one missed
+    assert found["macro_f1"] == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (("train.tsv", "a,b", "0,1,0"), ["train.tsv, row 1", "flags of 0 and 1"]),
+        (("train.tsv", "a,b", "['a', 'b']"), ["train.tsv, row 1", "no list of labels"]),
+        (("train.tsv", "a,b", "a,nan"), ["train.tsv, row 1", "no list of labels"]),
         (("dev.tsv", "b\n", "c\n"), ["dev.tsv, row", "unknown label 'c'", "known: a, b"]),
         (("feelings.yaml", "label: labels", "label: '*'"), ["needs labels"]),
         (("feelings.yaml", "macro_f1", "accuracy"), ["unknown metric 'accuracy'"]),
@@ -132,17 +150,14 @@ def test_from_a_table_to_a_student(bench_folder: Path, tmp_path: Path) -> None:
 
 
 def test_scores_are_those_of_scikit_learn() -> None:
-    from compresskit.tasks.declaration import Task
-    from compresskit.tasks.kind import Scoring
-    from compresskit.tasks.registry import KINDS
-    from compresskit.tasks.rows import Split, TaskData
-
     chance = np.random.default_rng(0)
     wanted, scores = chance.integers(0, 2, (30, 3)), chance.random((30, 3))
     task = Task(version=1, name="x", kind="multi-label", inputs=("t",), label="l", metrics=("macro_f1",))
     targets = [tuple(name for name, flag in zip("abc", row, strict=True) if flag) for row in wanted]
     split = Split([("",)] * 30, targets, "x")
-    scoring = Scoring(tiny_model(head="classifier"), None, 8)
+    names = dict(enumerate("abc"))
+    model = tiny_model(head="classifier", id2label=names, label2id={name: i for i, name in names.items()})
+    scoring = Scoring(model, None, 8)
     found = KINDS.get("multi-label").measure(
         scoring, TaskData(task, {"dev": split}, ("a", "b", "c")), split, list(scores)
     )

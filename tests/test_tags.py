@@ -100,7 +100,7 @@ def test_bad_files(
 def test_the_first_token_of_a_word_carries_its_tag(bench_folder: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
     long = "".join(FILLERS[:2])  # of several pieces
-    rows = [(["the", long, "x"], ["O", "B-x", "O"])]
+    rows = [(["the", long, "x"], ["O", "B-x", "O"]), (["the", "x"] * 5, ["O", "O"] * 5)]
     data = load_data(load_task(write(tmp_path, rows, rows)), tmp_path)
     names = dict(enumerate(data.labels))
     model = tiny_model(head="tokens", id2label=names, label2id={name: number for number, name in names.items()})
@@ -111,12 +111,16 @@ def test_the_first_token_of_a_word_carries_its_tag(bench_folder: Path, tmp_path:
     assert encoded["labels"][0] == [-100, 0, 1, *[-100] * (pieces - 1), 0, -100]
     short = kind.encode(data, data.splits["train"], tokenizer, 3, model)
     assert (
-        kind.cut(data.splits["train"], short, 3) == "2 of 3 training words have no token of their own within 3 tokens"
+        kind.cut(data.splits["train"], short, 3) == "11 of 13 training words have no token of their own within 3 tokens"
     )
     assert kind.cut(data.splits["train"], encoded, 32) is None
-    (answers,) = kind.answers(Scoring(model, tokenizer, 3), data, data.splits["dev"])
+    answers, _ = kind.answers(Scoring(model, tokenizer, 3), data, data.splits["dev"])
     assert len(answers) == 3
     assert answers[1:] == ["O", "O"]  # what was cut off is outside
+    whole = Scoring(model, tokenizer, 32)
+    right = kind.answers(whole, data, data.splits["dev"])
+    tokenizer.padding_side = "left"
+    assert kind.answers(whole, data, data.splits["dev"]) == right
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from compresskit.model.classes import class_names, in_order
 from compresskit.model.heads import has_head
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
+from compresskit.tasks.label_column import found_label
 from compresskit.tasks.labels import map_labels
 from compresskit.tasks.predictions import Counts, Output, Predictions
 from compresskit.tasks.registry import register
@@ -140,40 +141,55 @@ class MultiLabel(TaskKind):
         return {"labels": rows.tolist()}
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[Any]:
-        """Of every row the probability of each label, in the order of the task's labels."""
+        """Of every row the probability of each label: those of the task, then what else the model knows."""
         numbers = map_labels(data.task, data.labels, scoring.model, data.sources).single
         _, logits = self.logits(scoring, data, split)
-        scores = np.stack(logits["logits"])[:, [numbers[name] for name in data.labels]]
+        scores = np.stack(logits["logits"])[:, list(numbers.values())]
         return list(1 / (1 + np.exp(-scores.astype(np.float64))))
 
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> dict[str, float]:
-        """At the threshold 0.5; ``average_precision`` is the mean over the labels that occur, and needs none."""
-        wanted = np.array([[name in names for name in data.labels] for names in split.targets])
+        """At the threshold 0.5, over all labels of the model, whichever of them these rows have. ``average_precision``
+        is the mean over the labels that occur; it needs no threshold.
+        """
+        order = map_labels(data.task, data.labels, scoring.model, data.sources).single
+        wanted = np.array([[name in names for name in order] for names in split.targets])
         probabilities = np.stack(answers)
         given = probabilities >= THRESHOLD
         occurring = wanted.any(axis=0)
-        precision = sklearn_metrics.average_precision_score(wanted[:, occurring], probabilities[:, occurring])
+        precision = 0.0
+        if occurring.any():
+            precision = sklearn_metrics.average_precision_score(wanted[:, occurring], probabilities[:, occurring])
         return {
             "macro_f1": float(sklearn_metrics.f1_score(wanted, given, average="macro", zero_division=0)),
             "micro_f1": float(sklearn_metrics.f1_score(wanted, given, average="micro", zero_division=0)),
-            "average_precision": float(precision) if occurring.any() else 0.0,
+            "average_precision": min(float(precision), 1.0),
             "exact_match": float((wanted == given).all(axis=1).mean()),
         }
 
 
 def _values(value: Any, where: str) -> list[str]:
-    """The labels in a cell, as texts. Raises InputError: it holds something else."""
+    """The labels in a cell, as texts; where labels are only looked for, ``where`` is empty and a bad cell has none.
+
+    Raises:
+        InputError: it holds something else than labels, no label, or one twice (as flags of 0 and 1 would be).
+    """
+    cells: Any = value
     if isinstance(value, str):
         mark = next((mark for mark in _SEPARATORS if mark in value), None)
-        parts = value.split(mark) if mark is not None else [value]
-        return [part.strip() for part in parts if part.strip()]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return [str(value)]
-    if isinstance(value, list) and all(isinstance(one, str | int) for one in value):
-        return [str(one) for one in value]
-    if not where:  # labels are looked for; the row is refused later
+        cells = [part for part in (value.split(mark) if mark is not None else [value]) if part.strip()]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        cells = [value]
+    plain = isinstance(cells, list) and not any(isinstance(cell, bool) for cell in cells)
+    found = [found_label(cell) for cell in cells] if plain else [None]
+    names = [name for name in found if name is not None and not name.startswith(("[", "{"))]
+    if len(names) == len(found) and len(set(names)) == len(names):
+        return names
+    if not where:
         return []
-    raise InputError(f"{where}: {value!r} is no list of labels, nor labels with ',', ';' or '|' between them")
+    raise InputError(
+        f"{where}: {value!r} is no list of labels, each named once, nor labels with ',', ';' or '|' between them "
+        "(flags of 0 and 1 take a column for each label and label: '*')"
+    )
 
 
 def _flag(value: Any, where: str) -> bool:
