@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 import compresskit
+from compresskit import InputError
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.loading import load_data, load_task
@@ -176,3 +177,17 @@ def test_a_data_set_from_python(bench_folder: Path) -> None:
         student, teacher, dataset=Dataset.from_list(rows), tokenizer=tokenizer, max_steps=2, device="cpu", batch_size=4
     )
     assert {"logits", "supervised"} <= set(result.record["losses"])
+
+
+def test_a_teacher_of_another_problem_type_is_refused(bench_folder: Path, tmp_path: Path) -> None:
+    plain, several = (tiny_model(head="classifier", problem_type=kind) for kind in (None, "multi_label_classification"))
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    for name, model in (("plain", plain), ("several", several)):
+        model.save_pretrained(tmp_path / name)
+        compresskit.compress(model, method="low-rank", ratio=2).save_pretrained(tmp_path / f"{name}-small")
+        for folder in (name, f"{name}-small"):
+            tokenizer.save_pretrained(tmp_path / folder)
+    rows = Dataset.from_list([{"input_ids": [2, 7, 8, 3]}] * 4)
+    for student, teacher in (("plain-small", "several"), ("several-small", "plain")):
+        with pytest.raises(InputError, match="its head is for"):
+            compresskit.distill(tmp_path / student, tmp_path / teacher, dataset=rows, device="cpu", max_steps=1)

@@ -56,6 +56,7 @@ MODEL_CLASSES = {
 #: Files of a tokenizer that hold no vocabulary.
 SETTINGS_ONLY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", TRIM)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_SEVERAL = "multi_label_classification"
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, SafetensorError)
 
 
@@ -178,19 +179,21 @@ def _check_labels(
     if not same_head or "num_labels" not in changes:
         return changes, ()
     ours, theirs = changes.get("problem_type"), config.problem_type
-    if ours and theirs and ours != theirs:
+    # Where it is not set, a head is for one class at a time or for a number.
+    if ours != theirs and ((ours and theirs) or _SEVERAL in (ours, theirs)):
+        held, wanted = (kind or "one answer at a time (problem_type not set)" for kind in (theirs, ours))
         raise InputError(
-            f"model {folder}: its head is for {theirs}; asked for is {ours}; start from a model without this head"
+            f"model {folder}: its head is for {held}; asked for is {wanted}; start from a model without this head"
         )
     unknown = {number: f"LABEL_{number}" for number in range(changes["num_labels"])}
-    held, wanted = class_names(config), ordered(changes.get("id2label") or unknown)
-    if class_order(wanted, held) is None:
+    names, others = class_names(config), ordered(changes.get("id2label") or unknown)
+    if class_order(others, names) is None:
         raise InputError(
-            f"model {folder}: labels differ: its head has {', '.join(held)}; asked for are {', '.join(wanted)}; "
+            f"model {folder}: labels differ: its head has {', '.join(names)}; asked for are {', '.join(others)}; "
             "start from a model without this head"
         )
-    if unnamed(held) and not unnamed(wanted):
-        note = f"model {folder.name}: its head does not name its labels; taken as {', '.join(wanted)}, in this order"
+    if unnamed(names) and not unnamed(others):
+        note = f"model {folder.name}: its head does not name its labels; taken as {', '.join(others)}, in this order"
         return changes, (note,)
     # Its own order of the labels is the one its head was trained with.
     return {key: value for key, value in changes.items() if key not in ("id2label", "label2id")}, ()
