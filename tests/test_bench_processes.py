@@ -29,7 +29,7 @@ def table(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in csv.DictReader(file)]
 
 
-@pytest.mark.slow
+@pytest.mark.sweep  # tests/faults kills at chosen moments; this one at many
 def test_killed_at_a_random_moment_gives_the_same_table(bench_folder: Path, tmp_path: Path) -> None:
     stage = {"max_length": 32, "max_steps": 250}  # a checkpoint is saved every 100 steps
     grid: dict[str, Any] = {"version": 1, "methods": ["low-rank"], "ratios": [3], "baselines": ["dense"]}
