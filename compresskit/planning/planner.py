@@ -233,7 +233,9 @@ def _within_size(
     student, most = model, count_parameters(model)
     while (excess := size.file_size(student) - size.most) > 0:
         if most == chooser.least:
-            least = math.ceil(size.file_size(student) / 1e4) / 100
+            needed = size.file_size(student)
+            step = 10 ** max(0, len(str(needed)) - 3)  # three digits, rounded up, so that the size named can be had
+            least = math.ceil(needed / step) * step / 1e6
             raise UnreachableError(
                 f"size {size}: too small: with {chooser.methods} this model's weight file has at least {least:g} MB "
                 f"({chooser.dense:,} of its {before:,} parameters stay dense)"
