@@ -156,11 +156,16 @@ def finetune(model: str | None, task: str | None, debug: bool, threads: int | No
     "--model",
     metavar="FOLDER|HUB_ID",
     required=True,
-    help="Model to score, dense or compressed, with a head for the task.",
+    help="Model to score, dense or compressed, with a head for the task (similarity and retrieval need none).",
 )
 @_task
 @_data
 @_as
+@click.option(
+    "--documents-model",
+    metavar="FOLDER|HUB_ID",
+    help="Another model for the documents of a retrieval, such as the teacher of a student that embeds the queries.",
+)
 @click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's own.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import normalizers
@@ -42,6 +42,8 @@ _ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs"
 #: Of these arguments, those that do not change what is computed in float32.
 _HARMLESS = {"trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "use_safetensors"}
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+#: What a text is to be: some models put another prompt in front of a query than in front of a document.
+Role = Literal["text", "query", "document"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class SentenceModel:
     """How the vector of a sentence is made of the last hidden states of its tokens.
 
     Attributes:
-        prompt: put in front of every text (``default_prompt_name``).
+        prompt: put in front of every text.
         include_prompt: whether the prompt's tokens are pooled too.
         modes: ways to pool; the vectors of several are put behind each other.
         max_length: tokens of a text with special tokens; None: what tokenizer and model take.
@@ -112,6 +114,14 @@ class SentenceModel:
             return (first * second).sum(1)
         return -torch.linalg.vector_norm(first - second, ord=1 if self.similarity == "manhattan" else 2, dim=1)
 
+    def likenesses(self, first: Tensor, second: Tensor) -> Tensor:
+        """(N, M) similarities of (N, size) and (M, size) vectors, every one with every other; as :meth:`likeness`."""
+        if self.similarity == "cosine":
+            first, second = (nn.functional.normalize(vectors, dim=1) for vectors in (first, second))
+        if self.similarity in ("cosine", "dot"):
+            return first @ second.T
+        return -torch.cdist(first, second, p=1 if self.similarity == "manhattan" else 2)
+
 
 def pool(hidden: Tensor, mask: Tensor, modes: Sequence[str], prompt_tokens: int = 0) -> Tensor:
     """Vectors of sentences, as ``Pooling`` of sentence-transformers computes them.
@@ -166,8 +176,21 @@ class _Normalize(nn.Module):
         return nn.functional.normalize(x, dim=-1)
 
 
-def read_sentence_model(folder: Path | None) -> SentenceModel:
+def unsaid(folder: Path | None) -> str | None:
+    """A note where a model's folder does not say how sentence vectors are made."""
+    if folder is not None and (folder / MODULES).is_file():
+        return None
+    where = "the model" if folder is None else f"model {folder.name}: its folder"
+    return f"{where} does not say how vectors of texts are made ({MODULES}): the mean over the tokens is taken"
+
+
+def read_sentence_model(folder: Path | None, role: Role = "text") -> SentenceModel:
     """How the sentence vectors of a checkpoint are made: the mean over the tokens, where its folder does not say.
+
+    Args:
+        folder: of the model; None for one given as an object.
+        role: which of the folder's prompts is taken: of a ``text`` the one that ``default_prompt_name`` names, of a
+            ``query`` or ``document`` the one of this name, none where the folder has none.
 
     Raises:
         InputError: the folder asks for something that is not followed here, or its modules cannot be read.
@@ -175,7 +198,7 @@ def read_sentence_model(folder: Path | None) -> SentenceModel:
     if folder is None or not (folder / MODULES).is_file():
         return SentenceModel()
     try:
-        return _read(folder)
+        return _read(folder, role)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
@@ -183,7 +206,7 @@ def read_sentence_model(folder: Path | None) -> SentenceModel:
         raise InputError(f"model {folder}: its sentence-transformers modules cannot be read: {what}") from None
 
 
-def _read(folder: Path) -> SentenceModel:
+def _read(folder: Path, role: Role) -> SentenceModel:
     modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
     kinds = [_kind(folder, module) for module in modules]
     if kinds[:1] != [("Transformer", "")] or [kind for kind, _ in kinds[1:2]] != ["Pooling"]:
@@ -198,7 +221,7 @@ def _read(folder: Path) -> SentenceModel:
     max_length, lower = _encoder(folder)
     size = general.get("truncate_dim")
     return SentenceModel(
-        prompt=_prompt(folder, general),
+        prompt=_prompt(folder, general, role),
         include_prompt=bool(pooling.get("include_prompt", True)),
         modes=_modes(folder, pooling),
         max_length=max_length,
@@ -242,13 +265,11 @@ def _modes(folder: Path, pooling: Mapping[str, Any]) -> tuple[str, ...]:
     return modes
 
 
-def _prompt(folder: Path, general: Mapping[str, Any]) -> str:
+def _prompt(folder: Path, general: Mapping[str, Any], role: Role) -> str:
     name, prompts = general.get("default_prompt_name"), general.get("prompts") or {}
-    if name is None:
-        return ""
-    if name not in prompts and name not in ("query", "document"):  # these two exist and are empty
+    if name is not None and name not in prompts and name not in ("query", "document"):  # these two exist and are empty
         raise InputError(f"model {folder}: {CONFIG}: default_prompt_name {name!r} is not among its prompts")
-    return str(prompts.get(name) or "")
+    return str(prompts.get(name if role == "text" else role) or "")
 
 
 def _encoder(folder: Path) -> tuple[int | None, bool]:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers import PreTrainedModel
 
-from compresskit.model.inputs import fitted
-from compresskit.model.kept import mode_kept
-from compresskit.model.positions import positions
-from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model
+from compresskit.model.sentence_vectors import read_sentence_model, unsaid
+from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
+from compresskit.tasks.encoding import empty_note, text_length, text_vectors
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.metrics import OF_NUMBERS
 from compresskit.tasks.registry import register
 from compresskit.tasks.regression import number
-from compresskit.tasks.rows import Split, TaskData
-
-#: Tokens of a text of a model that takes any length.
-_NO_LIMIT = 1 << 20
+from compresskit.tasks.rows import Split, Table, TaskData
 
 
 @register
@@ -40,43 +33,23 @@ class Similarity(TaskKind):
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> float:
         return number(row.get(task.label), f"{where}: column {task.label!r}")
 
+    def split(
+        self, task: Task, rows: Rows, about: Split, labels: Mapping[str, str], tables: Mapping[str, Table]
+    ) -> tuple[Split, tuple[str, ...]]:
+        found, notes = super().split(task, rows, about, labels, tables)
+        return found, (*notes, *empty_note(about.source, [text for pair in found.texts for text in pair], "sentences"))
+
     def length(self, task: Task, model: PreTrainedModel, tokenizer: Any, folder: Path | None) -> int:
-        """As sentence-transformers: the folder's ``max_seq_length``, else what tokenizer and model take. What the
-        declaration says counts where it is less.
-        """
-        limits = [read_sentence_model(folder).max_length or tokenizer.model_max_length, positions(model)]
-        limits += [task.max_length] if "max_length" in task.model_fields_set else []
-        return int(min([_NO_LIMIT, *(limit for limit in limits if limit is not None)]))
+        return text_length(task, model, tokenizer, folder)
+
+    def note(self, folder: Path | None) -> str | None:
+        return unsaid(folder)
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[float]:
         how = read_sentence_model(scoring.folder)
-        # In the batches of sentence-transformers, so that sentences that are nearly equal get its last digits too.
-        first, second = (sentence_vectors(scoring, how, list(texts)) for texts in zip(*split.texts, strict=True))
+        first, second = (text_vectors(scoring, how, texts) for texts in zip(*split.texts, strict=True))
         return [float(value) for value in how.likeness(first, second)]
 
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
         targets, found = np.array(split.targets), np.array(answers)
         return {metric: OF_NUMBERS[metric](targets, found, 0) for metric in data.task.metrics}
-
-
-def sentence_vectors(scoring: Scoring, how: SentenceModel, texts: list[str]) -> Tensor:
-    """(N, size) vectors of texts in float32, as ``how`` makes them of the last hidden states."""
-    base: Any = scoring.model.base_model
-    tokenizer = how.tokenizer(scoring.tokenizer)
-    before = how.prompt_tokens(tokenizer, scoring.max_length)
-    encoded = tokenizer([how.prompt + text for text in texts], truncation=True, max_length=scoring.max_length)
-    taken = inspect.signature(base.forward).parameters
-    columns = [name for name in encoded if name in taken]
-    collate: Any = DataCollatorWithPadding(tokenizer)
-    order = np.argsort([-len(text) for text in texts]).tolist()
-    found: dict[int, Tensor] = {}
-    with mode_kept(base), torch.inference_mode():
-        base.eval()
-        for start in range(0, len(order), scoring.batch_size):
-            rows = order[start : start + scoring.batch_size]
-            batch = collate([{name: encoded[name][row] for name in columns} for row in rows]).to(base.device)
-            vectors = how.vectors(base(**fitted(base, batch)).last_hidden_state, batch["attention_mask"], before)
-            found |= dict(zip(rows, vectors.cpu(), strict=True))
-            if scoring.progress is not None:
-                scoring.progress("encoding", min(start + scoring.batch_size, len(order)), len(order))
-    return torch.stack([found[row] for row in range(len(texts))])

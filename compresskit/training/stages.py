@@ -199,21 +199,24 @@ def evaluate(
     batch_size: int = 32,
     device: str = "auto",
     as_class: str | None = None,
+    documents_model: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Score a model, dense or compressed, on a task: every metric on every split but ``train``.
 
     Args:
         model: a model, folder or hub id with a head for the task (or for one whose transfer the task is). A task of
-            kind ``similarity`` needs no head: sentence vectors are made as sentence-transformers makes them for the
-            folder; of an object, and where the folder does not say, the mean over the tokens of the last layer. An
-            object comes back as it was.
+            kind ``similarity`` or ``retrieval`` needs no head: vectors of texts are made as sentence-transformers makes
+            them for the folder; of an object, and where the folder does not say, the mean over the tokens of the last
+            layer. An object comes back as it was.
         task, data, tokenizer, progress: as for :func:`finetune`.
-        max_length: tokens, at least 8; default: the task's own, of kind ``similarity`` the folder's.
+        max_length: tokens, at least 8; default: the task's own, of kinds ``similarity`` and ``retrieval`` the folder's.
         batch_size: sequences at a time.
         device: ``auto`` or ``cpu``.
         as_class: the class to read a folder in, a key of :data:`~compresskit.model.checkpoint.MODEL_CLASSES`. Default:
             the checkpoint's. The head must be in the checkpoint.
+        documents_model: folder or hub id of another model for the documents of a ``retrieval``, such as the teacher of
+            a student that embeds the queries. Their vectors are compared as ``model`` says.
 
     Returns:
         ``record["scores"]`` is ``{split: {metric: score}}``, as fractions.
@@ -225,22 +228,45 @@ def evaluate(
     with_settings(DEFAULTS["task"], explicit)  # refuses what no stage may have
     declared = find_task(task)
     kind = KINDS.get(declared.kind)
+    if documents_model is not None and not kind.has_documents:
+        of = f"task {declared.name} (kind {declared.kind})"
+        raise InputError(f"documents model {documents_model}: {of} has no documents; leave it out")
     start_processes(options)
     examples = load_data(declared, None if data is None else Path(data), train=False)
     read = _read(model, compressed=None, as_class=as_class)
-    words = find_tokenizer(tokenizer, read)
-    longest = max_length or kind.length(declared, read.model, words, read.folder)
-    length = training_data.sequence_length(longest, declared, read)
+    scoring = _scoring(read, declared, tokenizer, max_length, batch_size, progress)
     training_data.check_head(kind, declared, read)
     training_data.check_trained(read)
     note = kind.match(examples, read.model)
-    notes = [*read.notes, *examples.notes, *([note] if note else [])]
-    moved: Any = read.model
-    with as_it_was(moved):
-        moved.float().to(options.torch_device)
-        scores = score(Scoring(moved, words, length, batch_size, progress, folder=read.folder), examples)
-    record = {"model": read.origin, "task": declared.name, "data": examples.record(), "scores": scores, "notes": notes}
-    return Result(read.model, record, notes=tuple(notes))
+    notes = [*read.notes, *examples.notes, note, kind.note(read.folder)]
+    models: list[Any] = [read.model]
+    record: dict[str, Any] = {"model": read.origin, "task": declared.name, "data": examples.record()}
+    if documents_model is not None:
+        other = _read(documents_model, compressed=None)
+        scoring = replace(scoring, documents=_scoring(other, declared, None, max_length, batch_size, progress))
+        notes += [*other.notes, kind.note(other.folder)]
+        models.append(other.model)
+        record["documents_model"] = other.origin
+    with as_it_was(*models):
+        for each in models:
+            each.float().to(options.torch_device)
+        found = score(scoring, examples)
+    said = [note for note in notes if note]
+    return Result(read.model, record | {"scores": found, "notes": said}, notes=tuple(said))
+
+
+def _scoring(
+    read: Checkpoint,
+    task: Task,
+    tokenizer: Any,
+    max_length: int | None,
+    batch_size: int,
+    progress: Progress | None,
+) -> Scoring:
+    words = find_tokenizer(tokenizer, read)
+    longest = max_length or KINDS.get(task.kind).length(task, read.model, words, read.folder)
+    length = training_data.sequence_length(longest, task, read)
+    return Scoring(read.model, words, length, batch_size, progress, folder=read.folder)
 
 
 def _explicit_losses(explicit: dict[str, Any]) -> tuple[str, ...]:

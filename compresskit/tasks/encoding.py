@@ -1,0 +1,75 @@
+"""Vectors of texts by a model, as sentence-transformers makes them, for the kinds that compare vectors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from compresskit.errors import WorkError
+from compresskit.model.inputs import fitted
+from compresskit.model.kept import mode_kept
+from compresskit.model.positions import positions
+from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.kind import Scoring
+
+#: Tokens of a text of a model that takes any length.
+_NO_LIMIT = 1 << 20
+
+
+def text_length(task: Task, model: PreTrainedModel, tokenizer: Any, folder: Path | None) -> int:
+    """Tokens of a text, as sentence-transformers: the folder's ``max_seq_length``, else what tokenizer and model take.
+    What the declaration says counts where it is less.
+    """
+    limits = [read_sentence_model(folder).max_length or tokenizer.model_max_length, positions(model)]
+    limits += [task.max_length] if "max_length" in task.model_fields_set else []
+    return int(min([_NO_LIMIT, *(limit for limit in limits if limit is not None)]))
+
+
+def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> Tensor:
+    """(N, size) vectors of texts in float32, as ``how`` makes them of the last hidden states.
+
+    Batches are those of sentence-transformers, so that texts that are nearly equal get its last digits too.
+
+    Raises:
+        WorkError: a vector that is not finite, with its text.
+    """
+    base: Any = scoring.model.base_model
+    tokenizer = how.tokenizer(scoring.tokenizer)
+    before = how.prompt_tokens(tokenizer, scoring.max_length)
+    encoded = tokenizer([how.prompt + text for text in texts], truncation=True, max_length=scoring.max_length)
+    taken = inspect.signature(base.forward).parameters
+    columns = [name for name in encoded if name in taken]
+    collate: Any = DataCollatorWithPadding(tokenizer)
+    order = np.argsort([-len(text) for text in texts]).tolist()
+    found: dict[int, Tensor] = {}
+    with mode_kept(base), torch.inference_mode():
+        base.eval()
+        for start in range(0, len(order), scoring.batch_size):
+            rows = order[start : start + scoring.batch_size]
+            batch = collate([{name: encoded[name][row] for name in columns} for row in rows]).to(base.device)
+            vectors = how.vectors(base(**fitted(base, batch)).last_hidden_state, batch["attention_mask"], before)
+            found |= dict(zip(rows, vectors.cpu(), strict=True))
+            if scoring.progress is not None:
+                scoring.progress("encoding", min(start + scoring.batch_size, len(order)), len(order))
+    whole = torch.stack([found[row] for row in range(len(texts))])
+    bad = (~whole.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise WorkError(
+            f"{type(scoring.model).__name__}: the vectors of {len(bad)} of {len(texts)} texts are not finite (NaN or "
+            f"infinite), so they have no score; the first one is that of {texts[bad[0]][:60]!r}"
+        )
+    return whole
+
+
+def empty_note(source: str, texts: Sequence[str], what: str) -> tuple[str, ...]:
+    """A note on texts without a character, which get a vector like others (as in sentence-transformers)."""
+    empty = sum(not text.strip() for text in texts)
+    return (f"data {source}: {empty} of {len(texts)} {what} are empty; they are scored as they are",) if empty else ()
