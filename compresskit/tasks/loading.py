@@ -102,12 +102,7 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
     labels = kind.labels(task, (row for rows, _ in sources for row in rows))
     if labels and task.labels is None:
         notes.append(f"task {task.name}: labels found: {', '.join(labels)}")
-    by_value = {label_text(v) or v: n for n, v in task.labels.items()} if task.labels else {n: n for n in labels}
-    splits = {}
-    for name, (rows, about) in raw.items():
-        split, found = kind.split(task, rows, about, by_value, tables)
-        splits[name] = _with_tables(split, tables)
-        notes += found
+    splits = _examples(task, raw, labels, tables, notes)
     if train and labels and len(labels) < 2:
         raise InputError(f"task {task.name}: column {task.label!r} has 1 different labels, needs two or more")
     if DEV not in splits:
@@ -116,6 +111,23 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
     if not train:
         splits.pop(TRAIN, None)
     return TaskData(task, splits, labels, tuple(dict.fromkeys(notes)), _labels_of_sources(task))
+
+
+def _examples(
+    task: Task,
+    raw: Mapping[str, tuple[files.Rows, Split]],
+    labels: Sequence[str],
+    tables: Mapping[str, Table],
+    notes: list[str],
+) -> dict[str, Split]:
+    """The rows of every split as the kind's examples; what it has to say goes to ``notes``."""
+    by_value = {label_text(v) or v: n for n, v in task.labels.items()} if task.labels else {n: n for n in labels}
+    splits = {}
+    for name, (rows, about) in raw.items():
+        found, said = KINDS.get(task.kind).split(task, rows, about, by_value, tables)
+        splits[name] = _with_tables(found, tables)
+        notes += said
+    return splits
 
 
 def _labels_of_sources(task: Task) -> tuple[tuple[str, ...], ...]:
