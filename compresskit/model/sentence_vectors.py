@@ -17,6 +17,7 @@ from tokenizers import normalizers
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, one_line
+from compresskit.model.positions import positions
 from compresskit.model.sentence import CONFIG, MODULES, TRANSFORMER_FILES, module_folders
 from compresskit.model.tokenizer import is_fast
 from compresskit.model.weights import read_headers, read_tensor
@@ -41,6 +42,8 @@ _PLAIN = {
 _ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 #: Of these arguments, those that do not change what is computed in float32.
 _HARMLESS = {"trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "use_safetensors"}
+#: Tokens of a text of a model that takes any length.
+_NO_LIMIT = 1 << 20
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 #: What a text is to be: some models put another prompt in front of a query than in front of a document.
 Role = Literal["text", "query", "document"]
@@ -88,6 +91,13 @@ class SentenceModel:
         steps = [normalizers.Lowercase(), *([own] if own is not None else [])]
         found.backend_tokenizer.normalizer = normalizers.Sequence(steps)
         return found
+
+    def limit(self, model: Any, tokenizer: Any) -> int:
+        """Tokens of a text, as sentence-transformers has it: the folder's ``max_seq_length``, else what tokenizer and
+        model take.
+        """
+        limits = (_NO_LIMIT, self.max_length or tokenizer.model_max_length, positions(model))
+        return int(min(limit for limit in limits if limit is not None))
 
     def prompt_tokens(self, tokenizer: Any, max_length: int) -> int:
         """How many tokens in front of a text are not pooled."""
@@ -178,7 +188,7 @@ class _Normalize(nn.Module):
 
 def unsaid(folder: Path | None) -> str | None:
     """A note where a model's folder does not say how sentence vectors are made."""
-    if folder is not None and (folder / MODULES).is_file():
+    if has_sentence_model(folder):
         return None
     where = "the model" if folder is None else f"model {folder.name}: its folder"
     return f"{where} does not say how vectors of texts are made ({MODULES}): the mean over the tokens is taken"
@@ -195,7 +205,7 @@ def read_sentence_model(folder: Path | None, role: Role = "text") -> SentenceMod
     Raises:
         InputError: the folder asks for something that is not followed here, or its modules cannot be read.
     """
-    if folder is None or not (folder / MODULES).is_file():
+    if folder is None or not has_sentence_model(folder):
         return SentenceModel()
     try:
         return _read(folder, role)
@@ -204,6 +214,11 @@ def read_sentence_model(folder: Path | None, role: Role = "text") -> SentenceMod
             raise
         what = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"model {folder}: its sentence-transformers modules cannot be read: {what}") from None
+
+
+def has_sentence_model(folder: Path | None) -> bool:
+    """Whether a folder says how its sentence vectors are made."""
+    return folder is not None and (folder / MODULES).is_file()
 
 
 def _read(folder: Path, role: Role) -> SentenceModel:

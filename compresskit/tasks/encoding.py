@@ -15,22 +15,25 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 from compresskit.errors import WorkError
 from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
-from compresskit.model.positions import positions
-from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model
+from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model, unsaid
 from compresskit.tasks.declaration import Task
-from compresskit.tasks.kind import Scoring
-
-#: Tokens of a text of a model that takes any length.
-_NO_LIMIT = 1 << 20
+from compresskit.tasks.kind import Scoring, TaskKind
 
 
-def text_length(task: Task, model: PreTrainedModel, tokenizer: Any, folder: Path | None) -> int:
-    """Tokens of a text, as sentence-transformers: the folder's ``max_seq_length``, else what tokenizer and model take.
-    What the declaration says counts where it is less.
-    """
-    limits = [read_sentence_model(folder).max_length or tokenizer.model_max_length, positions(model)]
-    limits += [task.max_length] if "max_length" in task.model_fields_set else []
-    return int(min([_NO_LIMIT, *(limit for limit in limits if limit is not None)]))
+class OfVectors(TaskKind):
+    """A kind that compares vectors of texts: it needs no head, and nothing can be trained on it."""
+
+    head = None
+
+    def length(self, task: Task, model: PreTrainedModel, tokenizer: Any, folder: Path | None) -> int:
+        """As sentence-transformers: the folder's ``max_seq_length``, else what tokenizer and model take. What the
+        declaration says counts where it is less.
+        """
+        limit = read_sentence_model(folder).limit(model, tokenizer)
+        return min(limit, task.max_length) if "max_length" in task.model_fields_set else limit
+
+    def note(self, folder: Path | None) -> str | None:
+        return unsaid(folder)
 
 
 def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> Tensor:

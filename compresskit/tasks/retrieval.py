@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
-from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model, unsaid
+from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model
 from compresskit.storage.files import Rows
 from compresskit.tasks import squad
 from compresskit.tasks.declaration import Task
-from compresskit.tasks.encoding import empty_note, text_length, text_vectors
-from compresskit.tasks.kind import Scoring, TaskKind
+from compresskit.tasks.encoding import OfVectors, empty_note, text_vectors
+from compresskit.tasks.kind import Scoring
 from compresskit.tasks.registry import register
 from compresskit.tasks.regression import number
 from compresskit.tasks.rows import Split, Table, TaskData
@@ -70,7 +69,7 @@ METRICS: dict[str, Callable[[Sequence[bool], int], float]] = {
 
 
 @register
-class Retrieval(TaskKind):
+class Retrieval(OfVectors):
     """A row of a split is a query, its target the set of its relevant documents, an answer the documents found, from
     the nearest on; documents are named by their places in the split's.
     """
@@ -78,7 +77,6 @@ class Retrieval(TaskKind):
     name = "retrieval"
     summary = "which documents answer a query, by how near their vectors are"
     metrics = tuple(METRICS)
-    head = None
     inputs = ("query", "document")
     tables = ("queries", "corpus")
     has_documents = True
@@ -161,12 +159,6 @@ class Retrieval(TaskKind):
                 if self.target(task, row, where, {}):
                     pairs.append((query, document))
         return pairs
-
-    def length(self, task: Task, model: PreTrainedModel, tokenizer: Any, folder: Path | None) -> int:
-        return text_length(task, model, tokenizer, folder)
-
-    def note(self, folder: Path | None) -> str | None:
-        return unsaid(folder)
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[list[int]]:
         offering = scoring.documents or scoring

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
 
-from compresskit.model.sentence_vectors import read_sentence_model, unsaid
+from compresskit.model.sentence_vectors import read_sentence_model
 from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
-from compresskit.tasks.encoding import empty_note, text_length, text_vectors
-from compresskit.tasks.kind import Scoring, TaskKind
+from compresskit.tasks.encoding import OfVectors, empty_note, text_vectors
+from compresskit.tasks.kind import Scoring
 from compresskit.tasks.metrics import OF_NUMBERS
 from compresskit.tasks.registry import register
 from compresskit.tasks.regression import number
@@ -21,13 +19,12 @@ from compresskit.tasks.rows import Split, Table, TaskData
 
 
 @register
-class Similarity(TaskKind):
+class Similarity(OfVectors):
     """Targets are numbers, answers are cosines (or what the model's folder compares by). A head is not used."""
 
     name = "similarity"
     summary = "how near the cosine of two sentence vectors comes to a number"
     metrics = tuple(OF_NUMBERS)
-    head = None
     inputs = ("sentence", "sentence")
 
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> float:
@@ -38,12 +35,6 @@ class Similarity(TaskKind):
     ) -> tuple[Split, tuple[str, ...]]:
         found, notes = super().split(task, rows, about, labels, tables)
         return found, (*notes, *empty_note(about.source, [text for pair in found.texts for text in pair], "sentences"))
-
-    def length(self, task: Task, model: PreTrainedModel, tokenizer: Any, folder: Path | None) -> int:
-        return text_length(task, model, tokenizer, folder)
-
-    def note(self, folder: Path | None) -> str | None:
-        return unsaid(folder)
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[float]:
         how = read_sentence_model(scoring.folder)
