@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,20 @@ def test_equally_near_documents_keep_their_order() -> None:
     documents = torch.tensor([[2.0], [1.0], [2.0], [3.0], [2.0], [1.0]])
     for size in (1, 2, 4, 6):
         assert nearest(torch.ones(1, 1), documents.split(size), how, 4).tolist() == [[3, 0, 2, 4]]
+
+
+def test_blocks_of_documents_are_let_go() -> None:
+    seen: list[weakref.ref[torch.Tensor]] = []
+
+    def blocks() -> Iterator[torch.Tensor]:
+        for _ in range(5):
+            assert sum(block() is not None for block in seen) <= 1  # the last one, until the next one is there
+            block = torch.ones(4, 1)
+            seen.append(weakref.ref(block))
+            yield block
+            del block
+
+    assert nearest(torch.ones(3, 1), blocks(), SentenceModel(), 2).tolist() == [[0, 1]] * 3
 
 
 PROMPTS = {"prompts": {"query": "the of and ", "document": "film ", "other": "it "}, "default_prompt_name": "other"}

@@ -219,13 +219,18 @@ def nearest(queries: Tensor, blocks: Iterable[Tensor], how: SentenceModel, depth
     best = [(part.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.long)) for part in parts]
     start = 0
     for block in blocks:
-        places = torch.arange(start, start + len(block))
         for own, part in enumerate(parts):
-            values = torch.cat([best[own][0], how.likenesses(part, block)], 1)
-            known = torch.cat([best[own][1], places.expand(len(part), -1)], 1)
-            # Stable: what stood in front, in an earlier block or in this one, stays in front of what is as near.
+            values, places = best[own]
+            offered = how.likenesses(part, block)
+            chosen = torch.arange(len(block)).expand(len(part), -1)
+            if values.shape[1] == depth:  # full, so what is no nearer than its last one has no chance
+                count = int((offered > values[:, -1:]).sum(1).max())
+                chosen = offered.topk(count, dim=1).indices.sort(dim=1).values
+            values = torch.cat([values, offered.gather(1, chosen)], 1)
+            places = torch.cat([places, chosen + start], 1)
+            # Stable: what came first, in an earlier block or in this one, stays in front of what is as near.
             order = values.argsort(dim=1, descending=True, stable=True)[:, :depth]
-            best[own] = values.gather(1, order), known.gather(1, order)
+            best[own] = values.gather(1, order), places.gather(1, order)
         start += len(block)
     return torch.cat([places for _, places in best])
 
