@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import random
@@ -405,3 +406,18 @@ def test_nothing_is_trained_on_it(run: Run, bench_folder: Path, tmp_path: Path) 
         run("finetune", "--model", bench_folder / "model", *arguments), "is for evaluation only (of kind retrieval)"
     )
     refused(run("bench", *arguments), "is for evaluation only")
+
+
+def test_similarities_of_mteb_as_they_lie_on_the_hub(tmp_path: Path) -> None:
+    rows = [
+        {"sentence1": "a film", "sentence2": "the film", "score": 4.5},
+        {"sentence1": "a", "sentence2": "b", "score": 0},
+    ]
+    for name in ("sts12-sts/test", "sickr-sts/test", "stsbenchmark-sts/validation", "stsbenchmark-sts/test"):
+        path = tmp_path / f"{name}.jsonl.gz"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    for task, splits in (("sts12", {"dev"}), ("sick-r", {"dev"}), ("stsbenchmark", {"dev", "test"})):
+        data = load_data(load_task(task), tmp_path, train=False)
+        assert set(data.splits) == splits
+        assert all(split.targets == [4.5, 0] and not split.remark for split in data.splits.values())
