@@ -203,7 +203,7 @@ def tasks(debug: bool) -> None:
             task.name,
             task.kind,
             ", ".join(task.metrics),
-            "; ".join(", ".join(names) for names in task.files.values()),
+            "; ".join(", ".join(names) for names in (*task.files.values(), *task.tables.values())),
             task.description,
         )
         for task in declared
