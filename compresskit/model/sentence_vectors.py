@@ -106,9 +106,8 @@ class SentenceModel:
         ids = tokenizer([self.prompt], truncation=True, max_length=max_length)["input_ids"][0]
         return len(ids) - (ids[-1] in tokenizer.all_special_ids)  # the special token behind it is the text's
 
-    @torch.inference_mode()
     def vectors(self, hidden: Tensor, mask: Tensor, prompt_tokens: int = 0) -> Tensor:
-        """(B, T, H) hidden states and their (B, T) attention mask -> (B, size) vectors in float32."""
+        """(B, T, H) hidden states and their (B, T) attention mask -> (B, size) vectors in float32; gradients pass."""
         pooled = pool(hidden.float(), mask, self.modes, prompt_tokens)
         for layer in self.layers:
             pooled = layer.to(pooled.device)(pooled)
@@ -318,7 +317,7 @@ def _layer(folder: Path, kind: str, path: str) -> nn.Module:
     if kind == "LayerNorm":
         layer = nn.LayerNorm(int(settings["dimension"]))
         _load(layer, folder / path, "norm.")
-        return layer.eval()
+        return layer.eval().requires_grad_(False)
     raise _refused(folder, f"pass through {kind}")
 
 

@@ -32,6 +32,7 @@ from compresskit.training.data import Models, TrainingData
 from compresskit.training.forward import dropout
 from compresskit.training.objective import Objective
 from compresskit.training.settings import Options
+from compresskit.training.terms import TERMS
 from compresskit.training.trainer import DistillationTrainer
 from compresskit.training.working_folder import WorkingFolder
 
@@ -147,15 +148,24 @@ class Run:
         return [checkpoint.model for checkpoint in self.models.all()]
 
     def _objective(self) -> Objective:
-        student, *teacher = self._everyone
         return Objective(
-            student,
-            teacher[0] if teacher else None,
+            self._everyone[0],
+            self._teacher,
             self.stage,
             self.data.rows.column_names,
             masked=self.data.masked,
+            sentences=self.data.sentences is not None,
             explicit=self.explicit_losses,
         )
+
+    @property
+    def _teacher(self) -> Any:
+        """The teacher where a loss compares with it at every step. The sentence vectors of a teacher stand in a file,
+        and it may be of another family.
+        """
+        _, *teacher = self._everyone
+        inside = any(weight > 0 and TERMS[name].of_teacher for name, weight in self.stage.losses.items())
+        return teacher[0] if teacher and (inside or self.data.sentences is None) else None
 
     def _settings(self) -> dict[str, Any]:
         """What decides the result, as plain data: a run with other settings is another run."""
@@ -194,13 +204,17 @@ class Run:
         """Train; what happened, as plain data. ``folder`` takes checkpoints, where there is a working folder."""
         sampler = self._sampler()
         steps = self._steps(sampler)
-        student, *teacher = self._everyone
+        student = self._everyone[0]
         arguments = self._arguments(folder, steps, checkpoints=work is not None)
+        vectors = None
+        if self.data.sentences is not None:
+            vectors = self.data.sentences.taught(self.teacher_outputs or folder)
         trainer = DistillationTrainer(
             student,
-            teacher[0] if teacher else None,
+            self._teacher,
             stage=self.stage,
             explicit_losses=self.explicit_losses,
+            vectors=vectors,
             args=arguments,
             train_dataset=self.data.rows,
             data_collator=self.data.collator,
@@ -230,7 +244,7 @@ class Run:
         if checkpoint is not None and checkpoint.name == f"checkpoint-{steps}":
             trainer.load_finished(checkpoint)
             return
-        if self.teacher_outputs is not None:
+        if self.teacher_outputs is not None and self.data.sentences is None:
             trainer.keep_teacher_outputs(self.teacher_outputs, self.progress)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

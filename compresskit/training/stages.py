@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from compresskit.data import corpus as corpora
+from compresskit.data.units import UNITS, Unit, read_units
 from compresskit.errors import InputError
 from compresskit.internals.datasets import fingerprint
 from compresskit.model import checkpoint as checkpoints
@@ -19,7 +20,8 @@ from compresskit.model.adapters import check_given
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.kept import as_it_was
 from compresskit.model.quantizer import quantizer_of
-from compresskit.model.tokenizer import find_tokenizer
+from compresskit.model.sentence_vectors import has_sentence_model, read_sentence_model, unsaid
+from compresskit.model.tokenizer import find_tokenizer, load_tokenizer
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring
@@ -31,10 +33,13 @@ from compresskit.training.data import Models, TrainingData
 from compresskit.training.evaluation import score
 from compresskit.training.objective import check_fit, unnamed_note
 from compresskit.training.run import Output, Result, Run
+from compresskit.training.sentences import Encoder
 from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
+from compresskit.training.terms import TERMS
 from compresskit.training.working_folder import working_folder
 
 ModelLike = PreTrainedModel | str | Path | None
+Texts = str | Path | corpora.Corpus | Sequence[str | Path | corpora.Corpus] | None
 
 
 def finetune(
@@ -101,7 +106,11 @@ def distill(
     *,
     task: Task | str | Path | None = None,
     data: str | Path | None = None,
-    text: str | Path | corpora.Corpus | None = None,
+    text: Texts = None,
+    unit: Unit | Sequence[Unit] | None = None,
+    fields: Sequence[str] = (),
+    language: str = "en",
+    max_texts: int | None = None,
     dataset: Dataset | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -113,10 +122,12 @@ def distill(
     callbacks: Sequence[TrainerCallback] = (),
     **settings: Any,
 ) -> Result:
-    """Bring a compressed student back to its teacher: the general stage on text, or the task stage on a task.
+    """Bring a compressed student back to its teacher: the general stage on text, the task stage on a task, or sentence
+    vectors on texts cut into units.
 
     The student is loaded in the teacher's class; head weights that it lacks are copied from the teacher. The student
-    folder's recipe gives the defaults of the settings.
+    folder's recipe gives the defaults of the settings. For sentence vectors both are read without a head, and what
+    their folders say of pooling, prompts and length is followed.
 
     Args:
         student: a compressed model or folder. A model given as an object is trained in place.
@@ -124,10 +135,17 @@ def distill(
             embedded checkpoint.
         task, data: as for :func:`finetune`; makes this the task stage.
         text: for the general stage: a file (plain, .gz, .jsonl) or a data set of the hub. Default: the embedded text.
+            With ``unit`` also several, and files of rows (TSV, CSV, JSON, Parquet).
+        unit: ``sentence``, ``passage`` or ``line``, or several of them: learn the teacher's vector of each
+            (:func:`compresskit.data.units.read_units`).
+        fields: with ``unit``: columns of files of rows, each of which gives texts.
+        language: with ``unit``: of the sentences, ISO 639-1.
+        max_texts: with ``unit``: at most so many texts, chosen at random.
         dataset: instead of both: a ``datasets.Dataset`` with ``input_ids``, and ``labels`` for the supervised loss.
         output, overwrite, resume, tokenizer, progress, callbacks: as for :func:`finetune`.
         teacher_outputs: folder for the teacher's outputs on every row, which are then computed once (on a CPU) and
-            shared by all students, seeds and epochs; several gigabytes for large tasks, to be deleted by hand.
+            shared by all students, seeds and epochs; several gigabytes for large tasks, to be deleted by hand. Sentence
+            vectors are computed once in any case; here they stay for other runs.
         allow_dense: also take a student that is not compressed, such as one with half the teacher's layers.
         settings: as for :func:`finetune`. Defaults: :data:`compresskit.planning.stage.DEFAULTS`.
 
@@ -137,21 +155,31 @@ def distill(
     """
     if sum(given is not None for given in (task, text, dataset)) > 1:
         raise InputError("give one of task, text and dataset")
-    name: StageName = "general" if task is None else "task"
+    units = (unit,) if isinstance(unit, str) else tuple(unit or ())
+    if units and (task is not None or dataset is not None):
+        raise InputError("unit belongs to text; leave it out with a task or a data set")
+    name: StageName = "sentences" if units else "general" if task is None else "task"
     explicit, options = split_settings(settings)
     stage = with_settings(recipe_stage(student, name), explicit)
     declared = None if task is None else find_task(task)
-    corpus = corpora.find_corpus(text) if task is None and dataset is None else None
+    corpus = _corpora(text, fields, units) if task is None and dataset is None else ()
     target = _check_output(output, overwrite, resume, student, teacher)
     start_processes(options)
     set_seed(options.seed)
     examples = None if declared is None else load_data(declared, None if data is None else Path(data))
-    models = _teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense)
     kept = _check_teacher_outputs(teacher_outputs, target)
-    if examples is not None:
+    if units:
+        encoders = _encoders(teacher, student, tokenizer, stage, allow_dense=allow_dense)
+        models = Models(encoders[0].checkpoint, encoders[1].checkpoint, encoders[0].tokenizer)
+        texts = read_units(corpus, units, language=language, limit=max_texts, seed=options.seed, progress=progress)
+    else:
+        models = _teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense)
+    if units:
+        found = training_data.from_units(texts, *encoders, stage, options, progress)
+    elif examples is not None:
         found = training_data.from_task(examples, models, stage, progress)
-    elif corpus is not None:
-        found = training_data.from_text(corpus, models, stage, options)
+    elif corpus:
+        found = training_data.from_text(corpus[0], models, stage, options)
     else:
         found = _from_python(dataset, models, stage, options)
     return Run(
@@ -168,11 +196,51 @@ def distill(
     ).execute()
 
 
-def _teacher_and_student(teacher: ModelLike, student: ModelLike, tokenizer: Any, *, allow_dense: bool) -> Models:
-    """Both read, the student in the teacher's class and with its labels. Raises InputError: they do not fit."""
+def _corpora(text: Texts, fields: Sequence[str], units: Sequence[Unit]) -> tuple[corpora.Corpus, ...]:
+    """The texts to read. Raises InputError: what belongs to units is given without them."""
+    several = isinstance(text, list | tuple)
+    if not units and (several or fields):
+        what = "several texts are" if several else "fields are"
+        raise InputError(f"{what} read in units alone; give unit ({', '.join(UNITS)})")
+    given: Sequence[Any] = text if isinstance(text, list | tuple) else (text,)
+    return tuple(corpora.find_corpus(one, fields) for one in given)
+
+
+def _encoders(
+    teacher: ModelLike, student: ModelLike, tokenizer: Any, stage: Stage, *, allow_dense: bool
+) -> tuple[Encoder, Encoder]:
+    """Student and teacher as encoders of sentences, each with its own tokenizer, unless one is given for both.
+
+    Raises:
+        InputError: they are one model; a loss compares what is inside them and they do not fit; their vectors cannot be
+            made.
+    """
+    _check_two(teacher, student)
+    taught_by = _read(teacher, compressed=None, as_class="base")
+    read = _read(student, compressed=None if allow_dense else True, as_class="base")
+    inside = any(weight > 0 and TERMS[name].of_teacher for name, weight in stage.losses.items())
+    words = find_tokenizer(tokenizer, taught_by)
+    own = find_tokenizer(tokenizer or load_tokenizer(read) or words, read)
+    if inside:
+        find_tokenizer(tokenizer, taught_by, read)  # the same tokens for both
+        check_fit(read.model, taught_by.model)
+    theirs = read_sentence_model(taught_by.folder)
+    ours = read_sentence_model(read.folder) if has_sentence_model(read.folder) else theirs
+    if (note := unsaid(taught_by.folder)) is not None:
+        read = replace(read, notes=(*read.notes, note))
+    length = stage.max_length
+    return Encoder.of(read, own, ours, length), Encoder.of(taught_by, words, theirs, length)
+
+
+def _check_two(teacher: ModelLike, student: ModelLike) -> None:
     named = isinstance(student, str | Path) and isinstance(teacher, str | Path)
     if student is teacher or (named and Path(str(student)) == Path(str(teacher))):
         raise InputError("teacher and student are the same model")
+
+
+def _teacher_and_student(teacher: ModelLike, student: ModelLike, tokenizer: Any, *, allow_dense: bool) -> Models:
+    """Both read, the student in the teacher's class and with its labels. Raises InputError: they do not fit."""
+    _check_two(teacher, student)
     taught_by = _read(teacher, compressed=None)
     read = _read(student, compressed=None if allow_dense else True, adopt=taught_by.model, **labels_of(taught_by.model))
     check_fit(read.model, taught_by.model)
