@@ -23,9 +23,9 @@ from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.positions import check_length
 from compresskit.model.sentence_vectors import SentenceModel
 from compresskit.planning.stage import Stage
+from compresskit.tasks.encoding import text_vectors
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.predicting import Progress
-from compresskit.tasks.encoding import text_vectors
 from compresskit.training.vectors import keep_vectors
 
 #: Texts that are held out, to compare the student before and after.
