@@ -60,6 +60,12 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
 )
 @click.option("--data", metavar="DIR", help="Folder with the tasks' files. Default: the hub.")
 @click.option("--text", metavar="FILE|HUB_ID", help="Text of stage 1. Default: the embedded text.")
+@click.option(
+    "--unit",
+    callback=_list(str),
+    metavar="A,B",
+    help="Stage 1 teaches the vectors of such pieces of the text: sentence, passage, line. Default: hidden states.",
+)
 @click.option("--seeds", callback=_list(int), metavar="A,B", help="One run of every student for each seed. Default: 0.")
 @click.option(
     "--baselines", callback=_list(str), metavar="A,B", help="Rows to compare with; `compresskit methods` lists them."

@@ -45,6 +45,7 @@ def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> 
         WorkError: a vector that is not finite, with its text.
     """
     base: Any = scoring.model.base_model
+    run: Any = scoring.run or base
     tokenizer = how.tokenizer(scoring.tokenizer)
     before = how.prompt_tokens(tokenizer, scoring.max_length)
     encoded = tokenizer([how.prompt + text for text in texts], truncation=True, max_length=scoring.max_length)
@@ -58,7 +59,8 @@ def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> 
         for start in range(0, len(order), scoring.batch_size):
             rows = order[start : start + scoring.batch_size]
             batch = collate([{name: encoded[name][row] for name in columns} for row in rows]).to(base.device)
-            vectors = how.vectors(base(**fitted(base, batch)).last_hidden_state, batch["attention_mask"], before)
+            hidden = run(**fitted(base, batch))["last_hidden_state"]
+            vectors = how.vectors(hidden, batch["attention_mask"], before)
             found |= dict(zip(rows, vectors.cpu(), strict=True))
             if scoring.progress is not None:
                 scoring.progress("encoding", min(start + scoring.batch_size, len(order)), len(order))
