@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run, same, tiny_model, weights
-from test_sentence_vectors import PROMPT, sentence_folder
+from conftest import Run, same, sentence_folder, tiny_model, weights
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
@@ -25,6 +24,7 @@ from compresskit.errors import InputError, WorkError
 from compresskit.training import losses
 from compresskit.training.vectors import keep_vectors
 
+PROMPT = {"prompts": {"q": "the of and "}, "default_prompt_name": "q"}
 SETTINGS: dict[str, Any] = {"unit": "line", "fields": ["sentence"], "device": "cpu", "learning_rate": 5e-3}
 
 
@@ -136,11 +136,6 @@ def test_vectors_are_computed_once_and_a_stopped_pass_goes_on(tmp_path: Path) ->
     assert sum(calls) == 3 * 5001
 
 
-def test_vector_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WorkError, match="vector of text 1 is not finite"):
-        keep_vectors(encoder([]), ["1", "nan", "2"], tmp_path, [])
-
-
 def test_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -249,6 +244,15 @@ def test_bad_input(bench_folder: Path, pair: tuple[Path, Path], changes: dict[st
     options: dict[str, Any] = {"text": texts(bench_folder), "max_steps": 1, **SETTINGS, **changes}
     with pytest.raises(InputError, match=message):
         compresskit.distill(*pair, **options)
+
+
+def test_teacher_whose_vectors_are_not_finite(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    broken = shutil.copytree(pair[1], tmp_path / "broken")
+    model = AutoModel.from_pretrained(broken)
+    model.encoder.layer[1].output.LayerNorm.bias.data[3] = torch.nan
+    model.save_pretrained(broken)
+    with pytest.raises(WorkError, match="not finite"):
+        compresskit.distill(pair[0], broken, text=texts(bench_folder), max_steps=1, **SETTINGS)
 
 
 def test_text_of_one_sentence(pair: tuple[Path, Path], tmp_path: Path) -> None:
