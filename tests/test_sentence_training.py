@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run, same, sentence_folder, tiny_model, weights
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
@@ -249,7 +250,7 @@ def test_bad_input(bench_folder: Path, pair: tuple[Path, Path], changes: dict[st
 def test_teacher_whose_vectors_are_not_finite(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     broken = shutil.copytree(pair[1], tmp_path / "broken")
     model = AutoModel.from_pretrained(broken)
-    model.encoder.layer[1].output.LayerNorm.bias.data[3] = torch.nan
+    model.encoder.layer[1].output.LayerNorm.weight.data[:] = 3e38  # finite, its sums are not
     model.save_pretrained(broken)
     with pytest.raises(WorkError, match="not finite"):
         compresskit.distill(pair[0], broken, text=texts(bench_folder), max_steps=1, **SETTINGS)
@@ -261,17 +262,34 @@ def test_text_of_one_sentence(pair: tuple[Path, Path], tmp_path: Path) -> None:
         compresskit.distill(*pair, text=tmp_path / "one.txt", unit="sentence", device="cpu")
 
 
-def test_vectors_of_other_lengths_are_compared_by_similarity_alone(
-    bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path
-) -> None:
-    wide = tmp_path / "wide"
-    shutil.copytree(bench_folder / "model", wide)
-    tiny_model(hidden_size=64).save_pretrained(wide)
-    options = {"text": texts(bench_folder), "max_steps": 1, **SETTINGS}
-    with pytest.raises(InputError, match=r"vectors of 64 and 48 numbers.*--loss pooled=0"):
-        compresskit.distill(pair[0], wide, **options)
-    result = compresskit.distill(pair[0], wide, losses={"pooled": 0}, **options)
-    assert set(result.record["scores"]["student_after"]["held_out"]) == {"similarity"}
+def test_vectors_of_another_length(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """A projection is learned, and lies in the output as a module; or similarity alone teaches."""
+    shutil.copytree(pair[1], tmp_path / "wide")
+    tiny_model(hidden_size=64).save_pretrained(tmp_path / "wide")
+    options = {"text": texts(bench_folder), **SETTINGS, "learning_rate": 1e-3}
+    result = compresskit.distill(pair[0], tmp_path / "wide", epochs=3, output=tmp_path / "out", **options)
+    before, after = (result.record["scores"][who]["held_out"] for who in ("student_before", "student_after"))
+    assert after["similarity"] > before["similarity"]
+    assert after["cosine"] > 0.9
+    kinds = [module["type"].rpartition(".")[2] for module in json.loads((tmp_path / "out/modules.json").read_text())]
+    assert kinds == ["Transformer", "Pooling", "Normalize", "Dense", "Normalize"]
+    assert not any("projection" in name for name in weights(tmp_path / "out"))
+    ours, theirs = (SentenceTransformer(str(f), device="cpu") for f in (tmp_path / "out", tmp_path / "wide"))
+    words = ["the film was very good", "a bad plot", "it is one"]
+    cosines = [float(a @ b) for a, b in zip(ours.encode(words), theirs.encode(words), strict=True)]
+    assert min(cosines) > 0.8
+    again = compresskit.distill(tmp_path / "out", tmp_path / "wide", max_steps=1, **options)  # nothing to project now
+    assert again.record["scores"]["student_before"]["held_out"]["cosine"] == pytest.approx(after["cosine"], abs=1e-4)
+    alone = compresskit.distill(pair[0], tmp_path / "wide", losses={"pooled": 0}, max_steps=1, **options)
+    assert set(alone.record["scores"]["student_after"]["held_out"]) == {"similarity"}
+
+
+def test_output_says_how_it_was_trained(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    result = compresskit.distill(
+        bench_folder / "student", pair[1], text=texts(bench_folder), max_steps=1, output=tmp_path / "out", **SETTINGS
+    )
+    assert result.folder is not None
+    assert (tmp_path / "out" / "modules.json").read_text() == (pair[1] / "modules.json").read_text()
 
 
 def test_command(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path, run: Run) -> None:

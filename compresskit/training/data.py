@@ -159,8 +159,7 @@ def from_units(
         raise InputError(f"text {units.record['source']}: {len(units.texts)} texts are too few; four are the least")
     texts = _enough(units.texts[count:], student, stage, options)
     half = options.precision == "bf16"
-    sentences = Sentences(student, teacher, texts, units.texts[:count], half, progress)
-    sentences.check(stage)
+    sentences = Sentences.of(student, teacher, texts, units.texts[:count], stage, half=half, progress=progress)
     rows = sentences.rows(units.record["source"])
     cut = sum(length >= student.max_length for length in rows["length"])
     found = [f"{cut} of {len(rows)} texts reach {student.max_length} tokens; what is longer was cut there"]

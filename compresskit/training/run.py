@@ -6,6 +6,7 @@ import math
 import pickle
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -128,7 +129,9 @@ class Run:
         dtype = student.dtype
         scores = self._scores_before(work)
         set_seed(self.options.seed)  # a resumed run skips the measurements
-        with attention_kept(*self._everyone), tempfile.TemporaryDirectory() as nowhere:
+        sentences = self.data.sentences
+        projecting = nullcontext() if sentences is None else sentences.projecting(student)
+        with attention_kept(*self._everyone), projecting, tempfile.TemporaryDirectory() as nowhere:
             # Trainer wants a folder even to write nothing.
             history = self._train(Path(nowhere) if work is None else work.path, work)
         student.to(dtype).eval()  # trained in fp32, stored and scored as it was
@@ -301,6 +304,8 @@ class Run:
         with outputs.output_folder(output.folder, output.overwrite) as temporary:
             checkpoints.save(self.models.student, temporary)
             self.models.tokenizer.save_pretrained(temporary)  # the one that it was trained with
+            if self.data.sentences is not None:
+                self.data.sentences.write_modules(temporary)
             write_trained(self.models.student, stages, temporary, output.folder.name)
 
 

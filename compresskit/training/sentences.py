@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,17 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from accelerate import PartialState
 from datasets import Dataset
 from scipy.stats import spearmanr
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError, no_panic
-from compresskit.model import identity
+from compresskit.model import identity, sentence
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.positions import check_length
-from compresskit.model.sentence_vectors import SentenceModel
+from compresskit.model.sentence_vectors import SentenceModel, has_sentence_model
 from compresskit.planning.stage import Stage
 from compresskit.tasks.encoding import text_vectors
 from compresskit.tasks.kind import Scoring
@@ -35,6 +37,10 @@ TEXT = "text_number"
 #: What held-out texts are scored by, the primary metric first.
 METRICS = ("similarity", "cosine")
 _BATCH = 64
+#: Texts that a projection is fitted to before it is trained.
+_FITTED = 2048
+#: The name of the projection among the student's modules while it trains.
+_PROJECTION = "sentence_projection"
 
 
 @dataclass(frozen=True)
@@ -95,16 +101,21 @@ class VectorsOfBatch:
         how: pooling of the student and what follows.
         prompt_tokens: tokens in front of every text that are not pooled.
         teacher: (N, D) vectors of the texts, memory-mapped.
+        projection: of the student's vectors to the length of the teacher's, trained with the student; None where they
+            are equally long.
     """
 
     how: SentenceModel
     prompt_tokens: int
     teacher: Tensor
+    projection: nn.Linear | None = None
 
     def pair(self, outputs: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Vectors of student and teacher, each (B, D), of the rows that ``inputs[TEXT]`` names."""
         hidden = outputs.last_hidden_state
         ours = self.how.vectors(hidden, inputs["attention_mask"], self.prompt_tokens)
+        if self.projection is not None:
+            ours = self.projection(ours)
         return ours, self.teacher[inputs[TEXT].cpu()].to(hidden.device)
 
 
@@ -117,6 +128,7 @@ class Sentences:
         texts: that are trained on, in the order of the rows.
         held_out: texts on which the two are compared.
         half: the teacher's vectors are computed in bf16.
+        projection: as of :class:`VectorsOfBatch`; it becomes a module of the output folder.
         progress: called with (what, done, total).
     """
 
@@ -125,19 +137,42 @@ class Sentences:
     texts: list[str]
     held_out: list[str]
     half: bool
+    projection: nn.Linear | None = None
     progress: Progress | None = None
 
-    def check(self, stage: Stage) -> None:
-        """Refuse vectors that cannot be compared. Raises InputError."""
-        ours, theirs = (each.encode(self.held_out[:1]).shape[1] for each in (self.student, self.teacher))
+    @classmethod
+    def of(
+        cls,
+        student: Encoder,
+        teacher: Encoder,
+        texts: list[str],
+        held_out: list[str],
+        stage: Stage,
+        *,
+        half: bool,
+        progress: Progress | None,
+    ) -> Sentences:
+        """With a projection where loss ``pooled`` compares vectors of different lengths. It begins as the one that
+        brings the untrained student's vectors of some texts nearest to the teacher's.
+
+        Raises:
+            InputError: a prefix of ``stage.dims`` that is no shorter than the vector; several processes and a
+                projection, whose gradients would not be shared.
+        """
+        ours, theirs = (each.encode(held_out[:1]).shape[1] for each in (student, teacher))
+        projection = None
         if ours != theirs and stage.losses.get("pooled"):
-            raise InputError(
-                f"teacher and student have sentence vectors of {theirs} and {ours} numbers: loss pooled cannot compare "
-                "them; give --loss pooled=0, so that similarity alone teaches"
-            )
+            if PartialState().num_processes > 1:
+                raise InputError(
+                    f"teacher and student have sentence vectors of {theirs} and {ours} numbers, and the projection "
+                    "between them is trained by one process alone; or give --loss pooled=0, so that similarity teaches"
+                )
+            projection = _projection(*(each.encode(texts[:_FITTED]) for each in (student, teacher)))
+        width = ours if projection is None else theirs
         for size in stage.dims:
-            if size >= ours:
-                raise InputError(f"dims {size}: the student's vectors have {ours} numbers; give fewer")
+            if size >= width:
+                raise InputError(f"dims {size}: the student's vectors have {width} numbers; give fewer")
+        return cls(student, teacher, texts, held_out, half, projection, progress)
 
     def rows(self, source: str) -> Dataset:
         """The texts as the student's token sequences. Raises InputError."""
@@ -150,12 +185,40 @@ class Sentences:
         run = partial(self.teacher.encode, half=self.half)
         vectors = keep_vectors(run, self.texts, folder, [*self.teacher.identity(), self.half], self.progress)
         how = self.student.how
-        return VectorsOfBatch(how, how.prompt_tokens(how.tokenizer(self.student.tokenizer), _LONG), vectors)
+        before = how.prompt_tokens(how.tokenizer(self.student.tokenizer), _LONG)
+        return VectorsOfBatch(how, before, vectors, self.projection)
+
+    @contextmanager
+    def projecting(self, student: nn.Module) -> Iterator[None]:
+        """The projection is a part of the student while it trains, so that it is optimised and in checkpoints."""
+        if self.projection is not None:
+            student.add_module(_PROJECTION, self.projection.train())
+        try:
+            yield
+        finally:
+            if self.projection is not None:
+                delattr(student, _PROJECTION)
+
+    def write_modules(self, folder: Path) -> None:
+        """Say in the student's folder how its vectors are made, where its own files do not say all of it."""
+        own, taught_by = self.student.checkpoint, self.teacher.checkpoint.folder
+        if not has_sentence_model(folder) and taught_by is not None and has_sentence_model(taught_by):
+            sentence.copy(taught_by, folder)
+        if self.projection is not None:
+            sentence.append_linear(
+                folder,
+                self.projection.weight,
+                normalised=_lengths_are_one(self._teacher_vectors),
+                hidden_size=own.model.config.hidden_size,
+            )
 
     def measure(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
         """How near a model's vectors of the held-out texts come to the teacher's; the model is one of the two."""
         taught = model is self.teacher.checkpoint.model
         ours = self._teacher_vectors if taught else self.student.encode(self.held_out)
+        if self.projection is not None and not taught:
+            with torch.inference_mode():
+                ours = functional.linear(ours, self.projection.weight.cpu())
         return {"held_out": agreement(ours, self._teacher_vectors)}
 
     @cached_property
@@ -175,6 +238,20 @@ def agreement(ours: Tensor, theirs: Tensor) -> dict[str, float]:
     if ours.shape == theirs.shape:
         found["cosine"] = float(functional.cosine_similarity(ours, theirs, dim=1).mean())
     return found
+
+
+def _projection(ours: Tensor, theirs: Tensor) -> nn.Linear:
+    """The linear map (D -> D') with the least squared error over (N, D) and (N, D') vectors, kept small where N is."""
+    first, second = ours.double(), theirs.double()
+    gram = first.T @ first
+    gram.diagonal().add_(1e-3 * gram.diagonal().mean())
+    found = nn.Linear(first.shape[1], second.shape[1], bias=False)
+    found.weight.data = torch.linalg.solve(gram, first.T @ second).T.float().contiguous()
+    return found
+
+
+def _lengths_are_one(vectors: Tensor) -> bool:
+    return bool((vectors.norm(dim=1) - 1).abs().max() < 1e-3)
 
 
 def _unit(vectors: Tensor) -> Tensor:
