@@ -49,7 +49,6 @@ class Row(NamedTuple):
         recipe: of a student; None for a baseline.
         ratio: as asked; None for what has a ratio of its own.
         variant: name of the variant; empty: as the grid says.
-        tuned: as of :class:`Cell`.
     """
 
     model: str | None
@@ -60,7 +59,11 @@ class Row(NamedTuple):
     recipe: Recipe | None = None
     ratio: float | None = None
     variant: str = ""
-    tuned: bool = False
+
+    @property
+    def tuned(self) -> bool:
+        """As of :class:`Cell`."""
+        return is_tuned(self.task)
 
 
 class Grid(BaseModel):
@@ -258,7 +261,7 @@ class Grid(BaseModel):
             baseline, _ = find(entry)
             for ratio in self.ratios if baseline.rated else (None,):
                 for seed in seeds if baseline.trained else seeds[:1]:
-                    yield Row(model, task, seed, row_name(entry), baseline=entry, ratio=ratio, tuned=is_tuned(task))
+                    yield Row(model, task, seed, row_name(entry), baseline=entry, ratio=ratio)
 
     def _student_rows(self, model: str | None, task: str | None, method: str, variant: str) -> Iterator[Row]:
         grid = self.of(task, variant)
@@ -267,7 +270,7 @@ class Grid(BaseModel):
             recipe = first if ratio is None else grid._recipe(method, ratio)
             for seed in grid.seeds:
                 name = _with_variant(recipe.name, variant)
-                yield Row(model, task, seed, name, recipe=recipe, ratio=ratio, variant=variant, tuned=is_tuned(task))
+                yield Row(model, task, seed, name, recipe=recipe, ratio=ratio, variant=variant)
 
     def _recipe(self, method: str, ratio: float) -> Recipe:
         """A method or recipe at that ratio; every student gets the grid's training, so a recipe's own is dropped."""
