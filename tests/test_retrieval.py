@@ -405,7 +405,7 @@ def test_nothing_is_trained_on_it(run: Run, bench_folder: Path, tmp_path: Path) 
     refused(
         run("finetune", "--model", bench_folder / "model", *arguments), "is for evaluation only (of kind retrieval)"
     )
-    refused(run("bench", *arguments), "is for evaluation only")
+    refused(run("bench", *arguments), "compares vectors, and nothing can be trained on it")
 
 
 def test_similarities_of_mteb_as_they_lie_on_the_hub(tmp_path: Path) -> None:
