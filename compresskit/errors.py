@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 
 class CompresskitError(Exception):
@@ -30,9 +31,20 @@ class WorkError(CompresskitError, RuntimeError):
 def unknown(what: str, given: str, allowed: Iterable[str]) -> InputError:
     """The error for a name that is not among ``allowed``: names the nearest one and lists them all."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {what} {given!r}: {hint}known: {', '.join(names) or 'none'}")
+    return InputError(f"unknown {what} {given!r}: {did_you_mean(given, names)}known: {', '.join(names) or 'none'}")
+
+
+def did_you_mean(given: str, known: Sequence[str]) -> str:
+    """A question that names the nearest known name, whatever its upper and lower case; empty where none is near."""
+    folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(given.casefold(), list(folded), n=1, cutoff=0.5)
+    return f"did you mean {folded[near[0]]!r}? " if near else ""
+
+
+def shown(value: Any, most: int = 100) -> str:
+    """A value as messages show it: as Python writes it, of ``most`` characters at most."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def one_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from compresskit.errors import InputError, one_line, unknown
+from compresskit.errors import InputError, one_line, shown, unknown
 
 #: Bytes of the largest file of settings that is read: a file of YAML, of JSON.
 _MOST_YAML, _MOST_JSON = 1_000_000, 100_000_000
@@ -109,13 +109,8 @@ def validate(model: type[BaseModel], data: Any, what: str, *, context: Any = Non
                     f"write it in quotes; YAML reads a bare yes, no, true, 0 or 1.5 as {first['input']!r}, not as text"
                 )
             elif not isinstance(first["input"], dict) and first["type"] != "missing":
-                problem += f" (given: {_short(first['input'])})"
+                problem += f" (given: {shown(first['input'], 200)})"
         raise InputError(": ".join(part for part in (what, where, problem) if part)) from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def unknown_key(key: str, allowed: Sequence[str]) -> InputError:

@@ -110,6 +110,7 @@ def test_bad_settings(run: Run, bench_folder: Path, arguments: list[str], words:
         (["--teacher", "nowhere"], ["nowhere"]),
         (["--text", "nowhere.txt"], ["text nowhere.txt: no such file"]),
         (["--text", "{}"], ["is a folder"]),
+        (["--text", "{}/data/SST-2/dev.tsv"], ["dev.tsv: is a table; name its columns"]),
         (["--text", "{}/empty.txt"], ["holds no text"]),
         (["--text", "{}/bad.jsonl"], ["bad.jsonl, line 2", "not valid JSON"]),
         (["--text", "{}/other.jsonl"], ["other.jsonl, line 1", "no field 'text'"]),

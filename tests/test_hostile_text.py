@@ -7,6 +7,8 @@ import io
 import resource
 from pathlib import Path
 
+import datasets
+import huggingface_hub
 import pandas as pd
 import pytest
 import torch
@@ -100,6 +102,13 @@ def test_bad_tables(name: str, content: bytes, words: str, tmp_path: Path) -> No
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=words):
         files.read_rows(tmp_path / name)
+
+
+def test_a_text_of_the_hub_without_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"text": "a"}, {"text": None}])
+    with pytest.raises(InputError, match=r"text owner/name, row 2: the field 'text' holds no text"):
+        list(Corpus("owner/name").documents())
 
 
 def test_text_with_nul_bytes_is_text(run: Run, bench_folder: Path, tmp_path: Path) -> None:

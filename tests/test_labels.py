@@ -67,6 +67,7 @@ def test_order_of_classes() -> None:
     assert class_order(("Good", "BAD"), ("bad", "good")) == (1, 0)
     assert class_order(("A", "a"), ("a", "A")) == (1, 0)  # case counts where it tells them apart
     assert class_order(("1", "2"), ("2.0", "01")) == (1, 0)
+    assert class_order(("e\u0301", "very good"), ("Very  good", "\ufeff\xe9")) == (1, 0)
     assert class_order(("LABEL_0", "LABEL_1"), ("x", "y")) == class_order(("x", "y"), ("LABEL_0", "LABEL_1")) == (0, 1)
     assert class_order(("LABEL_1", "LABEL_0"), ("LABEL_0", "LABEL_1")) == (0, 1)
     assert class_order(("a", "b"), ("a", "c")) is None
@@ -87,6 +88,8 @@ def test_a_model_without_names_has_integers_as_numbers(tmp_path: Path) -> None:
     assert stars.single == {"1": 0, "2": 1, "3": 2}  # in their order
     with pytest.raises(InputError, match=r"labels differ.*id2label"):
         map_labels(task, ("good", "bad"), model)
+    with pytest.raises(InputError, match=r"labels differ.*LABEL_2"):  # not in their order: LABEL_1 is class 1
+        map_labels(task, ("LABEL_1", "LABEL_2"), tiny_model(head="classifier"))
 
 
 def test_a_transfer_takes_the_order_of_its_source(bench_folder: Path, tmp_path: Path) -> None:
@@ -229,6 +232,8 @@ def test_classes_of_a_data_set_go_by_name(tokenizer: Any) -> None:
         ([1, 2] * 12, "row 1: label 2 is not from 0 to 1"),
         ([0, -1] * 12, "row 1: label -1"),
         (["good", "bad"] * 12, "row 0: unknown label 'good'"),
+        ([-100] * 24, "its labels are all -100"),
+        (["1", "0", "01", "0"] * 6, "row 2: label '01' stands above as '1'"),
     ],
 )
 def test_labels_that_a_head_cannot_learn(tokenizer: Any, labels: list[Any], words: str) -> None:
@@ -246,6 +251,10 @@ def test_targets_of_other_heads(tokenizer: Any) -> None:
     cases = [
         (number, rows(["x"] * 24), "row 0: the head predicts one number, the label is 'x'"),
         (number, rows([1.0, float("nan")] * 12), "row 1: the head predicts one number, the label is nan"),
+        (number, rows([1.0, 1e39] * 12), r"row 1: label 1e\+39 is larger than numbers of 32 bits"),
+        (tokens, rows([[-100] * 4] * 24), "its labels are all -100"),
+        (number, rows([1.0] * 24, label=[2.0] * 24), "has the columns labels and label"),
+        (number, rows(None, label=[2.0] * 24, label_ids=[2.0] * 24), "has the columns label and label_ids"),
         (tokens, rows([[0, 1, 1, 0]] * 23 + [[0]]), "row 23: has 1 labels for 4"),
         (tokens, rows([0] * 24), "row 0: labels must be a list"),
         (tokens, rows([[0, 1, 2, 0]] * 24), "row 0: label 2"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,8 +87,10 @@ def test_scores_count_labels_that_dev_lacks(tmp_path: Path) -> None:
     [
         (("train.tsv", "a,b", "0,1,0"), ["train.tsv, row 1", "flags of 0 and 1"]),
         (("train.tsv", "a,b", "['a', 'b']"), ["train.tsv, row 1", "no list of labels"]),
-        (("train.tsv", "a,b", "a,nan"), ["train.tsv, row 1", "no list of labels"]),
+        (("train.tsv", "a,b", "a,nan"), ["train.tsv, row 1", "holds no label ('nan')"]),
         (("dev.tsv", "b\n", "c\n"), ["dev.tsv, row", "unknown label 'c'", "known: a, b"]),
+        (("dev.tsv", "b\n", "B\n"), ["dev.tsv, row", "unknown label 'B'", "did you mean 'b'"]),
+        (("feelings.yaml", "label: labels", "label: labels\nlabels: {A: '1', B: '1'}"), ["have the same value '1'"]),
         (("feelings.yaml", "label: labels", "label: '*'"), ["needs labels"]),
         (("feelings.yaml", "macro_f1", "accuracy"), ["unknown metric 'accuracy'"]),
     ],
@@ -102,8 +106,34 @@ def test_bad_input(
     refused(run("finetune", "--model", model, "--task", task, "--data", tmp_path, "--output", tmp_path / "o"), *words)
 
 
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (["a;b", "a,b"], r"row 1 has ';' between labels \('a;b'\), row 2 has ',' between labels"),
+        (["a", "b,a;c"], r"row 2 has ',' .*, row 2 has ';'"),
+        ([["a"], "a,b"], r"row 1 is a list \(\['a'\]\), row 2 has ','"),
+        (["a,b", "A"], r"row 1 and row 2: labels 'a' and 'A'"),
+        (["a", "b", "a b"], r"row 3: 'a b' seems to be several labels"),
+        ([["a", 1], "b"], r"row 1 and row 1: labels 'a' and 1 .* different kinds"),
+        ([[True, False], "b"], r"row 1: \[True, False\] is no list of labels"),
+        ([None, "b"], "row 1: None is no list of labels"),
+        ([[0, 1], [1, 0]], "holds 0 and 1 alone: flags take a column for each label"),
+    ],
+)
+def test_columns_that_are_read_in_more_than_one_way(tmp_path: Path, cells: list[Any], words: str) -> None:
+    for declared in ("", "labels: {a: a, b: b, c: c}\n"):
+        if declared and any(found in words for found in ("labels '", "several", "alone")):
+            continue
+        (tmp_path / "feelings.yaml").write_text(TASK.replace("FORMAT", "jsonl") + declared)
+        for name in ("train", "dev"):
+            lines = [json.dumps({"text": "x", "labels": cell}) for cell in cells]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        with pytest.raises(InputError, match=words):
+            load_data(load_task(tmp_path / "feelings.yaml"), tmp_path)
+
+
 def test_heads_of_another_kind_are_refused(bench_folder: Path, tmp_path: Path, run: Run) -> None:
-    task = write(tmp_path, [("x", "0,1")], [("x", "1")])
+    task = write(tmp_path, [("x", "a,b")], [("x", "b")])
     answer = run(
         "evaluate", "--model", bench_folder / "teacher", "--task", task, "--data", tmp_path, "--max-length", 16
     )

@@ -378,12 +378,12 @@ def test_empty_texts_are_scored_and_said(bench_folder: Path, tmp_path: Path) -> 
     corpus = [*CORPUS[:3], {"_id": "nothing", "text": " "}]
     data = write(tmp_path / "data", [("q0", "d1", "1"), ("none", "nothing", "1")], queries, corpus)
     found = compresskit.evaluate(bench_folder / "model", task=declared(), data=data, device="cpu")
-    assert "data test.tsv: 1 of 2 queries are empty; they are scored as they are" in found.notes
-    assert "data test.tsv: 1 of 4 documents are empty; they are scored as they are" in found.notes
+    assert "data test.tsv: 1 of 2 queries are empty; they are taken as they are" in found.notes
+    assert "data test.tsv: 1 of 4 documents are empty; they are taken as they are" in found.notes
     assert found.record["scores"]["dev"]["recall@5"] == 1
     write_tsv(tmp_path / "sts" / "dev.tsv", "sentence1\tsentence2\tscore", [("a film", "", "1"), ("a", "a", "5")])
     found = compresskit.evaluate(bench_folder / "model", task="stsb-similarity", data=tmp_path / "sts", device="cpu")
-    assert "data dev.tsv: 1 of 4 sentences are empty; they are scored as they are" in found.notes
+    assert "data dev.tsv: 1 of 4 texts are empty; they are taken as they are" in found.notes
 
 
 @pytest.mark.parametrize("task", ["stsb-similarity", "found"])

@@ -16,6 +16,7 @@ from compresskit import InputError
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.loading import load_data, load_task
 from compresskit.tasks.registry import KINDS
+from compresskit.tasks.rows import TaskData
 from compresskit.tasks.tags import repaired
 
 TASK = """version: 1
@@ -71,10 +72,152 @@ def test_reading(tmp_path: Path) -> None:
     assert load_data(load_task(task), tmp_path).splits["train"].targets == [["B-x", "O"], ["B-y"]]
 
 
+def columns(folder: Path, train: str, more: str = "", metrics: str = "accuracy") -> TaskData:
+    """The rows of a file of columns that is both train and dev."""
+    for name in ("train", "dev"):
+        (folder / f"{name}.conll").write_text(train, encoding="utf-8")
+    text = TASK.replace("entity_f1, entity_precision, entity_recall, accuracy", metrics)
+    (folder / "words.yaml").write_text(text + more, encoding="utf-8")
+    return load_data(load_task(folder / "words.yaml"), folder)
+
+
+POS = "the\tDET\n#\tSYM\n\n#tag\tX\ncat\tNOUN\n"
+WORDS = [(["the", "#"],), (["#tag", "cat"],)]
+UNIVERSAL = """# sent_id = 1
+# text = vámonos al mar
+1-2\tvámonos\t_\t_\t_\t_\t_\t_\t_\t_
+1\tvamos\tir\tVERB\t_\t_\t0\troot\t_\t_
+2\tnos\tnosotros\tPRON\t_\t_\t1\tobj\t_\tSpaceAfter=No
+2.1\tse\t_\tPRON\t_\t_\t_\t_\t_\t_
+"""
+NAMES = "columns: [id, tokens, lemma, tags, xpos, feats, head, deprel, deps, misc]\n"
+
+
+def test_comments_and_heads_are_no_words(tmp_path: Path) -> None:
+    for before in (
+        "",
+        "# id 1\n# text = the #\n",
+        "#id=1\n",
+        "# id\t1\n",
+        "tokens\ttags\n",
+        "Tokens\tTAGS\n\n",
+        "\ufeff",
+    ):
+        data = columns(tmp_path, before + POS)
+        assert data.splits["train"].texts == WORDS
+        assert data.labels == ("DET", "NOUN", "SYM", "X")
+        assert any("left out" in note for note in data.notes) == (before not in ("", "\ufeff"))
+    spaced = columns(tmp_path, "# id 1\n" + POS.replace("\t", " ").replace("\n", "\r\n"))
+    assert spaced.splits["train"].texts == WORDS
+    data = columns(tmp_path, UNIVERSAL, NAMES)
+    assert data.splits["train"].texts == [(["vamos", "nos"],)]
+    assert data.splits["train"].targets == [["VERB", "PRON"]]
+    assert any("2 lines of comments were left out" in note for note in data.notes)
+    assert any("2 lines of CoNLL-U that are no words" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "words"),
+    [
+        (POS + "\ndog\tnan\n", "", r"train.conll, line 7: holds no tag \('nan'\)"),
+        (POS + "\ndog\tN/A\n", "", r"line 7: holds no tag"),
+        (POS + "\ndog\t_\n", "", r"line 7: holds no tag"),
+        (POS + "\ndog\t\u00a0\n", "", r"line 7: holds no tag"),
+        (POS + "\ndog\t\n", "", r"line 7: has 1 columns, expected 2"),
+        (POS + "\n\tNOUN\n", "", r"line 7: has 1 columns, expected 2"),
+        (POS + "\n#dog\n", "", r"line 7: has 1 columns, expected 2"),
+        (POS + "\nthe\tbig\tNOUN\n", "", r"line 7: has 3 columns, expected 2"),
+        ("a X\n\n# 17\nb X\n", "", r"line 3: '# 17' may be a comment as well as the word '#'"),
+        ("token\tner\n" + POS, "", r"line 1: 'token\\tner' seems to name the columns"),
+        ("FORM\tUPOS\n" + POS, "", r"line 1: .* seems to name the columns"),
+        (UNIVERSAL, "", "first column holds numbers"),
+        (POS + "\ndog\tnoun\n", "", r"row 2 and row 3: labels 'NOUN' and 'noun'"),
+    ],
+)
+def test_lines_that_are_no_words_or_lack_a_tag(tmp_path: Path, text: str, more: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        columns(tmp_path, text, more)
+
+
+def test_declared_tags_may_be_called_anything(tmp_path: Path) -> None:
+    data = columns(tmp_path, "# 17\na _\nb nan\n", "labels: {none: _, number: '17', nan: nan}\n")
+    assert data.splits["train"].targets == [["number", "none", "nan"]]
+
+
+def json_tags(folder: Path, tags: Any, more: str = "", metrics: str = "accuracy") -> list[Any]:
+    """The tags of a row of JSON lines whose words are a and b."""
+    (folder / "dev.jsonl").write_text(json.dumps({"tokens": ["a", "b"], "tags": tags}) + "\n")
+    text = TASK.replace("entity_f1, entity_precision, entity_recall, accuracy", metrics)
+    (folder / "words.yaml").write_text(text + more)
+    return load_data(load_task(folder / "words.yaml"), folder, train=False).splits["dev"].targets
+
+
+def test_tags_as_numbers(tmp_path: Path) -> None:
+    labels = 'labels: {O: "0", B-x: "1", I-x: "2"}\n'
+    for metrics in ("accuracy", "entity_f1"):
+        for tags in ([0, 1], ["0", "1"], [0.0, 1.0]):
+            assert json_tags(tmp_path, tags, labels, metrics) == [["O", "B-x"]]
+    assert json_tags(tmp_path, ["0", "2"], labels, "entity_f1") == [["O", "B-x"]]  # an entity begins with B
+    assert json_tags(tmp_path, [10, 9]) == [["10", "9"]]
+    with pytest.raises(InputError, match=r"row 1: tag 0 is a number: list the tags under labels \(name: number\)"):
+        json_tags(tmp_path, [0, 1], metrics="entity_f1")
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ("O B-x", r"row 1: .* must hold a list of tags, such as \[.*\] in JSON, not 'O B-x'"),
+        (["X", None], "row 1, tag 2: holds no tag"),
+        (["X", ""], "row 1, tag 2: holds no tag"),
+        (["X", float("nan")], "row 1, tag 2: holds no tag"),
+        (["X", "None"], "row 1, tag 2: holds no tag"),
+        (["X", ["Y"]], "row 1, tag 2: holds several tags"),
+        (["X", 1], "row 1 and row 1: labels 'X' and 1"),
+    ],
+)
+def test_tags_that_are_none(tmp_path: Path, tags: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        json_tags(tmp_path, tags)
+    if isinstance(tags, str):
+        with pytest.raises(InputError, match=words):
+            json_tags(tmp_path, tags, metrics="entity_f1")
+
+
+def test_labels_of_bilou_are_those_of_the_model(tmp_path: Path, bench_folder: Path) -> None:
+    names = ("O", "B-x", "I-x", "L-x", "U-x")
+    labels = f"labels: {{{', '.join(f'{name}: {name}' for name in names)}}}\n"
+    text = "good U-x\nthe O\nbad B-x\nbad I-x\nbad L-x\n"
+    model = tiny_model(head="tokens", id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    for given in (text, text.replace("U-", "S-").replace("L-", "E-")):
+        data = columns(tmp_path, given, labels, "entity_f1, entity_recall")
+        split = data.splits["dev"]
+        assert split.targets == [["U-x", "O", "B-x", "I-x", "L-x"]]
+        kind = KINDS.get("tags")
+        scoring = Scoring(model, tokenizer, 32)
+        assert kind.measure(scoring, data, split, split.targets)["entity_f1"] == 1
+        assert kind.measure(scoring, data, split, [["U-x", "O", "O", "O", "O"]])["entity_recall"] == 0.5
+        assert kind.encode(data, split, tokenizer, 32, model)["labels"] == [[-100, 4, 0, 1, 2, 3, -100]]
+    with pytest.raises(InputError, match=r"IOBES \(E, S\) as well as of BILOU"):
+        columns(tmp_path, text, labels.replace("O: O", "S-x: S-x"), "entity_f1")
+
+
+def test_evaluation_says_what_was_cut(bench_folder: Path, tmp_path: Path) -> None:
+    rows = [(["the", "x"] * 5, ["O", "B-x"] * 5)]
+    task = write(tmp_path, rows, rows)
+    names = ("O", "B-x", "I-x")
+    model = tiny_model(head="tokens", id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    arguments = {"task": task, "data": tmp_path, "tokenizer": tokenizer, "device": "cpu"}
+    notes = compresskit.evaluate(model, max_length=8, **arguments).notes
+    assert "4 of 10 words of dev.jsonl have no token of their own within 8 tokens" in notes
+    assert not any("within" in note for note in compresskit.evaluate(model, max_length=32, **arguments).notes)
+
+
 @pytest.mark.parametrize(
     ("train", "dev", "words"),
     [
-        ("a B-x\nb\n", None, ["train.conll, line 2", "1 columns, expected two or more"]),
+        ("a B-x\nb\n", None, ["train.conll, line 2", "1 columns, expected 2"]),
         ("a B-x\nb Q-x\n", None, ["train.conll, row 1", "'Q-x' is neither O nor of the form"]),
         ("\n\n", None, ["train.conll", "no sentences"]),
         (None, {"tokens": ["a", "b"], "tags": ["O"]}, ["dev.jsonl, row 1", "has 2 words and 1 tags"]),
@@ -111,7 +254,8 @@ def test_the_first_token_of_a_word_carries_its_tag(bench_folder: Path, tmp_path:
     assert encoded["labels"][0] == [-100, 0, 1, *[-100] * (pieces - 1), 0, -100]
     short = kind.encode(data, data.splits["train"], tokenizer, 3, model)
     assert (
-        kind.cut(data.splits["train"], short, 3) == "11 of 13 training words have no token of their own within 3 tokens"
+        kind.cut(data.splits["train"], short, 3)
+        == "11 of 13 words of train.conll have no token of their own within 3 tokens"
     )
     assert kind.cut(data.splits["train"], encoded, 32) is None
     answers, _ = kind.answers(Scoring(model, tokenizer, 3), data, data.splits["dev"])

@@ -24,7 +24,6 @@ _BATCH = 32
 #: Characters after which a document without a blank line is cut: a file may be one sentence per line.
 _LONGEST = 100_000
 
-
 Part = Literal["all", "training", "held-out"]
 #: Endings of files of rows, from which fields are taken.
 _ROWS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
@@ -92,7 +91,7 @@ def find_corpus(text: str | Path | Corpus | None, fields: Sequence[str] = ()) ->
     one version). ``fields`` as of :class:`Corpus`.
 
     Raises:
-        InputError: no such file, or a folder.
+        InputError: no such file, a folder, or a table without ``fields``.
     """
     if isinstance(text, Corpus):
         return text
@@ -102,7 +101,12 @@ def find_corpus(text: str | Path | Corpus | None, fields: Sequence[str] = ()) ->
         return Corpus(EMBEDDED)
     path = Path(text)
     if path.is_file():
-        return Corpus(path.name, path, fields=tuple(fields) if _kind(path) in _ROWS else ())
+        kind = _kind(path)
+        if kind in _ROWS and kind != ".jsonl" and not fields:
+            raise InputError(
+                f"text {text}: is a table; name its columns with texts (--unit and --field), or give plain text"
+            )
+        return Corpus(path.name, path, fields=tuple(fields) if kind in _ROWS else ())
     if path.exists():
         raise InputError(f"text {text}: is a folder; give a file (.txt, .jsonl, also .gz) or a data set of the hub")
     name = str(text)
@@ -231,7 +235,11 @@ def _from_hub(name: str) -> Iterator[str]:
     path, _, config = name.partition(":")
     try:
         dataset = hub.load_dataset(path, config or None, split="train", streaming=True)
-        for row in dataset:
-            yield str(row["text"])
+        for number, row in enumerate(dataset, start=1):
+            if not isinstance(row["text"], str):
+                raise InputError(f"text {name}, row {number}: the field 'text' holds no text")
+            yield row["text"]
+    except InputError:
+        raise
     except Exception as error:  # the library raises a dozen kinds, from no network to no such column
         raise InputError(f"text {name}: no such file, and not to be had from the hub: {one_line(error)}") from None

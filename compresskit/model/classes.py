@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 #: The same integer is written in these ways by programs that hold labels as floating-point numbers, or pad them.
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0+)?")
+#: Characters that nobody sees: of the categories of control characters, byte order marks, joiners and marks of
+#: direction, and what chooses between two pictures of an emoji.
+_UNSEEN, _PICTURES = ("Cc", "Cf"), "\ufe0e\ufe0f"
 #: Class endings of the heads whose outputs are the classes of ``id2label``.
 HEADS_OF_CLASSES = ("ForSequenceClassification", "ForTokenClassification")
 
@@ -28,6 +32,26 @@ def unnamed(names: Sequence[str]) -> bool:
     return all(name == f"LABEL_{number}" for number, name in enumerate(names))
 
 
+def cleaned(name: str) -> str:
+    """A name as it is kept and compared: composed (NFC), without byte order marks and white space around it."""
+    return unicodedata.normalize("NFC", name.replace("\ufeff", "")).strip()
+
+
+def likeness(name: str) -> str:
+    """What all spellings of a name have in common that a reader takes for one: integers have their value; of other
+    names upper and lower case, forms of a character, white space and characters that nobody sees do not count.
+
+    Example:
+        >>> likeness("00") == likeness("0"), likeness("Very  good") == likeness("very good")
+        (True, True)
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    if not plain.isascii() or not plain.isprintable():
+        plain = "".join(c for c in plain if unicodedata.category(c) not in _UNSEEN and c not in _PICTURES).strip()
+    number = whole_number(plain)
+    return plain if number is None else str(number)
+
+
 def whole_number(name: str) -> int | None:
     """The integer that a name stands for (``3``, ``03``, ``3.0``); None if it is another name."""
     return int(name.partition(".")[0]) if _WHOLE.fullmatch(name) else None
@@ -45,23 +69,16 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 class Lookup:
-    """A name as one of ``known`` has it: exactly; else without regard to upper and lower case, and integers by their
-    value, where that tells the known names apart.
-    """
+    """A name as one of ``known`` has it: exactly; else by its likeness, where that tells the known names apart."""
 
     def __init__(self, known: Sequence[str]) -> None:
         self.known = set(known)
-        times = Counter(map(self._key, known))
-        self.by_key = {self._key(name): name for name in known if times[self._key(name)] == 1}
+        times = Counter(map(likeness, known))
+        self.by_key = {likeness(name): name for name in known if times[likeness(name)] == 1}
 
     def __call__(self, name: str) -> str | None:
         """None where no known name is meant."""
-        return name if name in self.known else self.by_key.get(self._key(name))
-
-    @staticmethod
-    def _key(name: str) -> str:
-        number = whole_number(name)
-        return name.casefold() if number is None else str(number)
+        return name if name in self.known else self.by_key.get(likeness(name))
 
 
 def class_order(wanted: Sequence[str], held: Sequence[str]) -> tuple[int, ...] | None:

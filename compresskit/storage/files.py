@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,13 @@ from compresskit.errors import InputError, one_line
 
 #: Endings that are read; ``.gz`` may follow the text formats.
 FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
+
+#: What a first line holds that names columns.
+HEAD = re.compile(
+    "(token|word|form|text|sentence|review|tweet|comment|content|title|question|answer|query|passage|premise|hypothesis"
+    "|tag|label|gold_label|class|category|target|sentiment|score|upos|xpos|(ner|pos|chunk)(_tag)?)s?[12]?",
+    re.IGNORECASE,
+)
 
 Rows = list[dict[str, Any]]
 
@@ -35,11 +43,13 @@ def read_rows(
         path: ``.tsv`` and ``.txt`` (tabs, no quoting, as GLUE has it), ``.csv`` (quoted as usual), ``.jsonl`` and
             ``.json`` (one object a line, or one array of objects), ``.parquet``.
         columns: names of the columns of a file without a header line.
-        needed: columns that are used; a first line that names them all is a header even where ``columns`` are given.
+        needed: columns that are used; a first line that names them all is a header even where ``columns`` are given,
+            and none of them may come twice.
         skip_bad_lines: skip lines with the wrong number of fields instead of raising.
 
     Raises:
-        InputError: missing, empty or undecodable file, a line with the wrong number of fields, invalid JSON.
+        InputError: missing, empty or undecodable file, a line with the wrong number of fields, invalid JSON, a column
+            that comes twice, a header with other names than ``columns``.
     """
     if not path.is_file():
         raise InputError(f"data {path}: no such file")
@@ -120,7 +130,8 @@ def _read_delimited(
             if not fields:
                 continue
             if names is None or (not rows and names is columns and needed and set(needed) <= set(fields)):
-                names = fields
+                names = [field.replace("\ufeff", "") for field in fields]
+                _check_once(path, names, needed)
                 continue
             if len(fields) != len(names):
                 if skip_bad_lines:
@@ -130,10 +141,48 @@ def _read_delimited(
                 raise InputError(
                     f"data {path}, line {reader.line_num}: has {len(fields)} fields, expected {len(names)} ({expected})"
                 )
-            rows.append(dict(zip(names, fields, strict=True)))
+            row = dict(zip(names, fields, strict=True))
+            if _heads(row, needed, unnamed=names is columns and not rows):
+                raise InputError(
+                    f"data {path}, line {reader.line_num}: holds names of columns ({', '.join(fields[:8])}): "
+                    "remove the line, or name the columns alike in the declaration"
+                )
+            rows.append(row)
     except csv.Error as error:
         raise InputError(f"data {path}, line {reader.line_num}: {error}") from None
     return rows, skipped
+
+
+def _check_once(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
+    for name in needed:
+        if list(names).count(name) > 1:
+            raise InputError(f"data {path}: column {name!r} comes twice")
+
+
+def _heads(row: dict[str, str], needed: Sequence[str], *, unnamed: bool) -> bool:
+    """Whether the fields of a row name columns: their own, as in files that were put one behind the other. In the first
+    line of a file ``unnamed``, without a header, one of them is enough, or any names that are usual.
+    """
+    cells = {name: row.get(name, "").strip() for name in needed}
+    own = [cell.casefold() == name.casefold() for name, cell in cells.items()]
+    if unnamed:
+        return any(own) or (bool(needed) and all(map(HEAD.fullmatch, cells.values())))
+    return bool(own) and all(own)
+
+
+def quoted(row: dict[str, str], columns: Sequence[str]) -> bool:
+    """Whether a field of a row stands in quotation marks and has doubled ones inside, as programs quote."""
+    fields = (row[column] for column in columns)
+    return any(len(field) > 3 and field[0] == field[-1] == '"' and '""' in field[1:-1] for field in fields)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError: a key comes twice, of which the last one would win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {max(keys, key=keys.count)!r} comes twice")
+    return found
 
 
 def _read_json(path: Path) -> Iterator[dict[str, Any]]:
@@ -147,7 +196,7 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
             yield from _read_array(path)
             return
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise InputError(f"data {path}, line {number}: not valid JSON: {error}") from None
         if not isinstance(row, dict):
@@ -157,7 +206,7 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
 
 def _read_array(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        found = json.loads("\n".join(lines(path)))
+        found = json.loads("\n".join(lines(path)), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

@@ -13,11 +13,11 @@ from compresskit.model.classes import Lookup, class_names, class_order, in_order
 from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
-from compresskit.tasks.label_column import found_label, label_text, not_a_label
+from compresskit.tasks.label_column import found_label, found_labels, label_text, not_a_label, refuse_joined
 from compresskit.tasks.labels import LabelMap, map_labels
 from compresskit.tasks.metrics import OF_CLASSES
 from compresskit.tasks.registry import register
-from compresskit.tasks.rows import TRAIN, Split, TaskData
+from compresskit.tasks.rows import TRAIN, Place, Split, TaskData
 
 #: Labels that are found in a file and not declared: more of them are a sign of the wrong column.
 _MOST_LABELS = 1000
@@ -35,18 +35,8 @@ class Classification(TaskKind):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        if task.labels is None:
-            return
-        if len(task.labels) < 2:
+        if task.labels is not None and len(task.labels) < 2:
             raise InputError(f"labels: {len(task.labels)} are listed; two are the least")
-        values: dict[str, str] = {}
-        for name, value in task.labels.items():
-            text = label_text(value)
-            if not name.strip() or text is None:
-                raise InputError(f"labels: {name!r}: {value!r}: names and values must not be empty")
-            if text in values:
-                raise InputError(f"labels: {values[text]!r} and {name!r} have the same value {value!r}")
-            values[text] = name
 
     def from_hub(self, task: Task, rows: Rows) -> Rows:
         """The hub has names of classes, or numbers, which count in the order of the declaration."""
@@ -60,16 +50,17 @@ class Classification(TaskKind):
                 row[task.label] = declared[name]
         return rows
 
-    def labels(self, task: Task, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    def labels(self, task: Task, rows: Iterable[tuple[Place, Mapping[str, Any]]]) -> tuple[str, ...]:
         if task.labels is not None:
             return tuple(task.labels)
         # Cells without a label are refused with their rows by `target`.
-        values = {label for row in rows if (label := found_label(row.get(task.label))) is not None}
+        values = found_labels(task.name, ((place, row.get(task.label)) for place, row in rows))
         if len(values) > _MOST_LABELS:
             raise InputError(
                 f"task {task.name}: column {task.label!r} has {len(values)} different values: is it the label? "
                 "If it is, list them under labels (name: value); numbers to predict take kind: regression"
             )
+        refuse_joined(task.name, values)
         return in_order(values)
 
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> str:

@@ -49,6 +49,11 @@ def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> 
     tokenizer = how.tokenizer(scoring.tokenizer)
     before = how.prompt_tokens(tokenizer, scoring.max_length)
     encoded = tokenizer([how.prompt + text for text in texts], truncation=True, max_length=scoring.max_length)
+    cut = sum(len(ids) >= scoring.max_length for ids in encoded["input_ids"])
+    if cut:
+        scoring.notes.append(
+            f"{cut} of {len(texts)} texts reach {scoring.max_length} tokens; what is longer was cut there"
+        )
     taken = inspect.signature(base.forward).parameters
     columns = [name for name in encoded if name in taken]
     collate: Any = DataCollatorWithPadding(tokenizer)
@@ -72,9 +77,3 @@ def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> 
             f"infinite), so they have no score; the first one is that of {texts[bad[0]][:60]!r}"
         )
     return whole
-
-
-def empty_note(source: str, texts: Sequence[str], what: str) -> tuple[str, ...]:
-    """A note on texts without a character, which get a vector like others (as in sentence-transformers)."""
-    empty = sum(not text.strip() for text in texts)
-    return (f"data {source}: {empty} of {len(texts)} {what} are empty; they are scored as they are",) if empty else ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +20,10 @@ from compresskit.model.heads import has_head
 from compresskit.storage import files
 from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
+from compresskit.tasks.label_column import check_declared
 from compresskit.tasks.predicting import BATCH_SIZE, Logits, Progress, Runnable, predict
 from compresskit.tasks.predictions import PLAIN, Predictions
-from compresskit.tasks.rows import Split, Table, TaskData
+from compresskit.tasks.rows import Place, Split, Table, TaskData, placed
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Scoring:
         numbered_by: whose class numbers count in metrics of one class, where the task declares no labels, so that
             teacher and student are measured by the same class. Default: ``model``.
         documents: the model that embeds the documents, where the kind has some and another one does it.
+        notes: what the user should know of the scores is added here.
     """
 
     model: PreTrainedModel
@@ -51,6 +53,7 @@ class Scoring:
     folder: Path | None = None
     numbered_by: PreTrainedModel | None = None
     documents: Scoring | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class TaskKind(ABC):
@@ -91,8 +94,13 @@ class TaskKind(ABC):
         for metric in task.metrics:
             if metric not in self.metrics:
                 raise unknown("metric", metric, self.metrics)
-        if task.labels is not None and not self.takes_labels:
-            raise InputError(f"labels are for kinds with classes, such as classification, not for {self.name}")
+        if task.labels is not None:
+            if not self.takes_labels:
+                raise InputError(f"labels are for kinds with classes, such as classification, not for {self.name}")
+            check_declared(task.labels)
+        for what, names in (("inputs and label", (*task.inputs, task.label)), ("columns", task.columns or ())):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise InputError(f"{what}: {twice[0]!r} comes twice")
         if self.inputs and len(task.inputs) != len(self.inputs):
             raise InputError(f"kind {self.name} takes {len(self.inputs)} inputs: {' and '.join(self.inputs)}")
         if task.tables and task.tables.keys() != set(self.tables):
@@ -108,8 +116,15 @@ class TaskKind(ABC):
         lines.
         """
         skip = task.bad_lines == "skip"
-        rows, skipped = files.read_rows(path, task.columns, (*task.inputs, task.label), skip_bad_lines=skip)
-        return rows, f"{skipped} lines with the wrong number of fields were skipped" if skipped else None
+        rows, skipped = files.read_rows(path, task.columns, self.columns(task), skip_bad_lines=skip)
+        notes = [f"{skipped} lines with the wrong number of fields were skipped"] if skipped else []
+        if path.name.removesuffix(".gz").endswith((".tsv", ".txt")):
+            quoted = sum(files.quoted(row, task.inputs) for row in rows if set(task.inputs) <= set(row))
+            marks = (
+                f"{quoted} rows have texts in quotation marks, which stay: tables with tabs are read without quoting"
+            )
+            notes += [marks] if quoted else []
+        return rows, "; ".join(notes) or None
 
     def from_hub(self, task: Task, rows: Rows) -> Rows:
         """Rows of the hub's data set, with our names of columns, as a file would give them. Default: as they are."""
@@ -119,8 +134,12 @@ class TaskKind(ABC):
         """The columns that every file must have. Default: inputs and label."""
         return (*task.inputs, task.label)
 
-    def labels(self, task: Task, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers, declared or found in ``rows``. Default: none."""
+    def labels(self, task: Task, rows: Iterable[tuple[Place, Mapping[str, Any]]]) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers, declared or found in ``rows``. Default: none.
+
+        Raises:
+            InputError: what is found cannot be told apart.
+        """
         return ()
 
     def example(self, task: Task, row: Mapping[str, Any], where: str) -> tuple[Any, ...]:
@@ -144,11 +163,13 @@ class TaskKind(ABC):
             InputError: a row that cannot be read.
         """
         texts, targets = [], []
-        for number, row in enumerate(rows, start=1):
-            where = f"data {about.source}, row {number}"
-            texts.append(self.example(task, row, where))
-            targets.append(self.target(task, row, where, labels))
-        return replace(about, texts=texts, targets=targets), ()
+        for place, row in placed(rows, about.source):
+            texts.append(self.example(task, row, str(place)))
+            targets.append(self.target(task, row, str(place), labels))
+        found = replace(about, texts=texts, targets=targets)
+        return found, empty_note(
+            about.source, [text for row in texts for text in row if isinstance(text, str)], "texts"
+        )
 
     @abstractmethod
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> Any:
@@ -240,7 +261,7 @@ class TaskKind(ABC):
             max_length: tokens.
         """
         cut = sum(size >= max_length for size in rows["length"])
-        what = f"{cut} of {len(rows)} training texts reach {max_length} tokens; what is longer was cut there"
+        what = f"{cut} of {len(rows)} texts of {split.source} reach {max_length} tokens; what is longer was cut there"
         return what if cut else None
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
@@ -265,11 +286,19 @@ class TaskKind(ABC):
         """What the model says of each row of the split, in the form of the targets; mostly from :meth:`logits`."""
 
     def logits(self, scoring: Scoring, data: TaskData, split: Split) -> tuple[Dataset, Logits]:
-        """The encoded split, and the model's logits for every row of it."""
+        """The encoded split, and the model's logits for every row of it; a note on what was cut off."""
         dataset = self.encode(data, split, scoring.tokenizer, scoring.max_length)
+        if (note := self.cut(split, dataset, scoring.max_length)) is not None:
+            scoring.notes.append(note)
         run = scoring.run or scoring.model
         return dataset, predict(run, scoring.tokenizer, dataset, scoring.batch_size, scoring.progress)
 
     @abstractmethod
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> Mapping[str, float]:
         """The metrics of these answers to the split: at least those that the task names."""
+
+
+def empty_note(source: str, texts: Sequence[str], what: str) -> tuple[str, ...]:
+    """A note on texts without a character, which are read like others (as in sentence-transformers)."""
+    empty = sum(not text.strip() for text in texts)
+    return (f"data {source}: {empty} of {len(texts)} {what} are empty; they are taken as they are",) if empty else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from transformers import PreTrainedModel
 from compresskit.errors import InputError
 from compresskit.model.classes import Lookup, class_names, unnamed, whole_number
 from compresskit.tasks.declaration import Task
+
+#: A name that says which class it is.
+_CLASS = re.compile(r"LABEL_[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ def _names_of_unnamed(
     if task.transfer_of:
         fitting = {tuple(source) for source in sources if len(source) == count}
         return fitting.pop() if len(fitting) == 1 else None
+    if any(_CLASS.fullmatch(label) for label in labels):
+        return None  # these say which class they are
     numbers = {whole_number(label): label for label in labels}
     if task.labels is None and len(numbers) == len(labels) and set(numbers) <= set(range(count)):
         return tuple(numbers.get(number, str(number)) for number in range(count))

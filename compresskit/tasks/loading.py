@@ -18,7 +18,7 @@ from compresskit.storage import files, hub
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.label_column import label_text
 from compresskit.tasks.registry import KINDS
-from compresskit.tasks.rows import DEV, TRAIN, Split, Table, TaskData
+from compresskit.tasks.rows import DEV, TRAIN, Split, Table, TaskData, placed
 from compresskit.validation import parse_mapping, read_named, validate
 
 
@@ -99,7 +99,7 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
             notes.append(f"task {task.name}: reads {about.source} ({about.remark})")
     # A label that train lacks is a mistake.
     sources = [raw[TRAIN]] if TRAIN in raw else raw.values()
-    labels = kind.labels(task, (row for rows, _ in sources for row in rows))
+    labels = kind.labels(task, (found for rows, about in sources for found in placed(rows, about.source)))
     if labels and task.labels is None:
         notes.append(f"task {task.name}: labels found: {', '.join(labels)}")
     splits = _examples(task, raw, labels, tables, notes)
@@ -197,7 +197,8 @@ def _from_hub(task: Task, train: bool) -> tuple[dict[str, tuple[files.Rows, Spli
         label = task.hub.label or task.label
         renamed = dict(zip(task.hub.inputs or task.inputs, task.inputs, strict=True)) | {label: task.label}
         rows = [{renamed.get(key, key): value for key, value in row.items()} for row in dataset]
-        _name_classes(task, rows, getattr((dataset.features or {}).get(label), "names", None))
+        feature = (dataset.features or {}).get(label)
+        _name_classes(task, rows, getattr(getattr(feature, "feature", feature), "names", None))
         raw[split] = (KINDS.get(task.kind).from_hub(task, rows), Split([], [], address))
     tables = {}
     for table, place in task.hub.tables.items():
@@ -220,14 +221,27 @@ def _dataset(task: Task, path: str, name: str | None, split: str) -> tuple[Any, 
 
 
 def _name_classes(task: Task, rows: files.Rows, names: Sequence[str] | None) -> None:
-    """Put the hub's names of classes in the place of their numbers, where the declaration has all of these names."""
-    known = Lookup(list(task.labels or {}))
-    if not names or not all(known(name) for name in names):
+    """Put the hub's classes by their names in the place of their numbers, where the declaration has all of these names
+    or lists none.
+    """
+    if not names or not KINDS.get(task.kind).takes_labels:
         return
+    values = list(names)
+    if task.labels is not None:
+        known = [Lookup(list(task.labels))(name) for name in names]
+        if None in known:
+            return
+        values = [task.labels[name] for name in known if name is not None]
+
+    def named(cell: Any) -> Any:
+        if isinstance(cell, list):
+            return [named(one) for one in cell]
+        if not isinstance(cell, int):
+            return cell
+        return values[cell] if 0 <= cell < len(values) else None  # -1 where there is no label
+
     for row in rows:
-        number = row.get(task.label)
-        if isinstance(number, int):
-            row[task.label] = names[number] if 0 <= number < len(names) else None  # -1 where there is no label
+        row[task.label] = named(row.get(task.label))
 
 
 def _check_columns(task: Task, rows: files.Rows, about: Split) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,16 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from compresskit.errors import InputError
-from compresskit.model.classes import class_names, in_order
+from compresskit.errors import InputError, shown
+from compresskit.model.classes import class_names, cleaned, in_order
 from compresskit.model.heads import has_head
+from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
-from compresskit.tasks.label_column import found_label
+from compresskit.tasks.label_column import found_labels, is_list, label_text, not_a_label, refuse_joined
 from compresskit.tasks.labels import map_labels
 from compresskit.tasks.predictions import Counts, Output, Predictions
 from compresskit.tasks.registry import register
-from compresskit.tasks.rows import Split, TaskData
+from compresskit.tasks.rows import Place, Split, TaskData
 
 #: A label counts as predicted where its probability is at least this.
 THRESHOLD = 0.5
@@ -76,8 +78,8 @@ class SeveralLabels(Predictions):
 class MultiLabel(TaskKind):
     """Targets are tuples of label names, also empty ones.
 
-    The column of labels holds a list, or one text with ``,``, ``;`` or ``|`` between the labels; or there is a column
-    of 0 and 1 for every label: then the declaration lists the labels, and ``label`` is ``*``.
+    The column of labels holds lists, or texts with one of ``,``, ``;`` and ``|`` between the labels; or there is a
+    column of 0 and 1 for every label: then the declaration lists the labels, and ``label`` is ``*``.
     """
 
     name = "multi-label"
@@ -95,21 +97,47 @@ class MultiLabel(TaskKind):
     def columns(self, task: Task) -> tuple[str, ...]:
         return (*task.inputs, *((task.labels or {}).values() if task.label == "*" else (task.label,)))
 
-    def labels(self, task: Task, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    def read(self, task: Task, path: Path) -> tuple[Rows, str | None]:
+        rows, note = super().read(task, path)
+        _check_form(task, rows, path.name)
+        return rows, note
+
+    def from_hub(self, task: Task, rows: Rows) -> Rows:
+        _check_form(task, rows, f"of {task.name} on the hub")
+        return rows
+
+    def labels(self, task: Task, rows: Iterable[tuple[Place, Mapping[str, Any]]]) -> tuple[str, ...]:
         if task.labels is not None:
             return tuple(task.labels)
-        return in_order({value for row in rows for value in _values(row.get(task.label), "")})
+        # What is no list of labels is refused with its row by `target`.
+        found = found_labels(
+            task.name, ((place, cell) for place, row in rows for cell in _cells(row.get(task.label)) or ())
+        )
+        refuse_joined(task.name, found)
+        if found and set(found) <= {"0", "1"}:
+            raise InputError(
+                f"task {task.name}: column {task.label!r} holds 0 and 1 alone: flags take a column for each label and "
+                "label: '*'; if these are labels, list them under labels"
+            )
+        return in_order(found)
 
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> tuple[str, ...]:
         if task.label == "*":
             return tuple(
                 name for column, name in labels.items() if _flag(row.get(column), f"{where}: column {column!r}")
             )
-        values = _values(row.get(task.label), where)
-        for value in values:
-            if value not in labels:
-                raise InputError(f"{where}: unknown label {value!r}; known: {', '.join(labels)}")
-        return tuple(dict.fromkeys(labels[value] for value in values))
+        value = row.get(task.label)
+        cells = _cells(value)
+        names = [] if cells is None else [labels.get(label_text(cell) or "") for cell in cells]
+        if cells is None or len(set(names) - {None}) < len(names) - names.count(None):
+            raise InputError(
+                f"{where}: {shown(value)} is no list of labels, each named once, nor labels with ',', ';' or '|' "
+                "between them (flags of 0 and 1 take a column for each label and label: '*')"
+            )
+        for cell, name in zip(cells, names, strict=True):
+            if name is None:
+                raise not_a_label(cell, where, labels)
+        return tuple(name for name in names if name is not None)
 
     def head_config(self, labels: Sequence[str]) -> dict[str, Any]:
         return {
@@ -167,29 +195,34 @@ class MultiLabel(TaskKind):
         }
 
 
-def _values(value: Any, where: str) -> list[str]:
-    """The labels in a cell, as texts; where labels are only looked for, ``where`` is empty and a bad cell has none.
-
-    Raises:
-        InputError: it holds something else than labels, no label, or one twice (as flags of 0 and 1 would be).
-    """
-    cells: Any = value
+def _cells(value: Any) -> list[Any] | None:
+    """The single labels that a cell of the column holds; None where it is no list of labels."""
     if isinstance(value, str):
-        mark = next((mark for mark in _SEPARATORS if mark in value), None)
-        cells = [part for part in (value.split(mark) if mark is not None else [value]) if part.strip()]
-    elif isinstance(value, int) and not isinstance(value, bool):
-        cells = [value]
-    plain = isinstance(cells, list) and not any(isinstance(cell, bool) for cell in cells)
-    found = [found_label(cell) for cell in cells] if plain else [None]
-    names = [name for name in found if name is not None and not name.startswith(("[", "{"))]
-    if len(names) == len(found) and len(set(names)) == len(names):
-        return names
-    if not where:
-        return []
-    raise InputError(
-        f"{where}: {value!r} is no list of labels, each named once, nor labels with ',', ';' or '|' between them "
-        "(flags of 0 and 1 take a column for each label and label: '*')"
-    )
+        text = cleaned(value)
+        marks = [mark for mark in _SEPARATORS if mark in text]
+        parts = text.split(marks[0]) if marks else [text]
+        return None if is_list(text) else [part for part in parts if part.strip()]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    if isinstance(value, list) and not any(isinstance(cell, bool) for cell in value):
+        return value
+    return None
+
+
+def _check_form(task: Task, rows: Rows, source: str) -> None:
+    """Refuse a column whose cells are read in more than one way. Raises InputError naming two rows."""
+    first: dict[str, tuple[int, Any]] = {}
+    for number, row in enumerate(rows, start=1):
+        cell = row.get(task.label)
+        forms = [f"has {mark!r} between labels" for mark in _SEPARATORS if isinstance(cell, str) and mark in cell]
+        for form in ["is a list"] if isinstance(cell, list) else forms:
+            first.setdefault(form, (number, cell))
+        if len(first) > 1:
+            one, other = ((f"row {row} {form} ({shown(held)})") for form, (row, held) in first.items())
+            raise InputError(
+                f"data {source}: column {task.label!r}: {one}, {other}: write all rows in one way; labels that hold "
+                "such a mark take lists in JSON lines"
+            )
 
 
 def _flag(value: Any, where: str) -> bool:
@@ -198,4 +231,4 @@ def _flag(value: Any, where: str) -> bool:
         return True
     if text in ("0", "0.0", "false"):
         return False
-    raise InputError(f"{where} must hold 0 or 1, not {value!r}")
+    raise InputError(f"{where} must hold 0 or 1, not {shown(value)}")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from compresskit.errors import InputError
-from compresskit.model.classes import several_at_once
+from compresskit.errors import InputError, shown
+from compresskit.model.classes import cleaned, several_at_once
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.metrics import OF_NUMBERS
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import Split, TaskData
+
+#: How tables write numbers. Python reads more: ``1_0``, digits of other scripts.
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+#: The largest number that a model of 32 bits can be trained on.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @register
@@ -53,10 +60,11 @@ class Regression(TaskKind):
 
 def number(value: Any, where: str) -> float:
     """A cell as a finite number; ``where`` names it in errors. Raises InputError."""
-    try:
-        found = float("" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
-        raise InputError(f"{where} must hold numbers, not {value!r}") from None
-    if not np.isfinite(found):
-        raise InputError(f"{where} must hold finite numbers, not {value!r}")
+    text = cleaned(str(value))
+    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    if not number and not (isinstance(value, str) and _NUMBER.fullmatch(text)):
+        raise InputError(f"{where} must hold numbers, such as -2.5, not {shown(value)}")
+    found = float(text)
+    if not abs(found) <= LARGEST:
+        raise InputError(f"{where} must hold finite numbers, not {shown(value)}")
     return found

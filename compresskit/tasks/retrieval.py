@@ -23,8 +23,8 @@ from compresskit.model.sentence_vectors import SentenceModel, read_sentence_mode
 from compresskit.storage.files import Rows
 from compresskit.tasks import squad
 from compresskit.tasks.declaration import Task
-from compresskit.tasks.encoding import OfVectors, empty_note, text_vectors
-from compresskit.tasks.kind import Scoring
+from compresskit.tasks.encoding import OfVectors, text_vectors
+from compresskit.tasks.kind import Scoring, empty_note
 from compresskit.tasks.registry import register
 from compresskit.tasks.regression import number
 from compresskit.tasks.rows import Split, Table, TaskData

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
 
 TRAIN, DEV = "train", "dev"
+
+
+class Place(NamedTuple):
+    """Where a row stands: its file or hub address, and its number from 1 on."""
+
+    source: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"data {self.source}, row {self.row}"
+
+
+def placed(rows: Rows, source: str) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """The rows, each with its place."""
+    return ((Place(source, number), row) for number, row in enumerate(rows, start=1))
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from compresskit.model.sentence_vectors import read_sentence_model
-from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
-from compresskit.tasks.encoding import OfVectors, empty_note, text_vectors
+from compresskit.tasks.encoding import OfVectors, text_vectors
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.metrics import OF_NUMBERS
 from compresskit.tasks.registry import register
 from compresskit.tasks.regression import number
-from compresskit.tasks.rows import Split, Table, TaskData
+from compresskit.tasks.rows import Split, TaskData
 
 
 @register
@@ -29,12 +28,6 @@ class Similarity(OfVectors):
 
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> float:
         return number(row.get(task.label), f"{where}: column {task.label!r}")
-
-    def split(
-        self, task: Task, rows: Rows, about: Split, labels: Mapping[str, str], tables: Mapping[str, Table]
-    ) -> tuple[Split, tuple[str, ...]]:
-        found, notes = super().split(task, rows, about, labels, tables)
-        return found, (*notes, *empty_note(about.source, [text for pair in found.texts for text in pair], "sentences"))
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[float]:
         how = read_sentence_model(scoring.folder)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from compresskit.errors import InputError, one_line
+from compresskit.errors import InputError, one_line, shown
 from compresskit.model.tokenizer import is_fast
 from compresskit.storage.files import open_text
 
@@ -58,7 +58,7 @@ class Answers:
         ):
             raise InputError(
                 f"{where}: answers must be texts, each with the number of its first character (answer_start), "
-                f"not {repr(answers)[:100]}"
+                f"not {shown(answers)}"
             )
         return cls(tuple(texts), tuple(starts), bool(row.get("optional")))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +11,19 @@ import numpy as np
 from datasets import Dataset
 from transformers import DataCollatorForTokenClassification, PreTrainedModel
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, shown
+from compresskit.model.classes import in_order, whole_number
 from compresskit.model.tokenizer import padded_right
 from compresskit.storage import files
 from compresskit.storage.files import Rows
+from compresskit.tasks.conll import read_sentences
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
+from compresskit.tasks.label_column import found_labels, label_text, not_a_label
 from compresskit.tasks.labels import map_labels
 from compresskit.tasks.losses import IGNORED
 from compresskit.tasks.registry import register
-from compresskit.tasks.rows import Split, TaskData
+from compresskit.tasks.rows import Place, Split, TaskData
 
 #: Endings of tables; every other file holds CoNLL columns.
 _TABLES = (".jsonl", ".json", ".parquet")
@@ -50,24 +52,21 @@ class Tags(TaskKind):
         super().check(task)
         if len(task.inputs) != 1:
             raise InputError(f"kind {self.name} takes one input: the column of the words")
-        for tag in task.labels or ():
-            if _entities(task):
-                _parts(tag, "labels")
+        if _entities(task):
+            prefixes = {_parts(tag, "labels")[0] for tag in task.labels or ()}
+            if prefixes & set(_BILOU) and prefixes & set(_BILOU.values()):
+                raise InputError("labels: have tags of IOBES (E, S) as well as of BILOU (L, U); name one scheme's")
 
     def read(self, task: Task, path: Path) -> tuple[Rows, str | None]:
         if path.name.removesuffix(".gz").endswith(_TABLES):
-            rows, _ = files.read_rows(path)
+            rows, _ = files.read_rows(path, needed=self.columns(task))
+            notes: list[str] = []
         else:
-            rows = _read_conll(task, path)
-        if not _entities(task):
-            return rows, None
-        changed = 0
-        for number, row in enumerate(rows, start=1):
-            tags = row.get(task.label)
-            if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
-                row[task.label] = repaired(tags, f"data {path.name}, row {number}")
-                changed += sum(ours != theirs for ours, theirs in zip(row[task.label], tags, strict=True))
-        return rows, f"{changed} tags were rewritten: an entity begins with B or S" if changed else None
+            rows, notes = read_sentences(task, path)
+        changed = sum(_respell(task, row, Place(path.name, number)) for number, row in enumerate(rows, start=1))
+        if changed:
+            notes.append(f"{changed} tags were rewritten: an entity begins with B or S")
+        return rows, "; ".join(notes) or None
 
     def from_hub(self, task: Task, rows: Rows) -> Rows:
         """The hub has class numbers; they count in the order of the declaration."""
@@ -78,14 +77,16 @@ class Tags(TaskKind):
                 row[task.label] = [values[t] if isinstance(t, int) and 0 <= t < len(values) else t for t in tags]
         return rows
 
-    def labels(self, task: Task, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    def labels(self, task: Task, rows: Iterable[tuple[Place, Mapping[str, Any]]]) -> tuple[str, ...]:
         """Declared, or found; of every type of entity that is found, all its tags."""
         if task.labels is not None:
             return tuple(task.labels)
-        tags = {tag for row in rows for tag in row.get(task.label) or () if isinstance(tag, str)}
+        # What is no list is refused with its row by `target`.
+        lists = ((place, tags) for place, row in rows if isinstance(tags := row.get(task.label), list))
+        tags = found_labels(task.name, ((place, tag) for place, tags in lists for tag in tags))
         if not _entities(task):
-            return tuple(sorted(tags))
-        parts = [_parts(tag, f"task {task.name}") for tag in tags]
+            return in_order(tags)
+        parts = [_parts(tag, str(place)) for tag, place in tags.items()]
         prefixes = sorted({"B", "I", *(prefix for prefix, _ in parts if prefix)})
         kinds = sorted({kind for prefix, kind in parts if prefix})
         return (OUTSIDE, *(f"{prefix}-{kind}" for kind in kinds for prefix in prefixes))
@@ -93,19 +94,21 @@ class Tags(TaskKind):
     def example(self, task: Task, row: Mapping[str, Any], where: str) -> tuple[Any, ...]:
         words = row.get(task.inputs[0])
         if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            raise InputError(f"{where}: column {task.inputs[0]!r} must hold a list of words, not {_short(words)}")
+            raise InputError(f"{where}: column {task.inputs[0]!r} must hold a list of words, not {shown(words)}")
         return (words,)
 
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> list[str]:
         tags, words = row.get(task.label), row[task.inputs[0]]
         if not isinstance(tags, list):
-            raise InputError(f"{where}: column {task.label!r} must hold a list of tags, not {_short(tags)}")
+            one = ', such as ["O", "B-x"] in JSON' if isinstance(tags, str) else ""
+            raise InputError(f"{where}: column {task.label!r} must hold a list of tags{one}, not {shown(tags)}")
         if len(tags) != len(words):
             raise InputError(f"{where}: has {len(words)} words and {len(tags)} tags")
-        for tag in tags:
-            if str(tag) not in labels:
-                raise InputError(f"{where}: unknown tag {tag!r}; known: {', '.join(labels)}")
-        return [labels[str(tag)] for tag in tags]
+        texts = [label_text(tag) for tag in tags]
+        for number, (tag, text) in enumerate(zip(tags, texts, strict=True), start=1):
+            if text not in labels:
+                raise not_a_label(tag, f"{where}, tag {number}", labels, "tag")
+        return [labels[text] for text in texts if text is not None]
 
     def head_config(self, labels: Sequence[str]) -> dict[str, Any]:
         return {
@@ -148,8 +151,10 @@ class Tags(TaskKind):
     def cut(self, split: Split, rows: Dataset, max_length: int) -> str | None:
         words = sum(len(words) for (words,) in split.texts)
         kept = sum(word >= 0 for row in rows["word"] for word in row)
-        note = f"{words - kept} of {words} training words have no token of their own within {max_length} tokens"
-        return note if kept < words else None
+        what = (
+            f"{words - kept} of {words} words of {split.source} have no token of their own within {max_length} tokens"
+        )
+        return what if kept < words else None
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
         collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = DataCollatorForTokenClassification(
@@ -184,9 +189,38 @@ class Tags(TaskKind):
         right = [ours == theirs for row in zip(wanted, given, strict=True) for ours, theirs in zip(*row, strict=True)]
         found = {"accuracy": float(np.mean(right))}
         if _entities(data.task):
+            wanted, given = ([[_spelt(tag, _BILOU) for tag in tags] for tags in rows] for rows in (wanted, given))
             scores = (metrics.f1_score, metrics.precision_score, metrics.recall_score)
             found |= {name: float(f(wanted, given, zero_division=0)) for name, f in zip(_ENTITY, scores, strict=True)}
         return found
+
+
+def _respell(task: Task, row: dict[str, Any], place: Place) -> int:
+    """Repairs the tags of a row in place, in the scheme of the declared labels; returns how many have changed.
+
+    Raises:
+        InputError: a tag of no scheme.
+    """
+    tags = row.get(task.label)
+    if not _entities(task) or not isinstance(tags, list):
+        return 0
+    names = {label_text(value): name for name, value in (task.labels or {}).items()}
+    texts = [label_text(tag) for tag in tags]
+    spelt = [names.get(text, text) for text in texts]
+    if None in spelt:
+        return 0  # refused with the place of the tag by `target`
+    found = repaired([tag for tag in spelt if tag is not None], str(place))
+    if any(name.startswith(tuple(f"{prefix}-" for prefix in _BILOU)) for name in names.values()):
+        back = {ours: theirs for theirs, ours in _BILOU.items()}
+        found = [_spelt(tag, back) for tag in found]
+    row[task.label] = [(task.labels or {}).get(tag, tag) for tag in found]
+    return sum(ours != theirs for ours, theirs in zip(found, spelt, strict=True))
+
+
+def _spelt(tag: str, prefixes: Mapping[str, str]) -> str:
+    """A tag with another prefix, where ``prefixes`` have its own."""
+    prefix, dash, kind = tag.partition("-")
+    return f"{prefixes.get(prefix, prefix)}-{kind}" if dash else tag
 
 
 def repaired(tags: Sequence[str], where: str) -> list[str]:
@@ -215,6 +249,8 @@ def _parts(tag: str, where: str) -> tuple[str, str]:
     if tag == OUTSIDE:
         return "", ""
     prefix, dash, kind = tag.partition("-")
+    if whole_number(tag) is not None:
+        raise InputError(f"{where}: tag {tag} is a number: list the tags under labels (name: number)")
     if not dash or not kind or prefix not in (*_PREFIXES, *_BILOU):
         raise InputError(f"{where}: tag {tag!r} is neither O nor of the form B-TYPE (prefixes B, I, E, S, L, U)")
     return prefix, kind
@@ -222,39 +258,3 @@ def _parts(tag: str, where: str) -> tuple[str, str]:
 
 def _entities(task: Task) -> bool:
     return any(metric in _ENTITY for metric in task.metrics)
-
-
-def _read_conll(task: Task, path: Path) -> Rows:
-    """Sentences of a file with one word a line, columns apart by tabs or spaces, sentences by empty lines.
-
-    Without ``columns`` in the declaration the first column is the word and the last one its tag.
-    """
-    (column,) = task.inputs
-    names = task.columns
-    if names is not None and not {column, task.label} <= set(names):
-        raise InputError(f"task {task.name}: columns must name {column!r} and {task.label!r}")
-    rows: Rows = []
-    words: list[str] = []
-    tags: list[str] = []
-    for number, line in enumerate(files.lines(path), start=1):
-        fields = re.split(r"\t+" if "\t" in line.strip() else r" +", line.strip())
-        if fields == [""] or fields[0] == "-DOCSTART-":
-            if words:
-                rows.append({column: words, task.label: tags})
-                words, tags = [], []
-            continue
-        if len(fields) < 2 or (names is not None and len(fields) != len(names)):
-            expected = f"{len(names)}" if names is not None else "two or more"
-            raise InputError(f"data {path}, line {number}: has {len(fields)} columns, expected {expected}")
-        words.append(fields[0 if names is None else names.index(column)])
-        tags.append(fields[-1 if names is None else names.index(task.label)])
-    if words:
-        rows.append({column: words, task.label: tags})
-    if not rows:
-        raise InputError(f"data {path}: holds no sentences")
-    return rows
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

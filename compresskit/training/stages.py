@@ -319,7 +319,7 @@ def evaluate(
         for each in models:
             each.float().to(options.torch_device)
         found = score(scoring, examples)
-    said = [note for note in notes if note]
+    said = [note for note in [*notes, *scoring.notes, *(scoring.documents.notes if scoring.documents else ())] if note]
     return Result(read.model, record | {"scores": found, "notes": said}, notes=tuple(said))
 
 

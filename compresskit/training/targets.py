@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel
 
-from compresskit.errors import InputError
-from compresskit.model.classes import Lookup, class_names, class_order, unnamed, whole_number
+from compresskit.errors import InputError, did_you_mean, shown
+from compresskit.model.classes import Lookup, class_names, class_order, cleaned, unnamed, whole_number
 from compresskit.model.heads import has_head
 from compresskit.tasks.losses import IGNORED
+from compresskit.tasks.regression import LARGEST
 
 _SPANS = ("start_positions", "end_positions")
-#: Other names of the column of labels, as transformers' collators take them.
-_LABELS = ("label", "label_ids")
+#: Names of the column of labels, as transformers' collators take them.
+_LABELS = ("labels", "label", "label_ids")
 
 
 def checked_rows(dataset: Any, source: str = "data set") -> Dataset:
@@ -24,20 +24,22 @@ def checked_rows(dataset: Any, source: str = "data set") -> Dataset:
 
     Raises:
         InputError: another kind of data set, no ``input_ids``, or a row of them that is no list of one token number or
-            more.
+            more; two columns of labels.
     """
     if not isinstance(dataset, Dataset):
         raise InputError(f"data set: give a datasets.Dataset, not a {type(dataset).__name__}")
     if "input_ids" not in dataset.column_names:
         columns = ", ".join(dataset.column_names) or "none"
         raise InputError(f"data set: has no column 'input_ids'; tokenise it first (its columns: {columns})")
-    for name in _LABELS:
-        if name in dataset.column_names and "labels" not in dataset.column_names:
-            dataset = dataset.rename_column(name, "labels")
+    labels = [name for name in _LABELS if name in dataset.column_names]
+    if len(labels) > 1:
+        raise InputError(f"{source}: has the columns {' and '.join(labels)}: remove those that are not the labels")
+    if labels and labels != ["labels"]:
+        dataset = dataset.rename_column(labels[0], "labels")
     for row, ids in enumerate(dataset.with_format(None)["input_ids"]):
         # A column holds one type, but for missing values.
         if not isinstance(ids, list) or not ids or not _is_integer(ids[0]) or None in ids or min(ids) < 0:
-            raise InputError(f"{source}: row {row}: input_ids must be one token number or more, not {_short(ids)}")
+            raise InputError(f"{source}: row {row}: input_ids must be one token number or more, not {shown(ids)}")
     return dataset
 
 
@@ -82,6 +84,8 @@ def _converted(plain: Dataset, convert: Callable[[Any, int], Any], source: str) 
             found.append(convert(value, len(ids)))
         except InputError as error:
             raise InputError(f"{source}: row {row}: {error}") from None
+    if found and all(value == ([IGNORED] * len(value) if isinstance(value, list) else IGNORED) for value in found):
+        raise InputError(f"{source}: its labels are all {IGNORED}, which losses leave out: remove the column")
     same = found == values and {type(value) for value in found} == {type(value) for value in values}
     return None if same else found
 
@@ -91,7 +95,7 @@ def _of_tokens(convert: Callable[[Any, int], int]) -> Callable[[Any, int], list[
 
     def each(value: Any, tokens: int) -> list[int]:
         if not isinstance(value, list):
-            raise InputError(f"labels must be a list, one for each token, not {_short(value)}")
+            raise InputError(f"labels must be a list, one for each token, not {shown(value)}")
         if len(value) != tokens:
             raise InputError(f"has {len(value)} labels for {tokens} tokens")
         return [convert(one, tokens) for one in value]
@@ -105,10 +109,10 @@ def _flags(count: int) -> Callable[[Any, int], list[float]]:
     def convert(value: Any, tokens: int) -> list[float]:
         if not isinstance(value, list) or len(value) != count or not all(isinstance(one, int | float) for one in value):
             raise InputError(
-                f"the head predicts several labels: give a list of {count} zeros and ones, not {_short(value)}"
+                f"the head predicts several labels: give a list of {count} zeros and ones, not {shown(value)}"
             )
         if not all(0 <= one <= 1 for one in value):
-            raise InputError(f"labels must lie from 0 to 1, not {_short(value)}")
+            raise InputError(f"labels must lie from 0 to 1, not {shown(value)}")
         return [float(one) for one in value]
 
     return convert
@@ -122,6 +126,7 @@ def _class_number(dataset: Dataset, model: PreTrainedModel, source: str) -> Call
     feature = getattr(feature, "feature", feature)  # of a list of classes
     number = _below(len(names), "label", names)
     order: Sequence[int] | None = None
+    spelt: dict[int, str] = {}
     if isinstance(feature, ClassLabel):
         order = _order(feature.names, names)
         if order is None:
@@ -131,16 +136,22 @@ def _class_number(dataset: Dataset, model: PreTrainedModel, source: str) -> Call
     def convert(value: Any, tokens: int) -> int:
         if isinstance(value, list | tuple | dict):
             raise InputError(
-                f"holds several labels, {_short(value)}; the head predicts one (several: problem_type "
+                f"holds several labels, {shown(value)}; the head predicts one (several: problem_type "
                 "multi_label_classification)"
             )
         if isinstance(value, str):
-            name = known(value.strip())
-            if name is None and unnamed(names) and (found := whole_number(value.strip())) is not None:
-                return number(found, tokens)
-            if name is None:
-                raise InputError(f"unknown label {_short(value)}; known: {', '.join(names)}")
-            return places[name]
+            text = cleaned(value)
+            name = known(text)
+            if name is not None:
+                place = places[name]
+            elif unnamed(names) and (found := whole_number(text)) is not None:
+                place = number(found, tokens)
+            else:
+                hint = did_you_mean(text, names)
+                raise InputError(f"unknown label {shown(value)}: {hint}known: {', '.join(names)}")
+            if (before := spelt.setdefault(place, text)) != text:
+                raise InputError(f"label {shown(value)} stands above as {before!r}: write it alike in all rows")
+            return place
         if order is not None and _is_integer(value) and 0 <= value < len(order):
             return order[value]
         return number(value, tokens)
@@ -161,7 +172,7 @@ def _order(theirs: Sequence[str], ours: Sequence[str]) -> tuple[int, ...] | None
 def _below(count: int, what: str, names: Sequence[str] = ()) -> Callable[[Any, int], int]:
     def convert(value: Any, tokens: int) -> int:
         if not _is_integer(value):
-            raise InputError(f"{_short(value)} is no {what}: give an integer from 0 to {count - 1}")
+            raise InputError(f"{shown(value)} is no {what}: give an integer from 0 to {count - 1}")
         if value != IGNORED and not 0 <= value < count:
             known = f" ({', '.join(names)})" if names else ""
             raise InputError(f"{what} {value} is not from 0 to {count - 1}{known}")
@@ -172,8 +183,10 @@ def _below(count: int, what: str, names: Sequence[str] = ()) -> Callable[[Any, i
 
 def _number(value: Any, tokens: int) -> float:
     found = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if not isinstance(found, int | float) or isinstance(found, bool) or not math.isfinite(found):
-        raise InputError(f"the head predicts one number, the label is {_short(value)}")
+    if not isinstance(found, int | float) or isinstance(found, bool) or found != found:
+        raise InputError(f"the head predicts one number, the label is {shown(value)}")
+    if abs(found) > LARGEST:
+        raise InputError(f"label {shown(value)} is larger than numbers of 32 bits")
     return float(found)
 
 
@@ -184,13 +197,8 @@ def _check_spans(dataset: Dataset, source: str) -> None:
     for name in given:
         for row, (ids, place) in enumerate(zip(dataset["input_ids"], dataset[name], strict=True)):
             if not _is_integer(place) or not 0 <= place < len(ids):
-                raise InputError(f"{source}: row {row}: {name} {_short(place)} is no token of its {len(ids)}")
+                raise InputError(f"{source}: row {row}: {name} {shown(place)} is no token of its {len(ids)}")
 
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
