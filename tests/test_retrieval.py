@@ -327,7 +327,7 @@ class Rows(list[dict[str, Any]]):
         ({"relevant": [("q0", "d1", "1"), ("q99", "d1", "1")]}, "test.tsv, row 2: names the query 'q99', which is not"),
         ({"relevant": [("q0", "d99", "1")]}, "test.tsv, row 1: names the document 'd99', which is not in the corpus"),
         ({"relevant": [("q0", "d1", "0")]}, "test.tsv: no query has a relevant document"),
-        ({"relevant": [("q0", "d1", "much")]}, "row 1: column 'score' must hold numbers, not 'much'"),
+        ({"relevant": [("q0", "d1", "much")]}, "row 1: column 'score' must hold numbers, such as -2.5, not 'much'"),
         ({"relevant": [("", "d1", "1")]}, "row 1: column 'query-id' holds no id: ''"),
         ({"queries": [*QUERIES, QUERIES[0]]}, "queries.jsonl, row 13: has the id 'q0', as row 1 has"),
         ({"corpus": [*CORPUS, CORPUS[1]]}, "corpus.jsonl, row 41: has the id 'd1', as row 2 has"),

@@ -319,7 +319,9 @@ def evaluate(
         for each in models:
             each.float().to(options.torch_device)
         found = score(scoring, examples)
-    said = [note for note in [*notes, *scoring.notes, *(scoring.documents.notes if scoring.documents else ())] if note]
+    for one in (scoring, scoring.documents):
+        notes += one.notes if one is not None else []
+    said = [note for note in notes if note]
     return Result(read.model, record | {"scores": found, "notes": said}, notes=tuple(said))
 
 
