@@ -233,7 +233,7 @@ def test_teacher_of_another_family_and_vocabulary(bench_folder: Path, pair: tupl
         ({"unit": "word"}, "unit 'word': is unknown; known: sentence, passage, line"),
         ({"fields": ["phrase"]}, "has none of the fields phrase; it has sentence, label"),
         ({"unit": None}, "fields are read in units alone"),
-        ({"unit": None, "fields": (), "losses": {"pooled": 1}, "max_length": 32}, "texts cut into units"),
+        ({"unit": None, "fields": (), "text": None, "losses": {"pooled": 1}, "max_length": 32}, "texts cut into units"),
         ({"task": "sst2", "text": None}, "unit belongs to text"),
         ({"dims": [48]}, "dims 48: the student's vectors have 48 numbers"),
         ({"max_length": 400}, "has 40 positions"),
