@@ -163,6 +163,37 @@ def test_modules_that_are_not_followed_are_refused(bench_folder: Path, tmp_path:
         read_sentence_model(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("said", [False, True])
+def test_a_folder_is_scored_in_its_own_16_bits(
+    dtype: torch.dtype, said: bool, bench_folder: Path, tmp_path: Path
+) -> None:
+    """Which is what sentence-transformers computes in: as AutoModel reads the folder, or as its settings say."""
+    name = str(dtype).removeprefix("torch.")
+    encoder = {"model_args": {"torch_dtype": name}} if said else None
+    folder = sentence_folder(bench_folder / "model", tmp_path / "model", encoder=encoder)
+    if not said:
+        AutoModel.from_pretrained(folder).to(dtype).save_pretrained(folder)
+    model, tokenizer = AutoModel.from_pretrained(folder).to(dtype).eval(), AutoTokenizer.from_pretrained(folder)
+    found = []
+    for texts in zip(*((a, b) for a, b, _ in ROWS), strict=True):
+        # One batch, the longest text first.
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        tokens = tokenizer([texts[place] for place in order], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**tokens).last_hidden_state
+        assert hidden.dtype == dtype
+        mask = tokens["attention_mask"][..., None].to(dtype)
+        vectors = (hidden * mask).sum(1) / mask.sum(1)
+        vectors = vectors.float() if dtype == torch.bfloat16 else vectors  # as `encode` gives them to numpy
+        found.append(torch.nn.functional.normalize(vectors, dim=1)[np.argsort(order)])
+    cosines = (found[0].numpy() * found[1].numpy()).sum(1)
+    wanted = np.corrcoef(cosines.astype(np.float64), [row[2] for row in ROWS])[0, 1]
+    assert score(folder, tmp_path / "data") == pytest.approx(wanted, abs=1e-6)
+    plain = sentence_folder(bench_folder / "model", tmp_path / "plain")
+    assert score(folder, tmp_path / "data") != pytest.approx(score(plain, tmp_path / "data"), abs=1e-6)
+
+
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 

@@ -39,8 +39,8 @@ _PLAIN = {
     "module_output_name": "token_embeddings",
 }
 _ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
-#: Of these arguments, those that do not change what is computed in float32.
-_HARMLESS = {"trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "use_safetensors"}
+#: Of these arguments, those that do not change what is computed.
+_HARMLESS = {"trust_remote_code", "attn_implementation", "use_safetensors"}
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
@@ -55,6 +55,7 @@ class SentenceModel:
         max_length: tokens of a text with special tokens; None: what tokenizer and model take.
         lower: whether texts are put in lower case first.
         layers: what the pooled vector passes through.
+        dtype: what the model computes in; None: what it is stored in.
         size: the first numbers of the vector that are kept; None keeps all.
         similarity: of two vectors, one of :data:`SIMILARITIES`.
     """
@@ -66,6 +67,7 @@ class SentenceModel:
     lower: bool = False
     layers: tuple[nn.Module, ...] = ()
     size: int | None = None
+    dtype: torch.dtype | None = None
     similarity: str = "cosine"
 
     def tokenizer(self, tokenizer: Any) -> Any:
@@ -96,11 +98,14 @@ class SentenceModel:
 
     @torch.inference_mode()
     def vectors(self, hidden: Tensor, mask: Tensor, prompt_tokens: int = 0) -> Tensor:
-        """(B, T, H) hidden states and their (B, T) attention mask -> (B, size) vectors in float32."""
-        pooled = pool(hidden.float(), mask, self.modes, prompt_tokens)
+        """(B, T, H) hidden states and their (B, T) attention mask -> (B, size) vectors, in the dtype of the states; of
+        bfloat16 in float32, as numpy has no bfloat16.
+        """
+        pooled = pool(hidden, mask, self.modes, prompt_tokens)
         for layer in self.layers:
-            pooled = layer.to(pooled.device)(pooled)
-        return pooled[:, : self.size]
+            pooled = layer.to(pooled.device, pooled.dtype)(pooled)
+        found = pooled[:, : self.size]
+        return found.float() if found.dtype == torch.bfloat16 else found
 
     def likeness(self, first: Tensor, second: Tensor) -> Tensor:
         """(N,) similarities of (N, size) vectors, row by row; distances count as negative."""
@@ -195,7 +200,7 @@ def _read(folder: Path) -> SentenceModel:
     similarity = general.get("similarity_fn_name") or "cosine"
     if similarity not in SIMILARITIES:
         raise _refused(folder, f"are compared by {similarity}")
-    max_length, lower = _encoder(folder)
+    max_length, lower, dtype = _encoder(folder)
     size = general.get("truncate_dim")
     return SentenceModel(
         prompt=_prompt(folder, general),
@@ -205,6 +210,7 @@ def _read(folder: Path) -> SentenceModel:
         lower=lower,
         layers=tuple(_layer(folder, kind, path) for kind, path in kinds[2:]),
         size=None if size is None else int(size),
+        dtype=dtype,
         similarity=similarity,
     )
 
@@ -251,21 +257,35 @@ def _prompt(folder: Path, general: Mapping[str, Any]) -> str:
     return str(prompts.get(name) or "")
 
 
-def _encoder(folder: Path) -> tuple[int | None, bool]:
-    """Tokens of a text, and whether it is put in lower case."""
+def _encoder(folder: Path) -> tuple[int | None, bool, torch.dtype | None]:
+    """Tokens of a text, whether it is put in lower case, and what the encoder computes in, where that is said."""
     name = next((name for name in TRANSFORMER_FILES if (folder / name).is_file()), None)
     settings = read_json(folder / name, "cannot be read") if name is not None else {}
     limit, lower = settings.pop("max_seq_length", None), bool(settings.pop("do_lower_case", False))
     settings.pop("unpad_inputs", None)
+    dtype: torch.dtype | None = None
     for arguments in _ARGUMENTS:
         given = dict(settings.pop(arguments, None) or {})
+        if arguments in ("model_args", "model_kwargs"):
+            dtype = _dtype(given.pop("torch_dtype", None), dtype)
+            dtype = _dtype(given.pop("dtype", None), dtype)
         if arguments in ("tokenizer_args", "processor_kwargs"):
             limit = given.pop("model_max_length", limit)
         settings |= {f"{arguments}.{key}": value for key, value in given.items() if key not in _HARMLESS}
     for key, value in settings.items():
         if value not in (None, False, "", [], {}, _PLAIN.get(key)):
             raise InputError(f"model {folder}: {name}: {key} {value!r} is not followed, so it cannot be scored")
-    return (None if limit is None else int(limit)), lower
+    return (None if limit is None else int(limit)), lower, dtype
+
+
+def _dtype(name: Any, otherwise: torch.dtype | None) -> torch.dtype | None:
+    """A dtype by its name; None of ``auto``. Raises ValueError."""
+    if name is None:
+        return otherwise
+    found = getattr(torch, str(name).removeprefix("torch."), None)
+    if name == "auto" or isinstance(found, torch.dtype):
+        return None if name == "auto" else found
+    raise ValueError(f"dtype {name!r} is unknown")
 
 
 def _layer(folder: Path, kind: str, path: str) -> nn.Module:
