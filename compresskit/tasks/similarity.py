@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
+from compresskit.errors import InputError
 from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
@@ -48,6 +49,10 @@ class Similarity(TaskKind):
         limits += [task.max_length] if "max_length" in task.model_fields_set else []
         return int(min([_NO_LIMIT, *(limit for limit in limits if limit is not None)]))
 
+    def dtype(self, model: PreTrainedModel, folder: Path | None) -> torch.dtype:
+        """As sentence-transformers: what the model is stored in, unless the folder says otherwise."""
+        return read_sentence_model(folder).dtype or model.dtype
+
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[float]:
         how = read_sentence_model(scoring.folder)
         # In the batches of sentence-transformers, so that sentences that are nearly equal get its last digits too.
@@ -60,9 +65,20 @@ class Similarity(TaskKind):
 
 
 def sentence_vectors(scoring: Scoring, how: SentenceModel, texts: list[str]) -> Tensor:
-    """(N, size) vectors of texts in float32, as ``how`` makes them of the last hidden states."""
+    """(N, size) vectors of texts, as ``how`` makes them of the last hidden states: in the model's dtype, of bfloat16 in
+    float32 (numpy has none).
+
+    Raises:
+        InputError: padding would move the positions of tokens.
+    """
     base: Any = scoring.model.base_model
     tokenizer = how.tokenizer(scoring.tokenizer)
+    if getattr(tokenizer, "padding_side", "right") == "left" and positions(base) is not None:
+        raise InputError(
+            f"tokenizer of {scoring.model.config.name_or_path or type(base).__name__}: pads on the left, where "
+            f"{type(base).__name__} counts positions: a sentence would get another vector in another batch; set "
+            "padding_side to right in its tokenizer_config.json"
+        )
     before = how.prompt_tokens(tokenizer, scoring.max_length)
     encoded = tokenizer([how.prompt + text for text in texts], truncation=True, max_length=scoring.max_length)
     taken = inspect.signature(base.forward).parameters

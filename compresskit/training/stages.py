@@ -18,7 +18,8 @@ from compresskit.model import output as outputs
 from compresskit.model.adapters import check_given
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.kept import as_it_was
-from compresskit.model.quantizer import quantizer_of
+from compresskit.model.quantizer import is_compressed, quantizer_of
+from compresskit.model.targets import check_supported
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
 from compresskit.tasks.declaration import Task
@@ -125,6 +126,7 @@ def distill(
         task, data: as for :func:`finetune`; makes this the task stage.
         text: for the general stage: a file (plain, .gz, .jsonl) or a data set of the hub. Default: the embedded text.
         dataset: instead of both: a ``datasets.Dataset`` with ``input_ids``, and ``labels`` for the supervised loss.
+            Other inputs of the model are columns with an integer, or a list of them, for each token (``bbox``).
         output, overwrite, resume, tokenizer, progress, callbacks: as for :func:`finetune`.
         teacher_outputs: folder for the teacher's outputs on every row, which are then computed once (on a CPU) and
             shared by all students, seeds and epochs; several gigabytes for large tasks, to be deleted by hand.
@@ -206,8 +208,8 @@ def evaluate(
     Args:
         model: a model, folder or hub id with a head for the task (or for one whose transfer the task is). A task of
             kind ``similarity`` needs no head: sentence vectors are made as sentence-transformers makes them for the
-            folder; of an object, and where the folder does not say, the mean over the tokens of the last layer. An
-            object comes back as it was.
+            folder, in its dtype; of an object, and where the folder does not say, the mean over the tokens of the last
+            layer. An object comes back as it was.
         task, data, tokenizer, progress: as for :func:`finetune`.
         max_length: tokens, at least 8; default: the task's own, of kind ``similarity`` the folder's.
         batch_size: sequences at a time.
@@ -237,7 +239,7 @@ def evaluate(
     notes = [*read.notes, *examples.notes, *([note] if note else [])]
     moved: Any = read.model
     with as_it_was(moved):
-        moved.float().to(options.torch_device)
+        moved.to(options.torch_device, kind.dtype(moved, read.folder))
         scores = score(Scoring(moved, words, length, batch_size, progress, folder=read.folder), examples)
     record = {"model": read.origin, "task": declared.name, "data": examples.record(), "scores": scores, "notes": notes}
     return Result(read.model, record, notes=tuple(notes))
@@ -255,6 +257,8 @@ def _read(
     check_given(model)
     if compressed is True:
         quantizer_of(model)
+    elif not is_compressed(model):
+        check_supported(model)
     if adopt is not None and type(model) is not type(adopt):
         raise InputError(
             f"the student is a {type(model).__name__} but the teacher a {type(adopt).__name__}: give equal classes"
