@@ -270,6 +270,14 @@ def test_squad_answers_of_another_form(answers: object) -> None:
         squad.Answers.of({"answers": answers}, "row 3")
 
 
+def test_squad_answers_beyond_the_context() -> None:
+    row = {"context": "good", "answers": {"text": ["ood", "good"], "answer_start": [1, 1]}}
+    with pytest.raises(
+        InputError, match="row 3: the answer 'good' at character 1 reaches beyond the context, which has 4"
+    ):
+        squad.Answers.of(row, "row 3")
+
+
 def test_squad_scores_do_not_depend_on_padding(bench_folder: Path, tmp_path: Path) -> None:
     model = tiny_model(head="questions", initializer_range=0.5)
     words = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")

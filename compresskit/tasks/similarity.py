@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, WorkError
 from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
@@ -70,6 +70,7 @@ def sentence_vectors(scoring: Scoring, how: SentenceModel, texts: list[str]) -> 
 
     Raises:
         InputError: padding would move the positions of tokens.
+        WorkError: vectors that are not finite.
     """
     base: Any = scoring.model.base_model
     tokenizer = how.tokenizer(scoring.tokenizer)
@@ -92,6 +93,8 @@ def sentence_vectors(scoring: Scoring, how: SentenceModel, texts: list[str]) -> 
             rows = order[start : start + scoring.batch_size]
             batch = collate([{name: encoded[name][row] for name in columns} for row in rows]).to(base.device)
             vectors = how.vectors(base(**fitted(base, batch)).last_hidden_state, batch["attention_mask"], before)
+            if not vectors.isfinite().all():
+                raise WorkError(f"{type(base).__name__} computes vectors in {base.dtype} that are not finite")
             found |= dict(zip(rows, vectors.cpu(), strict=True))
             if scoring.progress is not None:
                 scoring.progress("encoding", min(start + scoring.batch_size, len(order)), len(order))
