@@ -15,11 +15,14 @@ from conftest import write_tsv
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, DebertaV2Config, DebertaV2Model
 
 import compresskit
 from compresskit import InputError
+from compresskit.model.positions import positions
 from compresskit.model.sentence_vectors import pool, read_sentence_model
+from compresskit.tasks.loading import load_task
+from compresskit.tasks.registry import KINDS
 
 MODULES = "sentence_transformers.models."
 ROWS = [
@@ -111,6 +114,20 @@ def test_length_and_prompt_of_the_folder_decide(bench_folder: Path, tmp_path: Pa
     left_out = sentence_folder(bench_folder / "model", tmp_path / "left_out", without, general=PROMPT)
     behind = lambda hidden, tokens: hidden[4:].mean(0)  # noqa: E731  [CLS] and three words
     assert score(left_out, tmp_path / "data") == pytest.approx(cosines(left_out, behind, 40, "the of and "), abs=1e-5)
+
+
+def test_a_text_is_as_long_as_the_configuration_says(bench_folder: Path, tmp_path: Path) -> None:
+    """Also where positions are relative: sentence-transformers reads the number all the same."""
+    config = DebertaV2Config(
+        vocab_size=499, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96,
+        max_position_embeddings=12, relative_attention=True, position_biased_input=False,
+    )  # fmt: skip
+    model, task = DebertaV2Model(config), load_task("stsb-similarity")
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    assert positions(model) is None
+    assert KINDS.get("similarity").length(task, model, tokenizer, None) == 12
+    folder = sentence_folder(bench_folder / "model", tmp_path / "long", encoder={"max_seq_length": 30})
+    assert KINDS.get("similarity").length(task, model, tokenizer, folder) == 30
 
 
 def test_the_layers_behind_count(bench_folder: Path, tmp_path: Path) -> None:

@@ -42,10 +42,11 @@ class Similarity(TaskKind):
         return number(row.get(task.label), f"{where}: column {task.label!r}")
 
     def length(self, task: Task, model: PreTrainedModel, tokenizer: Any, folder: Path | None) -> int:
-        """As sentence-transformers: the folder's ``max_seq_length``, else what tokenizer and model take. What the
-        declaration says counts where it is less.
+        """As sentence-transformers: the folder's ``max_seq_length``, else what tokenizer and configuration say, also
+        where positions are relative. What the declaration says counts where it is less.
         """
-        limits = [read_sentence_model(folder).max_length or tokenizer.model_max_length, positions(model)]
+        said = read_sentence_model(folder).max_length
+        limits = [positions(model), *([said] if said else [tokenizer.model_max_length, _configured(model)])]
         limits += [task.max_length] if "max_length" in task.model_fields_set else []
         return int(min([_NO_LIMIT, *(limit for limit in limits if limit is not None)]))
 
@@ -62,6 +63,12 @@ class Similarity(TaskKind):
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
         targets, found = np.array(split.targets), np.array(answers)
         return {metric: OF_NUMBERS[metric](targets, found, 0) for metric in data.task.metrics}
+
+
+def _configured(model: PreTrainedModel) -> int | None:
+    """Tokens that the configuration names; None where there are none (XLNet has -1)."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def sentence_vectors(scoring: Scoring, how: SentenceModel, texts: list[str]) -> Tensor:
