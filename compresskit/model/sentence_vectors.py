@@ -98,14 +98,15 @@ class SentenceModel:
 
     @torch.inference_mode()
     def vectors(self, hidden: Tensor, mask: Tensor, prompt_tokens: int = 0) -> Tensor:
-        """(B, T, H) hidden states and their (B, T) attention mask -> (B, size) vectors, in the dtype of the states; of
-        bfloat16 in float32, as numpy has no bfloat16.
+        """(B, T, H) hidden states and their (B, T) attention mask -> (B, size) vectors in float32.
+
+        Like sentence-transformers, pooling adds up in float32 and gives vectors in the dtype of the states, in which
+        the layers behind it compute too; similarities are then taken in float32.
         """
-        pooled = pool(hidden, mask, self.modes, prompt_tokens)
+        pooled = pool(hidden.float(), mask, self.modes, prompt_tokens).to(hidden.dtype)
         for layer in self.layers:
             pooled = layer.to(pooled.device, pooled.dtype)(pooled)
-        found = pooled[:, : self.size]
-        return found.float() if found.dtype == torch.bfloat16 else found
+        return pooled[:, : self.size].float()
 
     def likeness(self, first: Tensor, second: Tensor) -> Tensor:
         """(N,) similarities of (N, size) vectors, row by row; distances count as negative."""

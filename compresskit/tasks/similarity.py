@@ -72,8 +72,7 @@ def _configured(model: PreTrainedModel) -> int | None:
 
 
 def sentence_vectors(scoring: Scoring, how: SentenceModel, texts: list[str]) -> Tensor:
-    """(N, size) vectors of texts, as ``how`` makes them of the last hidden states: in the model's dtype, of bfloat16 in
-    float32 (numpy has none).
+    """(N, size) vectors of texts, in float32, as ``how`` makes them of the last hidden states, in the model's dtype.
 
     Raises:
         InputError: padding would move the positions of tokens.
