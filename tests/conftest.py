@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import itertools
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -267,6 +268,32 @@ def small_sentence(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("sentence")
     student = compresskit.compress(embedded, method="low-rank", ratio=2)
     checkpoint.save(checkpoint.Checkpoint(demo.NAME, demo.ORIGIN, embedded, student), folder)
+    return folder
+
+
+#: What a sentence-transformers module's type begins with.
+MODULES = "sentence_transformers.models."
+
+
+def sentence_folder(
+    model: Path,
+    folder: Path,
+    pooling: dict[str, Any] | None = None,
+    behind: tuple[str, ...] = (),
+    encoder: dict[str, Any] | None = None,
+    general: dict[str, Any] | None = None,
+) -> Path:
+    """A copy of ``model`` as a sentence-transformers folder."""
+    shutil.copytree(model, folder)
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *((n, f"{i}_{n}") for i, n in enumerate(behind, 2))]
+    listed = [{"idx": i, "name": str(i), "path": p, "type": MODULES + n} for i, (n, p) in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    for _, path in modules[1:]:
+        (folder / path).mkdir()
+    config = pooling or {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    (folder / "sentence_bert_config.json").write_text(json.dumps(encoder or {}))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(general or {}))
     return folder
 
 

@@ -164,6 +164,11 @@ class Reader:
         if "rules" in keys:
             tokenizer = AutoTokenizer.from_pretrained(demo.folder())  # for those that calibrate
             compresskit.plan(tiny_model(**SIZES), recipe=file, tokenizer=tokenizer)  # rules tell layers apart
+        elif "tables" in keys:
+            write_tsv(Path(keys["files"]["dev"]), "query-id\tcorpus-id\tscore", [("a", "b", "1"), ("a", "a", "0")])
+            for name in keys["tables"].values():
+                Path(name).write_text('{"_id": "a", "text": "one"}\n{"_id": "b", "text": "two"}\n', encoding="utf-8")
+            assert load_data(load_task(file), Path.cwd(), train=False).splits["dev"].targets == [{1}]
         elif "inputs" in keys:
             for name in keys["files"].values():
                 rows = [f"{text},{label}" for text, label in reviews(20, seed=5)]

@@ -80,10 +80,14 @@ def test_sentence_search(example: Callable[..., str], small_sentence: Path, tmp_
         "Trains leave every hour.",
         "Bread needs yeast.",
     ]
-    (tmp_path / "sentences.txt").write_text("\n".join(sentences), encoding="utf-8")
-    said = example("sentence_search.py", small_sentence, "where do kittens rest", tmp_path / "sentences.txt")
+    (tmp_path / "texts" / "more").mkdir(parents=True)
+    (tmp_path / "texts" / "a.txt").write_text(" ".join(sentences[1:]), encoding="utf-8")
+    (tmp_path / "texts" / "more" / "b.txt").write_text(sentences[0], encoding="utf-8")
+    said = example("sentence_search.py", "index", small_sentence, tmp_path / "texts", tmp_path / "index")
+    assert said.startswith("4 sentences")
+    said = example("sentence_search.py", "search", tmp_path / "index", "where do kittens rest")
     best = said.splitlines()[0].split("\t")
-    assert best[1] == sentences[0]
+    assert best[1:] == [sentences[0], "more/b.txt"]
     assert 0 < float(best[0]) <= 1
 
 

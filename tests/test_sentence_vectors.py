@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_tsv
+from conftest import MODULES, sentence_folder, write_tsv
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -24,7 +23,6 @@ from compresskit.model.sentence_vectors import pool, read_sentence_model
 from compresskit.tasks.loading import load_task
 from compresskit.tasks.registry import KINDS
 
-MODULES = "sentence_transformers.models."
 ROWS = [
     ("the film was very good", "the movie was great", 4.2),
     ("a bad plot", "an awful actor", 2.1),
@@ -33,28 +31,6 @@ ROWS = [
     ("a nice one and a fine one", "a great film", 3.6),
 ]
 PROMPT = {"prompts": {"q": "the of and "}, "default_prompt_name": "q"}
-
-
-def sentence_folder(
-    model: Path,
-    folder: Path,
-    pooling: dict[str, Any] | None = None,
-    behind: tuple[str, ...] = (),
-    encoder: dict[str, Any] | None = None,
-    general: dict[str, Any] | None = None,
-) -> Path:
-    """A copy of ``model`` as a sentence-transformers folder."""
-    shutil.copytree(model, folder)
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *((n, f"{i}_{n}") for i, n in enumerate(behind, 2))]
-    listed = [{"idx": i, "name": str(i), "path": p, "type": MODULES + n} for i, (n, p) in enumerate(modules)]
-    (folder / "modules.json").write_text(json.dumps(listed))
-    for _, path in modules[1:]:
-        (folder / path).mkdir()
-    config = pooling or {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
-    (folder / "sentence_bert_config.json").write_text(json.dumps(encoder or {}))
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(general or {}))
-    return folder
 
 
 def score(folder: Path, data: Path, **more: Any) -> float:

@@ -40,6 +40,7 @@ from compresskit.scores import mean_over_splits
 from compresskit.storage.writing import new_folder, write_text
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.predicting import Runnable
+from compresskit.tasks.registry import KINDS
 from compresskit.training import stages
 from compresskit.training.data import sequence_length
 from compresskit.training.evaluation import score
@@ -115,7 +116,7 @@ class Workshop:
         """The dense model, of a task fine-tuned first, or what a baseline makes of it."""
         cell = self.cell
         assert cell.rival is not None
-        if cell.is_teacher and cell.task is not None:
+        if cell.is_teacher and cell.tuned:
             self.say("fine-tuning the teacher")
             settings = {**self.grid.teacher, "precision": self.grid.precision}
             self._train(
@@ -131,7 +132,7 @@ class Workshop:
         found["made_by"] = self.shared.made_by(cell, made.made_by)
         if not cell.is_teacher:
             return found | {"seconds_compress": seconds}
-        return found | ({"seconds_distill": _last_stage(self.folder / MODEL)["seconds"]} if cell.task else {})
+        return found | ({"seconds_distill": _last_stage(self.folder / MODEL)["seconds"]} if cell.tuned else {})
 
     def _trained(self) -> dict[str, Any]:
         """A student of a method or a baseline, taught in the grid's stages."""
@@ -148,9 +149,12 @@ class Workshop:
         trained: dict[str, dict[str, Any]] = {}
         seconds = 0.0
         if grid.general is not False:
-            start = work / "general" if cell.task is not None else self.folder / MODEL
+            start = work / "general" if cell.tuned or self.start else self.folder / MODEL
             seconds += self._stage_1(work / "compressed", start, trained)
-        if cell.task is not None:
+        if not cell.tuned and self.start and not (self.folder / MODEL).exists():
+            with new_folder(self.folder / MODEL) as temporary:  # tasks that only score share a model
+                shutil.copytree(start, temporary, dirs_exist_ok=True)
+        if cell.tuned:
             seconds += self._stage_2(start, trained)
         read = self._read(self.folder / MODEL)
         found = self._size(read) | self._score(read)
@@ -164,6 +168,8 @@ class Workshop:
         seed = self.grid.seeds[0] if self.start else self.cell.seed
         settings = {**(self.grid.general or {}), **self._options, "seed": seed}
         text = self.shared.corpus(self._part)
+        if self.grid.unit:
+            settings |= {"unit": self.grid.unit, "teacher_outputs": self.dense / OUTPUTS}
         self._train(stages.distill, target, start, self.cell.origin, text=text, **settings)
         stage = _last_stage(target)
         trained["general"] = {"losses": stage["losses"], "seed": seed}  # the losses that the class allowed
@@ -263,7 +269,7 @@ class Workshop:
 
     def _read(self, folder: Path) -> Checkpoint:
         """A student in the class in which it is scored, with the teacher's head where it has none yet."""
-        adopt = self._read_dense().model if self.cell.task is not None else None
+        adopt = self._read_dense().model if self.cell.tuned else None
         changes = stages.labels_of(adopt) if adopt is not None else {}
         return checkpoints.read(folder, compressed=None, adopt=adopt, **changes)
 
@@ -297,7 +303,7 @@ class Workshop:
         own = find_tokenizer(None, made) if rival is not None and rival.own_tokenizer else None
         cpu = rival is not None and rival.cpu_only
         device: Any = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
-        return score_on_task(cell, self.shared, made.model.float().to(device), tokenizer=own)
+        return score_on_task(cell, self.shared, made.model.float().to(device), tokenizer=own, folder=made.folder)
 
 
 def reason(error: Exception, folder: Path) -> str:
@@ -336,7 +342,7 @@ def has_model(cell: Cell, record: Record, folder: Path) -> bool:
 
 def read_dense(cell: Cell, shared: Shared, dense: Path) -> Checkpoint:
     """The dense model that the cell is compared with: the task's teacher, or the pre-trained checkpoint itself."""
-    return shared.read_dense(cell.origin) if cell.task is None else checkpoints.read(dense / MODEL)
+    return checkpoints.read(dense / MODEL) if cell.tuned else shared.read_dense(cell.origin)
 
 
 def read_own(cell: Cell, shared: Shared, folder: Path, dense: Path) -> Checkpoint:
@@ -353,18 +359,29 @@ def read_model(cell: Cell, shared: Shared, folder: Path, dense: Path) -> PreTrai
 
 
 def score_on_task(
-    cell: Cell, shared: Shared, model: PreTrainedModel, run: Runnable | None = None, *, tokenizer: Any = None
+    cell: Cell,
+    shared: Shared,
+    model: PreTrainedModel,
+    run: Runnable | None = None,
+    *,
+    tokenizer: Any = None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Metric, score (its mean over the splits) and every metric of a model on the cell's task.
 
     Args:
         run: computes in the model's place, e.g. ONNX Runtime.
         tokenizer: of the model, where it is not the dense model's.
+        folder: of the model, which says how vectors of texts are made.
     """
     assert cell.task is not None
     task, data = shared.task(cell.task)
-    length = sequence_length(shared.grid.of(cell.task).stage("task")["max_length"], task)
-    found = score(Scoring(model, tokenizer or shared.tokenizer(cell.origin), length, run=run), data)
+    words = tokenizer or shared.tokenizer(cell.origin)
+    if cell.tuned:
+        length = sequence_length(shared.grid.of(cell.task).stage("task")["max_length"], task)
+    else:
+        length = KINDS.get(task.kind).length(task, model, words, folder)
+    found = score(Scoring(model, words, length, run=run, folder=folder), data)
     return {"metric": task.primary, "score": mean_over_splits(found, task.primary), "scores": dict(found)}
 
 

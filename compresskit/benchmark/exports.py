@@ -83,7 +83,7 @@ def _export(cell: Cell, form: str, shared: Shared, folder: Path, dense: Path) ->
 
 def _score(cell: Cell, form: str, shared: Shared, read: Checkpoint, folder: Path) -> dict[str, Any]:
     if cell.task is not None:
-        return work.score_on_task(cell, shared, read.model.float().eval(), load(form, folder))
+        return work.score_on_task(cell, shared, read.model.float().eval(), load(form, folder), folder=read.folder)
     passages = shared.passages(cell.origin)
     with tempfile.TemporaryDirectory() as temporary:
         encoder: Any = read.model.base_model

@@ -22,10 +22,11 @@ from pydantic import (
 from compresskit.benchmark.baselines.base import DENSE, Asked, Baseline
 from compresskit.benchmark.baselines.registry import BASELINES, find, row_name
 from compresskit.benchmark.changes import Beginning, TaskChanges, Variant, check_seeds, no_twins
+from compresskit.data.units import Unit
 from compresskit.decomposers import AUTO, registry
 from compresskit.errors import InputError, unknown
 from compresskit.planning.recipe import Allocation, Recipe, check_ratio, for_method, load_recipe, shipped_recipes
-from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage
+from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
 from compresskit.tasks.loading import evaluation_only, load_task
 from compresskit.training.settings import split_settings, with_settings
 from compresskit.validation import parse_mapping, read_named, validate
@@ -59,6 +60,11 @@ class Row(NamedTuple):
     ratio: float | None = None
     variant: str = ""
 
+    @property
+    def tuned(self) -> bool:
+        """As of :class:`Cell`."""
+        return is_tuned(self.task)
+
 
 class Grid(BaseModel):
     """A benchmark. Every field has a default; a bench recipe (YAML) and the command line change some.
@@ -72,6 +78,8 @@ class Grid(BaseModel):
         ratios: dense parameters / compressed parameters, above 1. Recipes with explicit shapes have their own.
         tasks: names or YAML files; empty: quality without labels.
         data: folder with the tasks' files; None: the hub.
+        unit: of the text: ``sentence``, ``passage``, ``line``. Stage 1 then teaches the vectors of such pieces, as
+            ``compresskit distill --unit`` does, and tasks that compare vectors can be scored; empty: hidden states.
         text: general text for stage 1 and for quality without labels; None: the embedded text.
         seeds: of order, masks and new heads. The teacher of a task, and baselines that are not trained, take the first.
         baselines: rows without compression by factors: registered names, some with an argument behind a colon.
@@ -110,6 +118,7 @@ class Grid(BaseModel):
     ratios: tuple[float, ...] = Field(default=(4.0, 8.0, 19.0), min_length=1)
     tasks: tuple[str, ...] = ()
     data: str | None = None
+    unit: tuple[Unit, ...] = ()
     text: str | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(check_seeds)] = (0,)
     baselines: tuple[str, ...] = USUAL
@@ -141,9 +150,10 @@ class Grid(BaseModel):
         return tuple(check_ratio(ratio) for ratio in value)
 
     @model_serializer(mode="wrap")
-    def _variants_if_any(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Most grids have none, and folders of before say nothing of them."""
-        return {name: value for name, value in whole(self).items() if name != "variants" or self.variants}
+    def _later_if_any(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most grids have no variants and no units, and folders of before say nothing of them."""
+        later = ("variants", "unit")
+        return {name: value for name, value in whole(self).items() if name not in later or value}
 
     def checked(self) -> Grid:
         """The grid itself, once methods, baselines, tasks and settings are known to be valid. Raises InputError."""
@@ -152,8 +162,13 @@ class Grid(BaseModel):
         for method in self.all_methods():
             self._recipe(method, self.ratios[0])
         for task in self.tasks:
-            if evaluation_only(load_task(task)):
+            if not is_tuned(task) and load_task(task).transfer_of:
                 raise InputError(f"task {task}: is for evaluation only, so nothing can be trained on it")
+            if not is_tuned(task) and not self.unit:
+                raise InputError(
+                    f"task {task}: compares vectors, and nothing can be trained on it; give --unit sentence, so that "
+                    "students learn vectors of the text"
+                )
         if self.data is not None and not self.tasks:
             raise InputError("data belongs to a task: give --task")
         if strangers := [task for task in self.per_task if task not in self.tasks]:
@@ -178,6 +193,8 @@ class Grid(BaseModel):
     def _check_stages(self) -> None:
         if self.share_general and (self.general is False or not self.tasks):
             raise InputError("share_general: is for stage 1 (general) followed by tasks; there is nothing to share")
+        if self.general is False and (vectors := [task for task in self.tasks if not is_tuned(task)]):
+            raise InputError(f"task {vectors[0]}: nothing would be trained without stage 1 (general)")
         if self.students_from == "teacher" and (self.general is not False or not self.tasks):
             raise InputError(
                 "students_from: teacher is for tasks without stage 1: give tasks, and general: false "
@@ -212,7 +229,8 @@ class Grid(BaseModel):
         own = {"seed", "device", "precision", "save_every", "accumulation"} & set(given)
         if own:
             raise InputError(f"grid {self.name}: {what}: {sorted(own)[0]} cannot be set here; it is the grid's own")
-        default: Stage = FINE_TUNING if what == "teacher" else DEFAULTS["general" if what == "general" else "task"]
+        general: StageName = "sentences" if self.unit else "general"
+        default: Stage = FINE_TUNING if what == "teacher" else DEFAULTS[general if what == "general" else "task"]
         try:
             explicit, options = split_settings(given)
             stage = with_settings(default, explicit)
@@ -285,6 +303,8 @@ class Cell:
             compressed teacher); empty: it has its own.
         baseline: the grid's entry for a baseline; empty for a student of a method.
         variant: of a student; empty: as the grid says.
+        tuned: whether the task has a teacher fine-tuned on it, from which students learn in a stage 2; otherwise the
+            checkpoint itself is the teacher.
     """
 
     model: str
@@ -299,6 +319,7 @@ class Cell:
     start: str = ""
     baseline: str = ""
     variant: str = ""
+    tuned: bool = False
 
     @property
     def folder(self) -> str:
@@ -330,7 +351,7 @@ class Cell:
     @property
     def keeps_model(self) -> bool:
         """Whether it has a model of its own in its folder; others are made from the dense one."""
-        return self.learns or (self.is_teacher and self.task is not None)
+        return self.learns or (self.is_teacher and self.tuned)
 
     @property
     def exported(self) -> bool:
@@ -340,6 +361,11 @@ class Cell:
     def __str__(self) -> str:
         ratio = f" {self.ratio:g}x" if self.ratio else ""
         return f"{self.method}{ratio}" + (f", {self.task_name}" if self.task else "") + f", seed {self.seed}"
+
+
+def is_tuned(task: str | None) -> bool:
+    """Whether models are fine-tuned on the task: not without one, and not where vectors are compared."""
+    return task is not None and not evaluation_only(load_task(task))
 
 
 def load_grid(name_or_path: str | Path) -> Grid:

@@ -14,7 +14,7 @@ from compresskit.decomposers import registry
 
 #: Entries of :func:`settings` that decide what cells share: a student after stage 1, or the compressed teacher.
 _OF_BOTH = ("model", "baseline", "recipe", "packages", "ratio", "versions", "host")
-_OF_GENERAL = (*_OF_BOTH, "text", "general", "general_seed")
+_OF_GENERAL = (*_OF_BOTH, "text", "unit", "general", "general_seed")
 _OF_TEACHER = (*_OF_BOTH, "task", "data", "teacher", "first_seed")
 
 
@@ -55,7 +55,7 @@ def settings(row: Row, grid: Grid, ground: Ground) -> dict[str, Any]:
         "host": ground.host,
         "task": ground.task,
         "data": ground.data,
-        "teacher": mine.stage("teacher") if row.task is not None else None,
+        "teacher": mine.stage("teacher") if row.tuned else None,
         "first_seed": mine.seeds[0],
         "max_length": usual.stage("task")["max_length"],  # with which all are scored
     }
@@ -64,8 +64,10 @@ def settings(row: Row, grid: Grid, ground: Ground) -> dict[str, Any]:
             "students_from": mine.students_from,
             "general": mine.stage("general"),
             "general_seed": grid.seeds[0] if grid.share_general else row.seed,
-            "task_stage": mine.stage("task") if row.task is not None else None,
+            "task_stage": mine.stage("task") if row.tuned else None,
         }
+        if grid.unit:
+            found["unit"] = grid.unit
     return found
 
 
@@ -82,7 +84,8 @@ def start(row: Row, grid: Grid, found: dict[str, Any], model: str, task: str) ->
     if not of_teacher and not grid.share_general:
         return ""
     method = row_name(row.baseline) if row.recipe is None else row.recipe.name
-    shared = digest({name: found[name] for name in (_OF_TEACHER if of_teacher else _OF_GENERAL)})
+    names = _OF_TEACHER if of_teacher else _OF_GENERAL
+    shared = digest({name: found[name] for name in names if name in found})
     parts = (model, method, f"{row.ratio:g}x" if row.ratio else "", task if of_teacher else "", shared[:8])
     return "-".join(part.replace(" ", "-") for part in parts if part)
 

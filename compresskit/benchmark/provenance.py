@@ -105,6 +105,7 @@ class MadeBy(_Part):
         model: the dense checkpoint.
         recipe: of the student, as plain data without its defaults; None for a baseline.
         text: the general text of the grid.
+        unit: of the text, whose vectors stage 1 taught; None: it taught hidden states.
         general: stage 1 of the students; None (written as ``{}``): there is none.
         task: the declaration as plain data without its defaults; this and the next four are of cells with a task.
         data: split -> its rows.
@@ -124,6 +125,7 @@ class MadeBy(_Part):
     model: Identity
     recipe: dict[str, Any] | None
     text: Text
+    unit: tuple[str, ...] | None = None
     general: Training | None
     task: dict[str, Any] | None = None
     data: dict[str, Rows] | None = None

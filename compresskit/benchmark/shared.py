@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.benchmark import keys, quality
-from compresskit.benchmark.grid import Cell, Grid
+from compresskit.benchmark.grid import Cell, Grid, is_tuned
 from compresskit.benchmark.keys import Ground
 from compresskit.benchmark.machine import git_state, hardware, host, versions
 from compresskit.benchmark.provenance import MadeBy, digest
@@ -74,6 +74,7 @@ class Shared:
                     start=keys.start(row, grid, settings, model, task),
                     baseline=row.baseline,
                     variant=row.variant,
+                    tuned=row.tuned,
                 )
             )
         rows = [(cell.model, cell.method, cell.ratio, cell.task_name, cell.seed) for cell in found]
@@ -85,8 +86,13 @@ class Shared:
     def check(self) -> None:
         """Refuse what no cell could do: no tokenizer, too little text, too few positions."""
         grids = [self.grid.of(task, name) for name in ("", *self.grid.variants) for task in (None, *self.grid.tasks)]
-        asked = [grid.stage("general")["max_length"] or DEFAULT_LENGTH for grid in grids if grid.general is not False]
+        usual_length = (
+            0 if self.grid.unit else DEFAULT_LENGTH
+        )  # texts with vectors are as long as the model's folder says
+        asked = [0, *(g.stage("general")["max_length"] or usual_length for g in grids if g.general is not False)]
         for task in self.grid.tasks:
+            if not is_tuned(task):
+                continue
             usual = self.task(task)[0].max_length
             stages = [self.grid.of(task).stage("teacher")]
             stages += [self.grid.of(task, name).stage("task") for name in ("", *self.grid.variants)]
@@ -120,6 +126,7 @@ class Shared:
             "model": self.identity(cell.origin),
             "recipe": cell.recipe.model_dump(mode="json", exclude_defaults=True) if cell.recipe is not None else None,
             "text": self.text_record(),
+            "unit": grid.unit or None,
             "general": grid.stage("general") | dict(done.get("general", {})),
             "versions": versions() | dict(package.split(" ", 1) for package in keys.packages(cell) if " " in package),
             "hardware": hardware(),
@@ -131,6 +138,9 @@ class Shared:
                 "task": declared.model_dump(mode="json", exclude_defaults=True),
                 "data": data.record(),
                 "notes": data.notes,
+            }
+        if cell.tuned:
+            fields |= {
                 "teacher": grid.stage("teacher"),
                 "task_stage": grid.stage("task") | dict(done.get("task_stage", {})),
             }
@@ -146,7 +156,8 @@ class Shared:
 
     def _task(self, name: str) -> tuple[Task, TaskData]:
         declared = load_task(name)
-        return declared, load_data(declared, None if self.grid.data is None else Path(self.grid.data))
+        folder = None if self.grid.data is None else Path(self.grid.data)
+        return declared, load_data(declared, folder, train=is_tuned(name))
 
     def _passages(self, origin: str | None) -> quality.Passages:
         limit = positions(self.read_dense(origin).model) or quality.PASSAGE

@@ -36,7 +36,7 @@ def timed_folder(cell: Cell, record: Record, shared: Shared, folder: Path, spare
 
 def _built_alike(cell: Cell, record: Record, shared: Shared) -> Checkpoint:
     dense = shared.read_dense(cell.origin)
-    if cell.task is not None:
+    if cell.tuned and cell.task is not None:
         task, data = shared.task(cell.task)
         dense = with_new_head(cell.origin, task, data.labels)
     if cell.rival is not None:

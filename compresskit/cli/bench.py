@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 QUICK = {"ratios": (19.0,), "latency_rounds": 3}
 QUICK_TOKENS = 15_000
 OUTPUT = Path("reports/local")
+#: Name that ``--task`` takes beside those of tasks.
+SENTENCES = "sentences"
 
 
 def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
@@ -56,10 +58,16 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
     "tasks",
     callback=_list(str),
     metavar="A,B",
-    help="Tasks to score on. Default: quality is measured without labels.",
+    help="Tasks to score on; sentences: vectors of sentences (STS-B with --data). Default: quality without labels.",
 )
 @click.option("--data", metavar="DIR", help="Folder with the tasks' files. Default: the hub.")
 @click.option("--text", metavar="FILE|HUB_ID", help="Text of stage 1. Default: the embedded text.")
+@click.option(
+    "--unit",
+    callback=_list(str),
+    metavar="A,B",
+    help="Stage 1 teaches the vectors of such pieces of the text: sentence, passage, line. Default: hidden states.",
+)
 @click.option("--seeds", callback=_list(int), metavar="A,B", help="One run of every student for each seed. Default: 0.")
 @click.option(
     "--baselines", callback=_list(str), metavar="A,B", help="Rows to compare with; `compresskit methods` lists them."
@@ -136,7 +144,7 @@ def bench(
     from compresskit.cli.bench_screen import Screen
 
     start = load_grid(recipe) if recipe is not None else Grid()
-    changes = {name: value for name, value in changes.items() if value is not None}
+    changes = _with_sentences({name: value for name, value in changes.items() if value is not None})
     if quick:
         changes = QUICK | changes
     tokens = QUICK_TOKENS if quick and general_tokens is None and start.general is not False else general_tokens
@@ -180,6 +188,18 @@ def report(folder: Path, paste: Path | None, debug: bool) -> None:
         reports.paste(folder, paste)
         out.print(f"Pasted into {paste}", markup=False)
     out.print(f"{len(records)} cells rendered: {folder / 'README.md'}, {folder / 'index.html'}", markup=False)
+
+
+def _with_sentences(changes: dict[str, Any]) -> dict[str, Any]:
+    """``--task sentences`` in the grid's words: students learn vectors of sentences, which STS-B scores where there is
+    data, and else their nearness to the teacher's.
+    """
+    tasks = changes.get("tasks", ())
+    if SENTENCES not in tasks:
+        return changes
+    scored = ("stsb-similarity",) if changes.get("data") else ()
+    others = tuple(task for task in tasks if task not in (SENTENCES, *scored))
+    return {"unit": ("sentence",)} | changes | {"tasks": others + scored}
 
 
 def _budget(settings: dict[str, Any], **budget: float) -> dict[str, Any]:

@@ -36,6 +36,16 @@ def _loss(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, 
     return weights or None
 
 
+def _sizes(_context: Any, _parameter: Any, value: str | None) -> tuple[int, ...] | None:
+    """``256,128`` as numbers."""
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise InputError(f"--dims {value}: give numbers with commas, such as 256,128,64") from None
+
+
 def training(command: F) -> F:
     """The flags of both training commands. None of them has a default here: the stage's settings have."""
     options = (
@@ -89,43 +99,69 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
 @_data
 @click.option(
     "--text",
+    "texts",
+    multiple=True,
     metavar="FILE|HUB_ID",
-    help="Text of the general stage: .txt, .jsonl, also .gz. Default: the embedded text.",
+    help="Text: .txt, .jsonl, also .gz; with --unit also several, and tables. Default: the embedded text.",
 )
+@click.option(
+    "--unit",
+    "units",
+    multiple=True,
+    type=click.Choice(["sentence", "passage", "line"]),
+    help="Learn the teacher's sentence vectors, of each such piece of the text.",
+)
+@click.option("--field", "fields", multiple=True, metavar="NAME", help="With --unit: column of a table with texts.")
+@click.option("--language", default="en", show_default=True, help="With --unit: language of the sentences.")
+@click.option("--max-texts", type=click.IntRange(4), help="With --unit: at most so many texts, chosen at random.")
 @click.option(
     "--loss",
     "losses",
     multiple=True,
     metavar="NAME=WEIGHT",
     callback=_loss,
-    help="Weight of a loss term: embedding, attention, hidden, logits or supervised. "
-    "Default: 1 each, attention 0 in the general stage.",
+    help="Weight of a loss term: embedding, attention, hidden, logits, supervised; with --unit pooled, similarity. "
+    "Default: 1 each, attention 0 in the general stage, similarity 4.",
 )
 @click.option("--logits-loss", type=click.Choice(["kl", "mse"]), help="Form of the logits term. Default: kl.")
 @click.option("--temperature", type=float, help="Temperature of kl. Default: 1.")
+@click.option("--pooled-loss", type=click.Choice(["cosine", "mse"]), help="Form of the pooled term. Default: cosine.")
+@click.option("--similarity-loss", type=click.Choice(["mse", "kl"]), help="Form of the similarity term. Default: mse.")
+@click.option("--similarity-temperature", type=float, help="Temperature of the similarity term's kl. Default: 0.05.")
+@click.option("--dims", callback=_sizes, help="Prefixes of the vector that should serve too, such as 256,128,64.")
 @click.option(
     "--teacher-outputs",
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep the teacher's outputs in this folder for all its students. It has no effect on a GPU.",
 )
 @training
-def distill(student: str, teacher: str | None, debug: bool, threads: int | None, **flags: Any) -> None:
+def distill(
+    student: str,
+    teacher: str | None,
+    texts: tuple[str, ...],
+    units: tuple[str, ...],
+    debug: bool,
+    threads: int | None,
+    **flags: Any,
+) -> None:
     """Bring a compressed student back to its teacher.
 
     Settings that are not given come from the recipe in the student's folder, where it has some.
 
     Without --task the general stage: the pre-trained teacher, on plain text. With --task the task stage: the teacher
-    that was fine-tuned on the task (`compresskit finetune`). Several devices: the same command under torchrun.
+    that was fine-tuned on the task (`compresskit finetune`). With --unit sentence vectors: the student learns the
+    vector that the teacher gives each text. Several devices: the same command under torchrun.
     """
     if flags["data"] is not None and flags["task"] is None:
         raise InputError("--data belongs to --task; for the general stage give --text")
     prepare(flags["seed"], threads)
     from compresskit.training import stages
 
+    flags |= {"text": texts if len(texts) > 1 else next(iter(texts), None), "unit": units or None}
     with _progress("distilling", flags["output"]) as tools:
         result = stages.distill(student, teacher, **flags, **tools)
     following = ["--teacher", "TASK_TEACHER", "--student", str(result.folder), "--task", "TASK"]
-    _report(result, [] if flags["task"] else following)
+    _report(result, [] if flags["task"] or units else following)
 
 
 @click.command()
@@ -156,11 +192,16 @@ def finetune(model: str | None, task: str | None, debug: bool, threads: int | No
     "--model",
     metavar="FOLDER|HUB_ID",
     required=True,
-    help="Model to score, dense or compressed, with a head for the task.",
+    help="Model to score, dense or compressed, with a head for the task (similarity and retrieval need none).",
 )
 @_task
 @_data
 @_as
+@click.option(
+    "--documents-model",
+    metavar="FOLDER|HUB_ID",
+    help="Another model for the documents of a retrieval, such as the teacher of a student that embeds the queries.",
+)
 @click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's own.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
@@ -198,7 +239,7 @@ def tasks(debug: bool) -> None:
             task.name,
             task.kind,
             ", ".join(task.metrics),
-            "; ".join(", ".join(names) for names in task.files.values()),
+            "; ".join(", ".join(names) for names in (*task.files.values(), *task.tables.values())),
             task.description,
         )
         for task in declared
@@ -213,7 +254,6 @@ def tasks(debug: bool) -> None:
 def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
     """Progress of predictions and of training, for a stage."""
     from compresskit.training.progress import ProgressBar
-    from compresskit.training.taught import TEACHER
     from compresskit.training.working_folder import working_folder
 
     bar = ProgressBar(err, what)
@@ -221,7 +261,8 @@ def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
         with err.status(escape(f"{what}: reading models and data")) as status:
 
             def predicting(who: str, done: int, total: int) -> None:
-                status.update(f"{what}: {who if who == TEACHER else 'scoring'}, {done:,} of {total:,}")
+                name = "scoring" if who in ("predicting", "encoding") else who
+                status.update(escape(f"{what}: {name}, {done:,}" + (f" of {total:,}" if total else "")))
 
             bar.before_start = status.stop
             yield {"progress": predicting, "callbacks": [bar]}

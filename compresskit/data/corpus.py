@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,8 @@ _LONGEST = 100_000
 
 
 Part = Literal["all", "training", "held-out"]
+#: Endings of files of rows, from which fields are taken.
+_ROWS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,19 @@ class Corpus:
         name: what a record prints: file name or hub id, or :data:`EMBEDDED`.
         path: the file; None for the others.
         part: ``training`` and ``held-out`` share no document; a document's own hash decides.
+        fields: of a file of rows (TSV, CSV, JSON, Parquet): the columns whose texts are taken, each as a document. A
+            row need not have all of them. Without any a JSON line's is its ``text``.
     """
 
     name: str
     path: Path | None = None
     part: Part = "all"
+    fields: tuple[str, ...] = ()
 
     def documents(self) -> Iterator[str]:
         """The documents, in order. A text file's are separated by blank lines; a JSON line's is its ``text``."""
         if self.path is not None:
-            documents = _json_documents(self.path) if ".jsonl" in self.path.suffixes else _paragraphs(self.path)
+            documents = _documents(self.path, self.fields)
         elif self.name == EMBEDDED:
             documents = _embedded()
         else:
@@ -72,7 +77,8 @@ class Corpus:
             digest = hashlib.sha256("\n".join(_embedded()).encode()).hexdigest()
         else:
             digest = None
-        return {"source": self.name, "sha256": digest} | ({"part": self.part} if self.part != "all" else {})
+        chosen = ({"part": self.part} if self.part != "all" else {}) | ({"fields": self.fields} if self.fields else {})
+        return {"source": self.name, "sha256": digest} | chosen
 
 
 def is_held_out(document: str) -> bool:
@@ -80,10 +86,10 @@ def is_held_out(document: str) -> bool:
     return hashlib.sha256(document.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def find_corpus(text: str | Path | Corpus | None) -> Corpus:
+def find_corpus(text: str | Path | Corpus | None, fields: Sequence[str] = ()) -> Corpus:
     """The corpus that ``--text`` means: a file, a hub data set (``owner/name`` or ``owner/name:config``), or without
     any (or by its own name) the embedded text (the help topics of Python itself: real English, the same everywhere for
-    one version).
+    one version). ``fields`` as of :class:`Corpus`.
 
     Raises:
         InputError: no such file, or a folder.
@@ -96,7 +102,7 @@ def find_corpus(text: str | Path | Corpus | None) -> Corpus:
         return Corpus(EMBEDDED)
     path = Path(text)
     if path.is_file():
-        return Corpus(path.name, path)
+        return Corpus(path.name, path, fields=tuple(fields) if _kind(path) in _ROWS else ())
     if path.exists():
         raise InputError(f"text {text}: is a folder; give a file (.txt, .jsonl, also .gz) or a data set of the hub")
     name = str(text)
@@ -157,6 +163,32 @@ def padded(dataset: Dataset, tokenizer: Any, tokens: int, size: int) -> list[dic
         dict(tokenizer.pad({name: first[start : start + size][name] for name in columns}, return_tensors="pt"))
         for start in range(0, len(first), size)
     ]
+
+
+def _kind(path: Path) -> str:
+    """The ending that says what a file holds."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    return suffixes[-1] if suffixes else ""
+
+
+def _documents(path: Path, fields: Sequence[str]) -> Iterator[str]:
+    if fields:
+        return _of_fields(path, fields)
+    return _json_documents(path) if _kind(path) == ".jsonl" else _paragraphs(path)
+
+
+def _of_fields(path: Path, fields: Sequence[str]) -> Iterator[str]:
+    rows, _ = files.read_rows(path, needed=fields)
+    known = list(dict.fromkeys(name for row in rows for name in row))
+    if not set(fields) & set(known):
+        raise InputError(f"text {path}: has none of the fields {', '.join(fields)}; it has {', '.join(known)}")
+    for number, row in enumerate(rows, start=1):
+        for name in fields:
+            value = row.get(name)
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"text {path}, row {number}: the field {name!r} holds no text")
+            if value:
+                yield value
 
 
 def _paragraphs(path: Path) -> Iterator[str]:

@@ -6,6 +6,10 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 #: Lists the modules; has prompts and similarity.
 MODULES, CONFIG = "modules.json", "config_sentence_transformers.json"
@@ -38,6 +42,39 @@ def modules_behind(folder: Path) -> list[str]:
         return [str(module["type"]).rpartition(".")[2] for module in modules if module["path"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def append_linear(folder: Path, weight: Tensor, *, normalised: bool, hidden_size: int) -> None:
+    """Let the vectors of a model pass through one more linear map, as a ``Dense`` module behind all that is there.
+
+    Args:
+        folder: of the model. One that says nothing of sentence vectors says from now on: the mean over the tokens.
+        weight: (D', D), applied to the vectors of length D.
+        normalised: bring the result to length 1.
+        hidden_size: of the encoder, for a folder that says nothing yet.
+    """
+    modules = json.loads((folder / MODULES).read_text(encoding="utf-8")) if (folder / MODULES).is_file() else []
+
+    def add(kind: str, path: str, settings: dict[str, Any]) -> Path:
+        number = len(modules)
+        entry = {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        modules.append(entry)
+        (folder / path).mkdir(exist_ok=True)
+        if settings:
+            (folder / path / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return folder / path
+
+    if not modules:
+        add("Transformer", "", {})
+        add("Pooling", "1_Pooling", {"word_embedding_dimension": hidden_size, "pooling_mode_mean_tokens": True})
+    outside, inside = weight.shape
+    identity = "torch.nn.modules.linear.Identity"
+    settings = {"in_features": inside, "out_features": outside, "bias": False, "activation_function": identity}
+    dense = add("Dense", f"{len(modules)}_Dense", settings)
+    save_file({"linear.weight": weight.detach().float().cpu().contiguous()}, dense / "model.safetensors")
+    if normalised:
+        add("Normalize", f"{len(modules)}_Normalize", {})
+    (folder / MODULES).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
 
 
 def copy(source: Path, destination: Path) -> None:

@@ -10,13 +10,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import normalizers
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, one_line
+from compresskit.model.positions import positions
 from compresskit.model.sentence import CONFIG, MODULES, TRANSFORMER_FILES, module_folders
 from compresskit.model.tokenizer import is_fast
 from compresskit.model.weights import read_headers, read_tensor
@@ -41,7 +42,11 @@ _PLAIN = {
 _ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 #: Of these arguments, those that do not change what is computed.
 _HARMLESS = {"trust_remote_code", "attn_implementation", "use_safetensors"}
+#: Tokens of a text of a model that takes any length.
+_NO_LIMIT = 1 << 20
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+#: What a text is to be: some models put another prompt in front of a query than in front of a document.
+Role = Literal["text", "query", "document"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class SentenceModel:
     """How the vector of a sentence is made of the last hidden states of its tokens.
 
     Attributes:
-        prompt: put in front of every text (``default_prompt_name``).
+        prompt: put in front of every text.
         include_prompt: whether the prompt's tokens are pooled too.
         modes: ways to pool; the vectors of several are put behind each other.
         max_length: tokens of a text with special tokens; None: what tokenizer and model take.
@@ -89,6 +94,14 @@ class SentenceModel:
         found.backend_tokenizer.normalizer = normalizers.Sequence(steps)
         return found
 
+    def limit(self, model: Any, tokenizer: Any) -> int:
+        """Tokens of a text, as sentence-transformers has it: the folder's ``max_seq_length``, else what tokenizer and
+        model take.
+        """
+        said = (self.max_length,) if self.max_length else (tokenizer.model_max_length, _configured(model))
+        limits = (_NO_LIMIT, positions(model), *said)
+        return int(min(limit for limit in limits if limit is not None))
+
     def prompt_tokens(self, tokenizer: Any, max_length: int) -> int:
         """How many tokens in front of a text are not pooled."""
         if self.include_prompt or not self.prompt:
@@ -96,16 +109,17 @@ class SentenceModel:
         ids = tokenizer([self.prompt], truncation=True, max_length=max_length)["input_ids"][0]
         return len(ids) - (ids[-1] in tokenizer.all_special_ids)  # the special token behind it is the text's
 
-    @torch.inference_mode()
-    def vectors(self, hidden: Tensor, mask: Tensor, prompt_tokens: int = 0) -> Tensor:
-        """(B, T, H) hidden states and their (B, T) attention mask -> (B, size) vectors in float32.
+    def vectors(
+        self, hidden: Tensor, mask: Tensor, prompt_tokens: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """(B, T, H) hidden states and their (B, T) attention mask -> (B, size) vectors in float32; gradients pass.
 
-        Like sentence-transformers, pooling adds up in float32 and gives vectors in the dtype of the states, in which
-        the layers behind it compute too; similarities are then taken in float32.
+        Like sentence-transformers, pooling adds up in float32 and gives vectors in ``dtype``, that of a model that is
+        stored in 16 bits, in which the layers behind it compute too; similarities are then taken in float32.
         """
-        pooled = pool(hidden.float(), mask, self.modes, prompt_tokens).to(hidden.dtype)
+        pooled = pool(hidden.float(), mask, self.modes, prompt_tokens).to(dtype)
         for layer in self.layers:
-            pooled = layer.to(pooled.device, pooled.dtype)(pooled)
+            pooled = layer.to(pooled.device, dtype)(pooled)
         return pooled[:, : self.size].float()
 
     def likeness(self, first: Tensor, second: Tensor) -> Tensor:
@@ -117,6 +131,14 @@ class SentenceModel:
         if self.similarity == "dot":
             return (first * second).sum(1)
         return -torch.linalg.vector_norm(first - second, ord=1 if self.similarity == "manhattan" else 2, dim=1)
+
+    def likenesses(self, first: Tensor, second: Tensor) -> Tensor:
+        """(N, M) similarities of (N, size) and (M, size) vectors, every one with every other; as :meth:`likeness`."""
+        if self.similarity == "cosine":
+            first, second = (nn.functional.normalize(vectors, dim=1) for vectors in (first, second))
+        if self.similarity in ("cosine", "dot"):
+            return first @ second.T
+        return -torch.cdist(first, second, p=1 if self.similarity == "manhattan" else 2)
 
 
 def pool(hidden: Tensor, mask: Tensor, modes: Sequence[str], prompt_tokens: int = 0) -> Tensor:
@@ -172,16 +194,35 @@ class _Normalize(nn.Module):
         return nn.functional.normalize(x, dim=-1)
 
 
-def read_sentence_model(folder: Path | None) -> SentenceModel:
+def _configured(model: Any) -> int | None:
+    """Tokens that the configuration names, also where positions are relative; None where there are none (XLNet: -1)."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def unsaid(folder: Path | None) -> str | None:
+    """A note where a model's folder does not say how sentence vectors are made."""
+    if has_sentence_model(folder):
+        return None
+    where = "the model" if folder is None else f"model {folder.name}: its folder"
+    return f"{where} does not say how vectors of texts are made ({MODULES}): the mean over the tokens is taken"
+
+
+def read_sentence_model(folder: Path | None, role: Role = "text") -> SentenceModel:
     """How the sentence vectors of a checkpoint are made: the mean over the tokens, where its folder does not say.
+
+    Args:
+        folder: of the model; None for one given as an object.
+        role: which of the folder's prompts is taken: of a ``text`` the one that ``default_prompt_name`` names, of a
+            ``query`` or ``document`` the one of this name, none where the folder has none.
 
     Raises:
         InputError: the folder asks for something that is not followed here, or its modules cannot be read.
     """
-    if folder is None or not (folder / MODULES).is_file():
+    if folder is None or not has_sentence_model(folder):
         return SentenceModel()
     try:
-        return _read(folder)
+        return _read(folder, role)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
@@ -189,7 +230,12 @@ def read_sentence_model(folder: Path | None) -> SentenceModel:
         raise InputError(f"model {folder}: its sentence-transformers modules cannot be read: {what}") from None
 
 
-def _read(folder: Path) -> SentenceModel:
+def has_sentence_model(folder: Path | None) -> bool:
+    """Whether a folder says how its sentence vectors are made."""
+    return folder is not None and (folder / MODULES).is_file()
+
+
+def _read(folder: Path, role: Role) -> SentenceModel:
     modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
     kinds = [_kind(folder, module) for module in modules]
     if kinds[:1] != [("Transformer", "")] or [kind for kind, _ in kinds[1:2]] != ["Pooling"]:
@@ -204,7 +250,7 @@ def _read(folder: Path) -> SentenceModel:
     max_length, lower, dtype = _encoder(folder)
     size = general.get("truncate_dim")
     return SentenceModel(
-        prompt=_prompt(folder, general),
+        prompt=_prompt(folder, general, role),
         include_prompt=bool(pooling.get("include_prompt", True)),
         modes=_modes(folder, pooling),
         max_length=max_length,
@@ -249,13 +295,11 @@ def _modes(folder: Path, pooling: Mapping[str, Any]) -> tuple[str, ...]:
     return modes
 
 
-def _prompt(folder: Path, general: Mapping[str, Any]) -> str:
+def _prompt(folder: Path, general: Mapping[str, Any], role: Role) -> str:
     name, prompts = general.get("default_prompt_name"), general.get("prompts") or {}
-    if name is None:
-        return ""
-    if name not in prompts and name not in ("query", "document"):  # these two exist and are empty
+    if name is not None and name not in prompts and name not in ("query", "document"):  # these two exist and are empty
         raise InputError(f"model {folder}: {CONFIG}: default_prompt_name {name!r} is not among its prompts")
-    return str(prompts.get(name) or "")
+    return str(prompts.get(name if role == "text" else role) or "")
 
 
 def _encoder(folder: Path) -> tuple[int | None, bool, torch.dtype | None]:
@@ -303,7 +347,7 @@ def _layer(folder: Path, kind: str, path: str) -> nn.Module:
     if kind == "LayerNorm":
         layer = nn.LayerNorm(int(settings["dimension"]))
         _load(layer, folder / path, "norm.")
-        return layer.eval()
+        return layer.eval().requires_grad_(False)
     raise _refused(folder, f"pass through {kind}")
 
 

@@ -99,10 +99,12 @@ class Distill(_Strict):
     Attributes:
         general: of stage 1, any text.
         task: of stage 2, a task's rows.
+        sentences: of sentence vectors, any text in units.
     """
 
     general: Stage | None = None
     task: Stage | None = None
+    sentences: Stage | None = None
 
 
 class Recipe(_Strict):

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
-LossName = Literal["embedding", "attention", "hidden", "logits", "supervised"]
+LossName = Literal["embedding", "attention", "hidden", "logits", "supervised", "pooled", "similarity"]
 LOSS_NAMES: tuple[LossName, ...] = get_args(LossName)
-StageName = Literal["general", "task"]
+StageName = Literal["general", "task", "sentences"]
+#: Fields that came after records were kept, each with the value that it had before it was there. At this value they
+#: are not written, so that keys of earlier records hold.
+_LATER: dict[str, Any] = {
+    "pooled_loss": "cosine",
+    "similarity_loss": "mse",
+    "similarity_temperature": 0.05,
+    "dims": [],
+}
 
 
 class Stage(BaseModel):
@@ -22,6 +37,12 @@ class Stage(BaseModel):
         losses: weight of each loss term; a missing one counts as 0.
         logits_loss: ``kl`` (of the softened distributions) or ``mse``; regression always takes ``mse``.
         temperature: of ``kl``, which is multiplied by its square.
+        pooled_loss: of sentence vectors: ``cosine`` (1 - cosine to the teacher's vector) or ``mse`` (squared distance
+            over the squared length of the teacher's vector), which keeps lengths too.
+        similarity_loss: of the cosines between the sentences of a batch: ``mse``, or ``kl`` of each row's softmax.
+        similarity_temperature: of that softmax.
+        dims: lengths of prefixes of the vector that should serve as vectors too (Matryoshka): the similarity loss is
+            the mean over the whole vector and these.
         warmup: share of the steps over which the learning rate rises; then it falls linearly to 0.
         weight_decay: of AdamW, on everything but biases and LayerNorm.
         dropout: in the trained model while it trains; ``keep`` leaves the checkpoint's own.
@@ -37,6 +58,10 @@ class Stage(BaseModel):
     losses: dict[LossName, float] = Field(default_factory=dict, min_length=1)
     logits_loss: Literal["kl", "mse"] = "kl"
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    pooled_loss: Literal["cosine", "mse"] = "cosine"
+    similarity_loss: Literal["mse", "kl"] = "mse"
+    similarity_temperature: float = Field(default=0.05, gt=0, allow_inf_nan=False)
+    dims: tuple[Annotated[int, Field(ge=1)], ...] = ()
     warmup: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["keep"] = 0.0
@@ -50,6 +75,14 @@ class Stage(BaseModel):
                 raise ValueError(f"{name}: the weight must be a finite number of at least 0, not {weight}")
         return value
 
+    @model_serializer(mode="wrap")
+    def _later_if_set(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in whole(self).items() if _plain(value) != _LATER.get(name, ...)}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
 
 #: What runs where neither a recipe nor the user says otherwise. Measured on the embedded checkpoint (docs/results.md):
 #: small batches come nearer to the teacher's hidden states with the same tokens; attention helps a task.
@@ -58,6 +91,7 @@ DEFAULTS: dict[StageName, Stage] = {
         learning_rate=2e-3, batch_size=8, losses={"embedding": 1, "hidden": 1, "logits": 1, "supervised": 1}
     ),
     "task": Stage(losses={"embedding": 1, "attention": 1, "hidden": 1, "logits": 1, "supervised": 1}),
+    "sentences": Stage(learning_rate=2e-3, losses={"pooled": 1, "similarity": 4}),
 }
 
 #: Fine-tuning without a teacher: plain supervision with the checkpoint's own dropout.

@@ -53,6 +53,15 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def reserve(path: Path, size: int) -> None:
+    """Make a file of ``size`` bytes and take their room on the disk now. Raises OSError where there is none."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
 def _open_permissions(folder: Path) -> None:
     """The permissions that any new file gets: those of temporary folders and of safetensors are for secrets."""
     mask = os.umask(0)

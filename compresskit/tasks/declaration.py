@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -22,6 +22,7 @@ class Hub(_Strict):
         splits: our name of a split -> theirs, where they differ.
         inputs: the text columns, where they are not those of the files.
         label: the column of the label, where it is not that of the files.
+        tables: further table -> ``configuration/split`` of it.
     """
 
     path: str
@@ -29,6 +30,7 @@ class Hub(_Strict):
     splits: dict[str, str] = Field(default_factory=dict)
     inputs: tuple[str, ...] | None = None
     label: str | None = None
+    tables: dict[str, Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]] = Field(default_factory=dict)
 
 
 class Task(_Strict):
@@ -40,14 +42,18 @@ class Task(_Strict):
         description: for readers; `compresskit tasks` shows it.
         kind: a registered task kind: ``classification``, ``multi-label``, ``regression``, ``tags`` (for words),
             ``spans`` (SQuAD's JSON), ``similarity`` (how near the cosine of two sentence vectors comes to a number; it
-            needs no head and is for evaluation only), or one of another package.
-        inputs: one or two text columns.
+            needs no head and is for evaluation only),
+            ``retrieval`` (which documents answer a query, by the nearness of their vectors; for evaluation only too),
+            or one of another package.
+        inputs: one or two text columns; with ``tables`` the columns of ids.
         label: the column of the label.
         labels: label name -> its value in the files, in the order of the class numbers. Default: the values
             found, numbers by their value and texts by the alphabet.
         columns: names of the columns of files without a header.
         files: split -> file (or alternatives) below the data folder. ``train`` and ``dev`` are what commands use; any
             further split is scored too where it is there.
+        tables: further table of the kind -> file (or alternatives). ``retrieval`` takes ``queries`` (columns ``_id``
+            and ``text``) and ``corpus`` (the same, and ``title`` if there is one); without them rows hold the texts.
         hub: where the task lies on the hub, for use without a data folder.
         metrics: names of metrics that the kind has; the first one is the primary metric.
         max_length: default length in tokens.
@@ -66,6 +72,7 @@ class Task(_Strict):
     labels: dict[str, str] | None = None
     columns: tuple[str, ...] | None = None
     files: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    tables: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     hub: Hub | None = None
     metrics: tuple[str, ...] = Field(min_length=1)
     max_length: int = Field(default=128, ge=8)
@@ -74,14 +81,14 @@ class Task(_Strict):
     transfer_of: tuple[str, ...] = ()
     map_labels: dict[str, str] = Field(default_factory=dict)
 
-    @field_validator("files", mode="before")
+    @field_validator("files", "tables", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {split: (names,) if isinstance(names, str) else names for split, names in value.items()}
         return value
 
-    @field_validator("files")
+    @field_validator("files", "tables")
     @classmethod
     def _inside(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for name in (name for names in value.values() for name in names):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.predicting import BATCH_SIZE, Logits, Progress, Runnable, predict
 from compresskit.tasks.predictions import PLAIN, Predictions
-from compresskit.tasks.rows import Split, TaskData
+from compresskit.tasks.rows import Split, Table, TaskData
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Scoring:
         folder: where the model was read from; None for one given as an object.
         numbered_by: whose class numbers count in metrics of one class, where the task declares no labels, so that
             teacher and student are measured by the same class. Default: ``model``.
+        documents: the model that embeds the documents, where the kind has some and another one does it.
     """
 
     model: PreTrainedModel
@@ -51,6 +52,7 @@ class Scoring:
     run: Runnable | None = None
     folder: Path | None = None
     numbered_by: PreTrainedModel | None = None
+    documents: Scoring | None = None
 
 
 class TaskKind(ABC):
@@ -65,6 +67,8 @@ class TaskKind(ABC):
         predictions: what the head predicts and how it is learnt. Default: one tensor of logits.
         inputs: names of the two inputs where there must be two; empty: one or two are fine.
         takes_labels: whether a declaration may list labels.
+        tables: the further tables that a declaration may name: all of them or none.
+        has_documents: whether a second model may embed the documents (:attr:`Scoring.documents`).
     """
 
     name: ClassVar[str]
@@ -74,6 +78,8 @@ class TaskKind(ABC):
     predictions: ClassVar[Predictions] = PLAIN
     inputs: ClassVar[tuple[str, ...]] = ()
     takes_labels: ClassVar[bool] = False
+    tables: ClassVar[tuple[str, ...]] = ()
+    has_documents: ClassVar[bool] = False
 
     # -- the declaration ----------------------------------------------------------------------------------------------
 
@@ -81,7 +87,8 @@ class TaskKind(ABC):
         """Refuse a declaration that does not fit the kind.
 
         Raises:
-            InputError: a metric that the kind does not have, labels where it has none, a wrong number of inputs.
+            InputError: a metric that the kind does not have, labels where it has none, a wrong number of inputs, tables
+                that it does not read.
         """
         for metric in task.metrics:
             if metric not in self.metrics:
@@ -90,6 +97,11 @@ class TaskKind(ABC):
             raise InputError(f"labels are for kinds with classes, such as classification, not for {self.name}")
         if self.inputs and len(task.inputs) != len(self.inputs):
             raise InputError(f"kind {self.name} takes {len(self.inputs)} inputs: {' and '.join(self.inputs)}")
+        if task.tables and task.tables.keys() != set(self.tables):
+            takes = f"takes {' and '.join(self.tables)}, or none" if self.tables else "takes none"
+            raise InputError(f"tables: {', '.join(task.tables)}; kind {self.name} {takes}")
+        if task.hub is not None and task.hub.tables.keys() != task.tables.keys():
+            raise InputError("hub.tables must name the same tables as tables")
 
     # -- from files to examples ---------------------------------------------------------------------------------------
 
@@ -119,6 +131,26 @@ class TaskKind(ABC):
             if not isinstance(row.get(column), str):
                 raise InputError(f"{where}: column {column!r} holds no text: {row.get(column)!r}")
         return tuple(row[column] for column in task.inputs)
+
+    def split(
+        self, task: Task, rows: Rows, about: Split, labels: Mapping[str, str], tables: Mapping[str, Table]
+    ) -> tuple[Split, tuple[str, ...]]:
+        """The rows of a split as examples and targets, and notes for the user. Default: one of each for every row.
+
+        Args:
+            about: the split without rows: its source, hash and remark.
+            labels: a label's value in the files -> its name; empty where the task has no labels.
+            tables: the further tables that the declaration names.
+
+        Raises:
+            InputError: a row that cannot be read.
+        """
+        texts, targets = [], []
+        for number, row in enumerate(rows, start=1):
+            where = f"data {about.source}, row {number}"
+            texts.append(self.example(task, row, where))
+            targets.append(self.target(task, row, where, labels))
+        return replace(about, texts=texts, targets=targets), ()
 
     @abstractmethod
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> Any:
@@ -169,6 +201,10 @@ class TaskKind(ABC):
     def dtype(self, model: PreTrainedModel, folder: Path | None) -> torch.dtype:
         """What a model from ``folder`` computes in where it is scored by itself. Default: float32."""
         return torch.float32
+
+    def note(self, folder: Path | None) -> str | None:
+        """What to tell the user of how a model from ``folder`` is scored. Default: nothing."""
+        return None
 
     # -- sequences ----------------------------------------------------------------------------------------------------
 

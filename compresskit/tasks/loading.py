@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from compresskit.storage import files, hub
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.label_column import label_text
 from compresskit.tasks.registry import KINDS
-from compresskit.tasks.rows import DEV, TRAIN, Split, TaskData
+from compresskit.tasks.rows import DEV, TRAIN, Split, Table, TaskData
 from compresskit.validation import parse_mapping, read_named, validate
 
 
@@ -76,16 +78,17 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
     notes: list[str] = []
     raw: dict[str, tuple[files.Rows, Split]] = {}
     if folder is None:
-        raw = _from_hub(task, train)
+        raw, tables = _from_hub(task, train)
     else:
-        found = {split: _find(folder, names) for split, names in task.files.items()}
-        need_train = train or found.get(DEV) is None
-        for split, path in found.items():
+        paths = {split: _find(folder, names) for split, names in task.files.items()}
+        need_train = train or paths.get(DEV) is None
+        for split, path in paths.items():
             if path is not None and (split != TRAIN or need_train):
                 raw[split] = _from_file(task, path, notes)
         for split in (TRAIN, DEV):
             if split in task.files and split not in raw and (split == DEV or need_train) and TRAIN not in raw:
                 raise InputError(f"data {folder}: has no {' or '.join(task.files[split])} (task {task.name})")
+        tables = {name: _table(task, folder, names) for name, names in task.tables.items()}
     if train and TRAIN not in raw:
         raise InputError(f"task {task.name}: names no train file, so nothing can be trained on it")
     if not raw:
@@ -99,7 +102,7 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
     labels = kind.labels(task, (row for rows, _ in sources for row in rows))
     if labels and task.labels is None:
         notes.append(f"task {task.name}: labels found: {', '.join(labels)}")
-    splits = {name: _split(task, rows, about, labels) for name, (rows, about) in raw.items()}
+    splits = _examples(task, raw, labels, tables, notes)
     if train and labels and len(labels) < 2:
         raise InputError(f"task {task.name}: column {task.label!r} has 1 different labels, needs two or more")
     if DEV not in splits:
@@ -110,6 +113,23 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
     return TaskData(task, splits, labels, tuple(dict.fromkeys(notes)), _labels_of_sources(task))
 
 
+def _examples(
+    task: Task,
+    raw: Mapping[str, tuple[files.Rows, Split]],
+    labels: Sequence[str],
+    tables: Mapping[str, Table],
+    notes: list[str],
+) -> dict[str, Split]:
+    """The rows of every split as the kind's examples; what it has to say goes to ``notes``."""
+    by_value = {label_text(v) or v: n for n, v in task.labels.items()} if task.labels else {n: n for n in labels}
+    splits = {}
+    for name, (rows, about) in raw.items():
+        found, said = KINDS.get(task.kind).split(task, rows, about, by_value, tables)
+        splits[name] = _with_tables(found, tables)
+        notes += said
+    return splits
+
+
 def _labels_of_sources(task: Task) -> tuple[tuple[str, ...], ...]:
     shipped = shipped_tasks()
     known = [load_task(name) for name in task.transfer_of if name in shipped]
@@ -117,10 +137,10 @@ def _labels_of_sources(task: Task) -> tuple[tuple[str, ...], ...]:
 
 
 def _find(folder: Path, names: Sequence[str]) -> Path | None:
-    """The file of a split: exactly as named, in its folder or directly in ``folder``, else its one variant
+    """The file of a split: exactly as named, below its folders, some of them or none, else its one variant
     (``train.sample.tsv``, ``hans_regenerated.txt.gz``).
     """
-    places = [place for name in names for place in (folder / name, folder / Path(name).name)]
+    places = [folder / Path(*parts[start:]) for parts in (Path(n).parts for n in names) for start in range(len(parts))]
     for place in places:
         for path in (place, place.with_name(place.name + ".gz")):
             if path.is_file():
@@ -148,27 +168,55 @@ def _from_file(task: Task, path: Path, notes: list[str]) -> tuple[files.Rows, Sp
     return rows, about
 
 
-def _from_hub(task: Task, train: bool) -> dict[str, tuple[files.Rows, Split]]:
+def _table(task: Task, folder: Path, names: Sequence[str]) -> Table:
+    path = _find(folder, names)
+    if path is None:
+        raise InputError(f"data {folder}: has no {' or '.join(names)} (task {task.name})")
+    rows, _ = files.read_rows(path)
+    return Table(rows, path.name, files.file_hash(path))
+
+
+def _with_tables(split: Split, tables: Mapping[str, Table]) -> Split:
+    """The split with the tables in its source, and in its hash, which is then one of the hashes of all files."""
+    if not tables:
+        return split
+    parts: list[Split | Table] = [split, *tables.values()]
+    hashes = [part.sha256 for part in parts if part.sha256 is not None]
+    whole = hashlib.sha256(" ".join(hashes).encode()).hexdigest() if len(hashes) == len(parts) else None
+    return replace(split, source=", ".join(part.source for part in parts), sha256=whole)
+
+
+def _from_hub(task: Task, train: bool) -> tuple[dict[str, tuple[files.Rows, Split]], dict[str, Table]]:
     if task.hub is None:
         raise InputError(f"task {task.name}: names no data set on the hub; give its folder with --data")
     wanted = [split for split in task.files if split != TRAIN or train] or ([TRAIN] if train else []) + [DEV]
     raw = {}
     for split in wanted:
         theirs = task.hub.splits.get(split, split)
-        address = "/".join(part for part in (task.hub.path, task.hub.name, theirs) if part)
-        try:
-            dataset = hub.load_dataset(task.hub.path, task.hub.name, split=theirs)
-        except Exception as error:  # the library raises a dozen kinds, from no network to no such split
-            reason = one_line(error)
-            raise InputError(
-                f"task {task.name}: {address} cannot be had from the hub ({reason}); give a folder with --data"
-            ) from None
+        dataset, address = _dataset(task, task.hub.path, task.hub.name, theirs)
         label = task.hub.label or task.label
         renamed = dict(zip(task.hub.inputs or task.inputs, task.inputs, strict=True)) | {label: task.label}
         rows = [{renamed.get(key, key): value for key, value in row.items()} for row in dataset]
         _name_classes(task, rows, getattr((dataset.features or {}).get(label), "names", None))
         raw[split] = (KINDS.get(task.kind).from_hub(task, rows), Split([], [], address))
-    return raw
+    tables = {}
+    for table, place in task.hub.tables.items():
+        name, _, theirs = place.partition("/")
+        dataset, address = _dataset(task, task.hub.path, name, theirs)
+        tables[table] = Table(list(dataset), address)
+    return raw, tables
+
+
+def _dataset(task: Task, path: str, name: str | None, split: str) -> tuple[Any, str]:
+    """A split of a data set of the hub, and its address. Raises InputError."""
+    address = "/".join(part for part in (path, name, split) if part)
+    try:
+        return hub.load_dataset(path, name, split=split), address
+    except Exception as error:  # the library raises a dozen kinds, from no network to no such split
+        reason = one_line(error)
+        raise InputError(
+            f"task {task.name}: {address} cannot be had from the hub ({reason}); give a folder with --data"
+        ) from None
 
 
 def _name_classes(task: Task, rows: files.Rows, names: Sequence[str] | None) -> None:
@@ -183,21 +231,12 @@ def _name_classes(task: Task, rows: files.Rows, names: Sequence[str] | None) -> 
 
 
 def _check_columns(task: Task, rows: files.Rows, about: Split) -> None:
+    if not rows:
+        raise InputError(f"data {about.source}: holds no rows")
     for column in KINDS.get(task.kind).columns(task):
         if column not in rows[0]:
             found = ", ".join(map(str, rows[0]))
             raise InputError(f"data {about.source}: has no column {column!r}; its columns: {found}")
-
-
-def _split(task: Task, rows: files.Rows, about: Split, labels: Sequence[str]) -> Split:
-    kind = KINDS.get(task.kind)
-    by_value = {label_text(v) or v: n for n, v in task.labels.items()} if task.labels else {n: n for n in labels}
-    texts, targets = [], []
-    for number, row in enumerate(rows, start=1):
-        where = f"data {about.source}, row {number}"
-        texts.append(kind.example(task, row, where))
-        targets.append(kind.target(task, row, where, by_value))
-    return Split(texts, targets, about.source, about.sha256, about.remark)
 
 
 def _hold_out(split: Split, share: float) -> tuple[Split, Split]:

@@ -22,12 +22,21 @@ Output = Any
 
 @dataclass(frozen=True)
 class Counts:
-    """Valid items of a whole optimizer step, over all devices and micro-batches; scalars."""
+    """Valid items of a whole optimizer step, over all devices and micro-batches; scalars.
+
+    Attributes:
+        tokens: real ones.
+        pairs: of (query, key), the sum of squared lengths.
+        sequences: rows.
+        labels: those that are to be predicted.
+        sequence_pairs: ordered pairs of different rows of one micro-batch.
+    """
 
     tokens: Tensor
     pairs: Tensor
     sequences: Tensor
     labels: Tensor
+    sequence_pairs: Tensor
 
 
 class Predictions:
@@ -99,8 +108,9 @@ PLAIN = Predictions()
 
 
 def count_items(batch: Mapping[str, Tensor], predictions: Predictions = PLAIN) -> Tensor:
-    """Valid tokens, (query, key) pairs, sequences and labels of a batch, as one tensor that can be added up."""
+    """The values of :class:`Counts` for a batch, as one tensor that can be added up."""
     lengths = batch["attention_mask"].sum(-1).float()
     labels = predictions.count(batch)
-    values = (lengths.sum(), lengths.square().sum(), len(lengths), labels)
+    rows = len(lengths)
+    values = (lengths.sum(), lengths.square().sum(), rows, labels, rows * (rows - 1))
     return torch.stack([torch.as_tensor(value, dtype=torch.float32, device=lengths.device) for value in values])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
 
 TRAIN, DEV = "train", "dev"
@@ -21,6 +22,7 @@ class Split:
         source: file name or hub address, for records.
         sha256: of the file; None for the hub.
         remark: what keeps the rows from being the official ones, e.g. ``sample``; empty otherwise.
+        documents: texts among which those that answer a row are looked for; none for most kinds.
     """
 
     texts: list[tuple[Any, ...]]
@@ -28,19 +30,34 @@ class Split:
     source: str
     sha256: str | None = None
     remark: str = ""
+    documents: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, indices: Sequence[int], remark: str) -> Split:
         """Some of the rows; the remark is added to the own one."""
-        return Split(
-            [self.texts[i] for i in indices],
-            [self.targets[i] for i in indices],
-            self.source,
-            self.sha256,
-            ", ".join(part for part in (self.remark, remark) if part),
+        return replace(
+            self,
+            texts=[self.texts[i] for i in indices],
+            targets=[self.targets[i] for i in indices],
+            remark=", ".join(part for part in (self.remark, remark) if part),
         )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A further table that the rows of a task name, such as the documents.
+
+    Attributes:
+        rows: as its file has them.
+        source: file name or hub address.
+        sha256: of the file; None for the hub.
+    """
+
+    rows: Rows
+    source: str
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,5 +79,6 @@ class TaskData:
         """Which rows these are, as plain data."""
         return {
             name: {"rows": len(split), "source": split.source, "sha256": split.sha256, "remark": split.remark}
+            | ({"documents": len(split.documents)} if split.documents else {})
             for name, split in self.splits.items()
         }

@@ -24,6 +24,7 @@ MAX_ANSWER_TOKENS = 30
 MAX_QUESTION = 64
 #: Starts and ends that are paired with each other per window.
 _BEST = 20
+_BEGINNING = re.compile(r'\s*\{\s*("version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*\[')
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise InputError(f"data {path}: holds no questions")
     return rows
+
+
+def is_squad(path: Path) -> bool:
+    """Whether a file begins as one in SQuAD's own JSON format does, and not as rows do. Raises InputError."""
+    if ".json" not in path.suffixes:
+        return False
+    try:
+        with open_text(path) as stream:
+            return _BEGINNING.match(stream.read(1000)) is not None
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise InputError(f"data {path}: cannot be read: {one_line(error)}") from None
 
 
 def windows(

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from compresskit.data import corpus as corpora
+from compresskit.data.units import Units
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.positions import check_length, positions
@@ -25,6 +26,8 @@ from compresskit.tasks.registry import KINDS, predictions_of
 from compresskit.tasks.rows import TRAIN, TaskData
 from compresskit.training.batches import MaskingCollator, PaddingCollator, TokenLabelCollator
 from compresskit.training.evaluation import Scores, held_out_losses, score
+from compresskit.training.sentences import HELD_OUT as HELD_OUT_TEXTS
+from compresskit.training.sentences import METRICS, Encoder, Sentences
 from compresskit.training.settings import Options
 from compresskit.training.targets import checked_rows, input_columns, numbered
 
@@ -32,6 +35,8 @@ from compresskit.training.targets import checked_rows, input_columns, numbered
 HELD_OUT = 64
 #: Tokens per sequence where neither settings nor task say.
 DEFAULT_LENGTH = 128
+#: Texts that are counted together to fill a budget.
+_TEXTS = 512
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class TrainingData:
         max_length: tokens of the longest sequence there may be.
         record: which data this is, for ``training.json``.
         measure: scores a model; before and after the run.
+        sentences: the texts of the rows and their encoders, where sentence vectors are learned.
         primary: the metric of ``measure`` that says how much of the teacher is kept; None: scores are losses.
         notes: what the user should know.
     """
@@ -79,6 +85,7 @@ class TrainingData:
     measure: Callable[[PreTrainedModel], Scores]
     primary: str | None = None
     notes: tuple[str, ...] = ()
+    sentences: Sentences | None = None
 
     @property
     def masked(self) -> bool:
@@ -143,6 +150,47 @@ def from_dataset(
         record={**record, "sequences": len(training), "held_out": count},
         measure=measure,
     )
+
+
+def from_units(
+    units: Units, student: Encoder, teacher: Encoder, stage: Stage, options: Options, progress: Progress | None = None
+) -> TrainingData:
+    """Texts that get one vector each, no more than the run needs; the score is how near the student's vectors of some
+    held-out ones come to the teacher's. Raises InputError.
+    """
+    count = min(HELD_OUT_TEXTS, max(2, len(units.texts) // 10))
+    if len(units.texts) < count + 2:
+        raise InputError(f"text {units.record['source']}: {len(units.texts)} texts are too few; four are the least")
+    texts = _enough(units.texts[count:], student, stage, options)
+    half = options.precision == "bf16"
+    sentences = Sentences.of(student, teacher, texts, units.texts[:count], stage, half=half, progress=progress)
+    rows = sentences.rows(units.record["source"])
+    cut = sum(length >= student.max_length for length in rows["length"])
+    found = [f"{cut} of {len(rows)} texts reach {student.max_length} tokens; what is longer was cut there"]
+    return TrainingData(
+        rows=rows,
+        collator=PaddingCollator(padding_for(models.student.model, student.tokenizer)),
+        max_length=student.max_length,
+        record={**units.record, "sentences": len(texts), "held_out": count, "teacher_max_length": teacher.max_length},
+        measure=sentences.measure,
+        primary=METRICS[0],
+        notes=tuple(found if cut else ()),
+        sentences=sentences,
+    )
+
+
+def _enough(texts: list[str], student: Encoder, stage: Stage, options: Options) -> list[str]:
+    """The first texts that fill the budget: the teacher computes no vector that is not used."""
+    if options.max_steps is not None:
+        return texts[: options.max_steps * stage.batch_size]
+    if options.max_tokens is None:
+        return texts
+    found = 0
+    for start in range(0, len(texts), _TEXTS):
+        found += sum(map(len, student.tokens(texts[start : start + _TEXTS], "")["input_ids"]))
+        if found >= options.max_tokens:
+            return texts[: start + _TEXTS]
+    return texts
 
 
 def check_head(kind: TaskKind, task: Task, checkpoint: Checkpoint) -> None:

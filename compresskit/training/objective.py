@@ -42,6 +42,7 @@ class Objective:
         columns: Sequence[str],
         *,
         masked: bool = False,
+        sentences: bool = False,
         explicit: Sequence[str] = (),
     ) -> None:
         self.stage = stage
@@ -51,7 +52,7 @@ class Objective:
         self.dropped: dict[LossName, str] = {}
         labelled = masked or any(target in columns for target in self.predictions.targets)
         for name, weight in stage.losses.items():
-            reason = _impossible(TERMS[name], student, teacher, labelled) if weight > 0 else None
+            reason = _impossible(TERMS[name], student, teacher, labelled, sentences) if weight > 0 else None
             if weight > 0 and reason is None:
                 self.weights[name] = weight
             elif weight > 0 and reason is not None:
@@ -81,7 +82,13 @@ class Objective:
         return {f"output_{name}": name in read for name in ("hidden_states", "attentions")}
 
     def terms(
-        self, student: Output, teacher: Output, mask: Tensor, targets: Mapping[str, Tensor], counts: Tensor
+        self,
+        student: Output,
+        teacher: Output,
+        mask: Tensor,
+        targets: Mapping[str, Tensor],
+        counts: Tensor,
+        vectors: tuple[Tensor, Tensor] | None = None,
     ) -> dict[LossName, Tensor]:
         """Every term, unweighted.
 
@@ -90,11 +97,12 @@ class Objective:
             mask: (B, T), 1 for real tokens.
             targets: the columns of the batch that the predictions name as targets.
             counts: :func:`compresskit.tasks.predictions.count_items` of the whole step.
+            vectors: sentence vectors of student and teacher; None where no term needs them.
         """
         if self.order is not None and teacher is not None and "logits" in teacher:
             teacher = type(teacher)(**{**teacher, "logits": teacher["logits"][..., self.order]})
         count = Counts(*counts.clamp(min=1))  # a small batch may have no masked token: its term is 0, not 0 / 0
-        batch = Outputs(student, teacher, mask, targets, count, self.predictions, self.stage)
+        batch = Outputs(student, teacher, mask, targets, count, self.predictions, self.stage, vectors)
         return {name: TERMS[name].value(batch) for name in self.weights}
 
     def total(self, terms: Mapping[LossName, Tensor]) -> Tensor:
@@ -102,9 +110,13 @@ class Objective:
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
 
-def _impossible(term: Term, student: PreTrainedModel, teacher: PreTrainedModel | None, labelled: bool) -> str | None:
+def _impossible(
+    term: Term, student: PreTrainedModel, teacher: PreTrainedModel | None, labelled: bool, sentences: bool
+) -> str | None:
     """Why a term cannot be computed; None if it can."""
     kind = type(student).__name__
+    if term.of_vectors and not sentences:
+        return "it compares sentence vectors, which take texts cut into units (distill --unit sentence)"
     if term.of_teacher and teacher is None:
         return "there is no teacher"
     if term.of_head and student.base_model is student:

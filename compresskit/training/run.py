@@ -6,6 +6,7 @@ import math
 import pickle
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from compresskit.training.data import Models, TrainingData
 from compresskit.training.forward import dropout
 from compresskit.training.objective import Objective
 from compresskit.training.settings import Options
+from compresskit.training.terms import TERMS
 from compresskit.training.trainer import DistillationTrainer
 from compresskit.training.working_folder import WorkingFolder
 
@@ -127,7 +129,9 @@ class Run:
         dtype = student.dtype
         scores = self._scores_before(work)
         set_seed(self.options.seed)  # a resumed run skips the measurements
-        with attention_kept(*self._everyone), tempfile.TemporaryDirectory() as nowhere:
+        sentences = self.data.sentences
+        projecting = nullcontext() if sentences is None else sentences.projecting(student)
+        with attention_kept(*self._everyone), projecting, tempfile.TemporaryDirectory() as nowhere:
             # Trainer wants a folder even to write nothing.
             history, trained = self._train(Path(nowhere) if work is None else work.path, work)
         student.to(dtype).eval()  # trained in fp32, stored and scored as it was
@@ -147,15 +151,24 @@ class Run:
         return [checkpoint.model for checkpoint in self.models.all()]
 
     def _objective(self) -> Objective:
-        student, *teacher = self._everyone
         return Objective(
-            student,
-            teacher[0] if teacher else None,
+            self._everyone[0],
+            self._teacher,
             self.stage,
             self.data.rows.column_names,
             masked=self.data.masked,
+            sentences=self.data.sentences is not None,
             explicit=self.explicit_losses,
         )
+
+    @property
+    def _teacher(self) -> Any:
+        """The teacher where a loss compares with it at every step. The sentence vectors of a teacher stand in a file,
+        and it may be of another family.
+        """
+        _, *teacher = self._everyone
+        inside = any(weight > 0 and TERMS[name].of_teacher for name, weight in self.stage.losses.items())
+        return teacher[0] if teacher and (inside or self.data.sentences is None) else None
 
     def _settings(self) -> dict[str, Any]:
         """What decides the result, as plain data: a run with other settings is another run."""
@@ -194,13 +207,17 @@ class Run:
         """Train; what happened, as plain data, and notes. ``folder`` takes checkpoints, where there is ``work``."""
         sampler = self._sampler()
         steps = self._steps(sampler)
-        student, *teacher = self._everyone
+        student = self._everyone[0]
         arguments = self._arguments(folder, steps, checkpoints=work is not None)
+        vectors = None
+        if self.data.sentences is not None:
+            vectors = self.data.sentences.taught(self.teacher_outputs or folder)
         trainer = DistillationTrainer(
             student,
-            teacher[0] if teacher else None,
+            self._teacher,
             stage=self.stage,
             explicit_losses=self.explicit_losses,
+            vectors=vectors,
             args=arguments,
             train_dataset=self.data.rows,
             data_collator=self.data.collator,
@@ -232,7 +249,7 @@ class Run:
             trainer.load_finished(checkpoint)
             return []
         reason = None
-        if self.teacher_outputs is not None:
+        if self.teacher_outputs is not None and self.data.sentences is None:
             reason = trainer.keep_teacher_outputs(self.teacher_outputs, self.progress)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -290,6 +307,8 @@ class Run:
         with outputs.output_folder(output.folder, output.overwrite) as temporary:
             checkpoints.save(self.models.student, temporary)
             self.models.tokenizer.save_pretrained(temporary)  # the one that it was trained with
+            if self.data.sentences is not None:
+                self.data.sentences.write_modules(temporary)
             write_trained(self.models.student, stages, temporary, output.folder.name)
 
 

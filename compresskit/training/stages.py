@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from compresskit.data import corpus as corpora
+from compresskit.data.units import UNITS, Unit, read_units
 from compresskit.errors import InputError
 from compresskit.internals.datasets import fingerprint
 from compresskit.model import checkpoint as checkpoints
@@ -19,8 +20,9 @@ from compresskit.model.adapters import check_given
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.kept import as_it_was
 from compresskit.model.quantizer import is_compressed, quantizer_of
+from compresskit.model.sentence_vectors import has_sentence_model, read_sentence_model, unsaid
 from compresskit.model.targets import check_supported
-from compresskit.model.tokenizer import find_tokenizer
+from compresskit.model.tokenizer import find_tokenizer, load_tokenizer
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring
@@ -32,10 +34,13 @@ from compresskit.training.data import Models, TrainingData
 from compresskit.training.evaluation import score
 from compresskit.training.objective import check_fit, unnamed_note
 from compresskit.training.run import Output, Result, Run
+from compresskit.training.sentences import Encoder
 from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
+from compresskit.training.terms import TERMS
 from compresskit.training.working_folder import working_folder
 
 ModelLike = PreTrainedModel | str | Path | None
+Texts = str | Path | corpora.Corpus | Sequence[str | Path | corpora.Corpus] | None
 
 
 def finetune(
@@ -102,7 +107,11 @@ def distill(
     *,
     task: Task | str | Path | None = None,
     data: str | Path | None = None,
-    text: str | Path | corpora.Corpus | None = None,
+    text: Texts = None,
+    unit: Unit | Sequence[Unit] | None = None,
+    fields: Sequence[str] = (),
+    language: str = "en",
+    max_texts: int | None = None,
     dataset: Dataset | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -114,10 +123,12 @@ def distill(
     callbacks: Sequence[TrainerCallback] = (),
     **settings: Any,
 ) -> Result:
-    """Bring a compressed student back to its teacher: the general stage on text, or the task stage on a task.
+    """Bring a compressed student back to its teacher: the general stage on text, the task stage on a task, or sentence
+    vectors on texts cut into units.
 
     The student is loaded in the teacher's class; head weights that it lacks are copied from the teacher. The student
-    folder's recipe gives the defaults of the settings.
+    folder's recipe gives the defaults of the settings. For sentence vectors both are read without a head, and what
+    their folders say of pooling, prompts and length is followed.
 
     Args:
         student: a compressed model or folder. A model given as an object is trained in place.
@@ -125,11 +136,18 @@ def distill(
             embedded checkpoint.
         task, data: as for :func:`finetune`; makes this the task stage.
         text: for the general stage: a file (plain, .gz, .jsonl) or a data set of the hub. Default: the embedded text.
+            With ``unit`` also several, and files of rows (TSV, CSV, JSON, Parquet).
+        unit: ``sentence``, ``passage`` or ``line``, or several of them: learn the teacher's vector of each
+            (:func:`compresskit.data.units.read_units`).
+        fields: with ``unit``: columns of files of rows, each of which gives texts.
+        language: with ``unit``: of the sentences, ISO 639-1.
+        max_texts: with ``unit``: at most so many texts, chosen at random.
         dataset: instead of both: a ``datasets.Dataset`` with ``input_ids``, and ``labels`` for the supervised loss.
             Other inputs of the model are columns with an integer, or a list of them, for each token (``bbox``).
         output, overwrite, resume, tokenizer, progress, callbacks: as for :func:`finetune`.
         teacher_outputs: folder for the teacher's outputs on every row, which are then computed once (on a CPU) and
-            shared by all students, seeds and epochs; several gigabytes for large tasks, to be deleted by hand.
+            shared by all students, seeds and epochs; several gigabytes for large tasks, to be deleted by hand. Sentence
+            vectors are computed once in any case; here they stay for other runs.
         allow_dense: also take a student that is not compressed, such as one with half the teacher's layers.
         settings: as for :func:`finetune`. Defaults: :data:`compresskit.planning.stage.DEFAULTS`.
 
@@ -139,21 +157,31 @@ def distill(
     """
     if sum(given is not None for given in (task, text, dataset)) > 1:
         raise InputError("give one of task, text and dataset")
-    name: StageName = "general" if task is None else "task"
+    units = (unit,) if isinstance(unit, str) else tuple(unit or ())
+    if units and (task is not None or dataset is not None):
+        raise InputError("unit belongs to text; leave it out with a task or a data set")
+    name: StageName = "sentences" if units else "general" if task is None else "task"
     explicit, options = split_settings(settings)
     stage = with_settings(recipe_stage(student, name), explicit)
     declared = None if task is None else find_task(task)
-    corpus = corpora.find_corpus(text) if task is None and dataset is None else None
+    corpus = _corpora(text, fields, units) if task is None and dataset is None else ()
     target = _check_output(output, overwrite, resume, student, teacher)
     start_processes(options)
     set_seed(options.seed)
     examples = None if declared is None else load_data(declared, None if data is None else Path(data))
-    models = _teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense)
     kept = _check_teacher_outputs(teacher_outputs, target)
-    if examples is not None:
+    if units:
+        encoders = _encoders(teacher, student, tokenizer, stage, allow_dense=allow_dense)
+        models = Models(encoders[0].checkpoint, encoders[1].checkpoint, encoders[0].tokenizer)
+        texts = read_units(corpus, units, language=language, limit=max_texts, seed=options.seed, progress=progress)
+    else:
+        models = _teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense)
+    if units:
+        found = training_data.from_units(texts, *encoders, stage, options, progress)
+    elif examples is not None:
         found = training_data.from_task(examples, models, stage, progress)
-    elif corpus is not None:
-        found = training_data.from_text(corpus, models, stage, options)
+    elif corpus:
+        found = training_data.from_text(corpus[0], models, stage, options)
     else:
         found = _from_python(dataset, models, stage, options)
     return Run(
@@ -170,11 +198,51 @@ def distill(
     ).execute()
 
 
-def _teacher_and_student(teacher: ModelLike, student: ModelLike, tokenizer: Any, *, allow_dense: bool) -> Models:
-    """Both read, the student in the teacher's class and with its labels. Raises InputError: they do not fit."""
+def _corpora(text: Texts, fields: Sequence[str], units: Sequence[Unit]) -> tuple[corpora.Corpus, ...]:
+    """The texts to read. Raises InputError: what belongs to units is given without them."""
+    several = isinstance(text, list | tuple)
+    if not units and (several or fields):
+        what = "several texts are" if several else "fields are"
+        raise InputError(f"{what} read in units alone; give unit ({', '.join(UNITS)})")
+    given: Sequence[Any] = text if isinstance(text, list | tuple) else (text,)
+    return tuple(corpora.find_corpus(one, fields) for one in given)
+
+
+def _encoders(
+    teacher: ModelLike, student: ModelLike, tokenizer: Any, stage: Stage, *, allow_dense: bool
+) -> tuple[Encoder, Encoder]:
+    """Student and teacher as encoders of sentences, each with its own tokenizer, unless one is given for both.
+
+    Raises:
+        InputError: they are one model; a loss compares what is inside them and they do not fit; their vectors cannot be
+            made.
+    """
+    _check_two(teacher, student)
+    taught_by = _read(teacher, compressed=None, as_class="base")
+    read = _read(student, compressed=None if allow_dense else True, as_class="base")
+    inside = any(weight > 0 and TERMS[name].of_teacher for name, weight in stage.losses.items())
+    words = find_tokenizer(tokenizer, taught_by)
+    own = find_tokenizer(tokenizer or load_tokenizer(read) or words, read)
+    if inside:
+        find_tokenizer(tokenizer, taught_by, read)  # the same tokens for both
+        check_fit(read.model, taught_by.model)
+    theirs = read_sentence_model(taught_by.folder)
+    ours = read_sentence_model(read.folder) if has_sentence_model(read.folder) else theirs
+    if (note := unsaid(taught_by.folder)) is not None:
+        read = replace(read, notes=(*read.notes, note))
+    length = stage.max_length
+    return Encoder.of(read, own, ours, length), Encoder.of(taught_by, words, theirs, length)
+
+
+def _check_two(teacher: ModelLike, student: ModelLike) -> None:
     named = isinstance(student, str | Path) and isinstance(teacher, str | Path)
     if student is teacher or (named and Path(str(student)) == Path(str(teacher))):
         raise InputError("teacher and student are the same model")
+
+
+def _teacher_and_student(teacher: ModelLike, student: ModelLike, tokenizer: Any, *, allow_dense: bool) -> Models:
+    """Both read, the student in the teacher's class and with its labels. Raises InputError: they do not fit."""
+    _check_two(teacher, student)
     taught_by = _read(teacher, compressed=None)
     read = _read(student, compressed=None if allow_dense else True, adopt=taught_by.model, **labels_of(taught_by.model))
     check_fit(read.model, taught_by.model)
@@ -201,21 +269,24 @@ def evaluate(
     batch_size: int = 32,
     device: str = "auto",
     as_class: str | None = None,
+    documents_model: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Score a model, dense or compressed, on a task: every metric on every split but ``train``.
 
     Args:
         model: a model, folder or hub id with a head for the task (or for one whose transfer the task is). A task of
-            kind ``similarity`` needs no head: sentence vectors are made as sentence-transformers makes them for the
-            folder, in its dtype; of an object, and where the folder does not say, the mean over the tokens of the last
-            layer. An object comes back as it was.
+            kind ``similarity`` or ``retrieval`` needs no head: vectors of texts are made as sentence-transformers makes
+            them for the folder, in its dtype; of an object, and where it does not say, the mean over the tokens of the
+            last layer. An object comes back as it was.
         task, data, tokenizer, progress: as for :func:`finetune`.
-        max_length: tokens, at least 8; default: the task's own, of kind ``similarity`` the folder's.
+        max_length: tokens, at least 8; default: the task's own, of kinds ``similarity`` and ``retrieval`` the folder's.
         batch_size: sequences at a time.
         device: ``auto`` or ``cpu``.
         as_class: the class to read a folder in, a key of :data:`~compresskit.model.checkpoint.MODEL_CLASSES`. Default:
             the checkpoint's. The head must be in the checkpoint.
+        documents_model: folder or hub id of another model for the documents of a ``retrieval``, such as the teacher of
+            a student that embeds the queries. Their vectors are compared as ``model`` says.
 
     Returns:
         ``record["scores"]`` is ``{split: {metric: score}}``, as fractions.
@@ -227,22 +298,46 @@ def evaluate(
     with_settings(DEFAULTS["task"], explicit)  # refuses what no stage may have
     declared = find_task(task)
     kind = KINDS.get(declared.kind)
+    if documents_model is not None and not kind.has_documents:
+        of = f"task {declared.name} (kind {declared.kind})"
+        raise InputError(f"documents model {documents_model}: {of} has no documents; leave it out")
     start_processes(options)
     examples = load_data(declared, None if data is None else Path(data), train=False)
     read = _read(model, compressed=None, as_class=as_class)
-    words = find_tokenizer(tokenizer, read)
-    longest = max_length or kind.length(declared, read.model, words, read.folder)
-    length = training_data.sequence_length(longest, declared, read)
+    scoring = _scoring(read, declared, tokenizer, max_length, batch_size, progress)
     training_data.check_head(kind, declared, read)
     training_data.check_trained(read)
     note = kind.match(examples, read.model)
-    notes = [*read.notes, *examples.notes, *([note] if note else [])]
-    moved: Any = read.model
-    with as_it_was(moved):
-        moved.to(options.torch_device, kind.dtype(moved, read.folder))
-        scores = score(Scoring(moved, words, length, batch_size, progress, folder=read.folder), examples)
-    record = {"model": read.origin, "task": declared.name, "data": examples.record(), "scores": scores, "notes": notes}
-    return Result(read.model, record, notes=tuple(notes))
+    notes = [*read.notes, *examples.notes, note, kind.note(read.folder)]
+    scored = [read]
+    record: dict[str, Any] = {"model": read.origin, "task": declared.name, "data": examples.record()}
+    if documents_model is not None:
+        other = _read(documents_model, compressed=None)
+        scoring = replace(scoring, documents=_scoring(other, declared, None, max_length, batch_size, progress))
+        notes += [*other.notes, kind.note(other.folder)]
+        scored.append(other)
+        record["documents_model"] = other.origin
+    with as_it_was(*(each.model for each in scored)):
+        for each in scored:
+            moved: Any = each.model
+            moved.to(options.torch_device, kind.dtype(moved, each.folder))
+        found = score(scoring, examples)
+    said = [note for note in notes if note]
+    return Result(read.model, record | {"scores": found, "notes": said}, notes=tuple(said))
+
+
+def _scoring(
+    read: Checkpoint,
+    task: Task,
+    tokenizer: Any,
+    max_length: int | None,
+    batch_size: int,
+    progress: Progress | None,
+) -> Scoring:
+    words = find_tokenizer(tokenizer, read)
+    longest = max_length or KINDS.get(task.kind).length(task, read.model, words, read.folder)
+    length = training_data.sequence_length(longest, task, read)
+    return Scoring(read.model, words, length, batch_size, progress, folder=read.folder)
 
 
 def _explicit_losses(explicit: dict[str, Any]) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from compresskit.storage.writing import reserve
 from compresskit.tasks.predictions import Predictions
 
 #: Column of the data set with the number of the row.
@@ -208,14 +208,10 @@ def _compute(
 
 
 def _reserve(folder: Path, sizes: Mapping[str, int]) -> bool:
-    """Take the room now: a mapped file that finds the disk full kills the process."""
+    """Take the room of every file; False where there is none."""
     try:
         for name, size in sizes.items():
-            with (folder / name).open("wb") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-                else:
-                    file.truncate(size)
+            reserve(folder / name, size)
     except OSError:
         return False
     return True

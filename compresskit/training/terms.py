@@ -26,7 +26,8 @@ class Outputs:
         targets: the columns of the batch that ``predictions`` names as targets.
         count: valid items of the whole step.
         predictions: what the head predicts.
-        stage: form and temperature of the logits term.
+        stage: forms and temperatures of the terms.
+        vectors: sentence vectors of student and teacher, each (B, D), where the run has some.
     """
 
     student: Output
@@ -36,6 +37,7 @@ class Outputs:
     count: Counts
     predictions: Predictions
     stage: Stage
+    vectors: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class Term:
         value: its value for a batch, a scalar.
         reads: what the models must return for it beside their predictions.
         of_head: whether it needs a head that predicts something.
-        of_teacher: whether it compares with the teacher.
+        of_teacher: whether it compares with the teacher, which then computes at every step.
         of_labels: whether it needs labels.
+        of_vectors: whether it needs sentence vectors; the teacher's are computed once.
     """
 
     value: Callable[[Outputs], Tensor]
@@ -55,6 +58,7 @@ class Term:
     of_head: bool = False
     of_teacher: bool = True
     of_labels: bool = False
+    of_vectors: bool = False
 
 
 def _embedding(batch: Outputs) -> Tensor:
@@ -90,6 +94,25 @@ def _supervised(batch: Outputs) -> Tensor:
     return batch.predictions.supervised_loss(batch.student, batch.mask, batch.targets, batch.count)
 
 
+def _pooled(batch: Outputs) -> Tensor:
+    ours, theirs = _vectors(batch)
+    return losses.pooled_loss(ours, theirs, batch.count.sequences, form=batch.stage.pooled_loss)
+
+
+def _similarity(batch: Outputs) -> Tensor:
+    ours, theirs = _vectors(batch)
+    stage = batch.stage
+    form, temperature = stage.similarity_loss, stage.similarity_temperature
+    count = batch.count.sequence_pairs if form == "mse" else batch.count.sequences
+    return losses.similarity_loss(ours, theirs, count, form=form, temperature=temperature, dims=stage.dims)
+
+
+def _vectors(batch: Outputs) -> tuple[Tensor, Tensor]:
+    if batch.vectors is None:
+        raise ValueError("the batch has no sentence vectors")
+    return batch.vectors
+
+
 def _matching(layers: Sequence[Tensor], count: int) -> Sequence[Tensor]:
     """The teacher's layers that ``count`` student layers learn from: all, or every second, third, ... and the last."""
     every = len(layers) // count
@@ -102,4 +125,6 @@ TERMS: dict[LossName, Term] = {
     "hidden": Term(_hidden, reads="hidden_states"),
     "logits": Term(_logits, of_head=True),
     "supervised": Term(_supervised, of_head=True, of_teacher=False, of_labels=True),
+    "pooled": Term(_pooled, of_teacher=False, of_vectors=True),
+    "similarity": Term(_similarity, of_teacher=False, of_vectors=True),
 }

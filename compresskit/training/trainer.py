@@ -31,6 +31,7 @@ from compresskit.tasks.registry import predictions_of
 from compresskit.training.arguments import check_arguments, check_checkpointing, without_reentrance
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
 from compresskit.training.objective import Objective, check_fit
+from compresskit.training.sentences import TEXT, VectorsOfBatch
 from compresskit.training.targets import checked_rows, numbered
 from compresskit.training.taught import ROW, TaughtRows, teach
 
@@ -54,6 +55,8 @@ class DistillationTrainer(Trainer):
         train_dataset: a ``datasets.Dataset`` with ``input_ids`` (and ``labels`` for the supervised loss: the student's
             class numbers, or names of its classes).
         explicit_losses: terms that are refused where they are impossible, instead of dropped.
+        vectors: finds the sentence vectors of a batch, for the losses that compare them; the data set then names the
+            text of each row (``text_number``).
         rest: passed on to Trainer; ``data_collator`` must pad and give an ``attention_mask`` (DataCollatorWithPadding,
             the default where a tokenizer is given as ``processing_class``). A copy of it pads where the model may be
             padded, whatever the side of its tokenizer.
@@ -72,6 +75,7 @@ class DistillationTrainer(Trainer):
         args: TrainingArguments,
         train_dataset: Any,
         explicit_losses: Sequence[str] = (),
+        vectors: VectorsOfBatch | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
     ) -> None:
@@ -100,7 +104,10 @@ class DistillationTrainer(Trainer):
         masked = isinstance(self.data_collator, MaskingCollator)
         columns = train_dataset.column_names
         own = None if teacher is None else twin(teacher).eval()
-        self.loss = Objective(model, own, stage, columns, masked=masked, explicit=explicit_losses)
+        self.vectors = vectors
+        self.loss = Objective(
+            model, own, stage, columns, masked=masked, sentences=vectors is not None, explicit=explicit_losses
+        )
         self.teacher: Any = None
         if own is not None and self.loss.needs_teacher:
             self.teacher = own.to(args.device)
@@ -139,7 +146,7 @@ class DistillationTrainer(Trainer):
 
     def _columns(self, data: Any) -> list[str]:
         """The columns of a batch: those that the model or a loss reads, unless the caller wants all."""
-        read = {*self.signature, *self.loss.predictions.targets}
+        read = {*self.signature, *self.loss.predictions.targets, *([TEXT] if self.vectors is not None else [])}
         return [name for name in data.column_names if self.every_column or name in read]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -209,7 +216,8 @@ class DistillationTrainer(Trainer):
         elif self.teacher is not None:
             taught = self._teach(features)
         outputs = model(**fitted(self.accelerator.unwrap_model(model), features), **self.loss.wanted)
-        terms = self.loss.terms(outputs, taught, inputs["attention_mask"], targets, counts)
+        vectors = None if self.vectors is None else self.vectors.pair(outputs, inputs)
+        terms = self.loss.terms(outputs, taught, inputs["attention_mask"], targets, counts, vectors)
         loss = self.loss.total(terms)
         if not self._everywhere(torch.isfinite(loss)):
             batch = self.state.global_step % self.sampler.steps + 1 if model.training else 0

@@ -38,6 +38,7 @@ _FLAGS = {
     "tasks": "task",
     "data": "data",
     "text": "text",
+    "unit": "unit",
     "seeds": "seeds",
     "students_from": "students-from",
     "baselines": "baselines",
@@ -239,18 +240,20 @@ def _training(shown: Sequence[Record], grid: Grid) -> list[tuple[str, str]]:
     """How teacher and students were trained."""
     made = shown[0].made_by
     lines = []
-    if shown[0].task is not None:
-        lines += _by_task("Teacher", shown, lambda record: f"fine-tuned: {_budget(record.made_by.teacher)}")
+    tuned = [record for record in shown if record.made_by.teacher is not None]
+    if tuned:
+        lines += _by_task("Teacher", tuned, lambda record: f"fine-tuned: {_budget(record.made_by.teacher)}")
     if grid.students_from == "teacher":
         lines.append(("Students made from", "the task's teacher"))
     fitted = [record for record in shown if record.made_by.calibration is not None]
     lines += _by_task("Calibration", fitted, lambda record: calibration_text(_plain_fit(record.made_by)))
-    general = f"{made.text.source}: {_budget(made.general)}" if made.general is not None else "none"
+    pieces = f", vectors of {'s and '.join(made.unit)}s" if made.unit is not None else ""
+    general = f"{made.text.source}{pieces}: {_budget(made.general)}" if made.general is not None else "none"
     lines.append(("Stage 1, every student", general))
     if made.general is not None and grid.share_general:
         lines.append(("Stage 1, run", "once for every method and ratio, with the first seed"))
-    if made.task_stage is not None:
-        lines += _by_task("Stage 2, every student", shown, lambda record: _budget(record.made_by.task_stage))
+    if learnt := [record for record in shown if record.made_by.task_stage is not None]:
+        lines += _by_task("Stage 2, every student", learnt, lambda record: _budget(record.made_by.task_stage))
     return lines
 
 

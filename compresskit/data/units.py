@@ -1,0 +1,113 @@
+"""Texts cut into what gets a vector each: sentences, passages, lines; without duplicates, in a mixed order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from compresskit.data.corpus import Corpus
+from compresskit.errors import InputError
+
+Unit = Literal["sentence", "passage", "line"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
+#: Sentences of a passage: the least and the most.
+_PASSAGE = (2, 6)
+#: Documents between two reports of progress.
+_REPORT = 500
+
+
+@dataclass(frozen=True)
+class Units:
+    """Texts, each of which gets one vector.
+
+    Attributes:
+        texts: every one once, in an order that the seed decides.
+        record: where they come from, as plain data.
+        duplicates: how many were left out because they were there already.
+    """
+
+    texts: list[str]
+    record: dict[str, Any]
+    duplicates: int
+
+
+def read_units(
+    corpora: Sequence[Corpus],
+    units: Sequence[Unit],
+    *,
+    language: str = "en",
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Any = None,
+) -> Units:
+    """All texts of ``corpora``, cut into ``units``, without duplicates, mixed.
+
+    Args:
+        units: ``sentence``: what sentencex takes for one. ``passage``: two to six sentences of a document that follow
+            each other, as many as the seed says. ``line``: every line that is not empty, or every field, as it is. The
+            texts of several units are put together.
+        language: of the sentences, ISO 639-1.
+        limit: at most so many texts, chosen at random.
+        seed: of the order, of the choice and of the passages.
+        progress: called with (what, done, total); the total is 0, as it is not known.
+
+    Raises:
+        InputError: an unknown unit, no unit, fewer than two texts.
+    """
+    for unit in units:
+        if unit not in UNITS:
+            raise InputError(f"unit {unit!r}: is unknown; known: {', '.join(UNITS)}")
+    if not units:
+        raise InputError(f"unit: give one or more of {', '.join(UNITS)}")
+    generator = np.random.default_rng(seed)
+    seen: set[bytes] = set()
+    texts: list[str] = []
+    duplicates = 0
+    for corpus in corpora:
+        for number, document in enumerate(corpus.documents(), start=1):
+            for text in _cut(document, units, language, generator):
+                key = hashlib.blake2b(text.encode(), digest_size=12).digest()
+                if key in seen:
+                    duplicates += 1
+                    continue
+                seen.add(key)
+                texts.append(text)
+            if progress is not None and number % _REPORT == 0:
+                progress(f"cutting {corpus.name}", number, 0)
+    names = ", ".join(corpus.name for corpus in corpora)
+    if len(texts) < 2:
+        raise InputError(f"text {names}: holds {len(texts)} texts of unit {', '.join(units)}; two are the least")
+    chosen = generator.permutation(len(texts))[:limit]
+    record = {
+        "source": names,
+        "texts": [corpus.record() for corpus in corpora],
+        "unit": list(units),
+        "language": language,
+        "duplicates": duplicates,
+        "limit": limit,
+    }
+    return Units([texts[place] for place in chosen], record, duplicates)
+
+
+def _cut(document: str, units: Sequence[Unit], language: str, generator: np.random.Generator) -> Iterator[str]:
+    sentences = _sentences(document, language) if {"sentence", "passage"} & set(units) else []
+    if "sentence" in units:
+        yield from sentences
+    if "passage" in units:
+        start = 0
+        while start + 1 < len(sentences):
+            size = int(generator.integers(_PASSAGE[0], _PASSAGE[1] + 1))
+            yield " ".join(sentences[start : start + size])
+            start += size
+    if "line" in units:
+        yield from (line.strip() for line in document.splitlines() if line.strip())
+
+
+def _sentences(document: str, language: str) -> list[str]:
+    import sentencex
+
+    return [text for one in sentencex.segment(language, document) if (text := " ".join(one.split()))]

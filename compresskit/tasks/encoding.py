@@ -1,0 +1,92 @@
+"""Vectors of texts by a model, as sentence-transformers makes them, for the kinds that compare vectors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from compresskit.errors import InputError, WorkError
+from compresskit.model.inputs import fitted
+from compresskit.model.kept import mode_kept
+from compresskit.model.positions import positions
+from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model, unsaid
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.kind import Scoring, TaskKind
+
+
+class OfVectors(TaskKind):
+    """A kind that compares vectors of texts: it needs no head, and nothing can be trained on it."""
+
+    head = None
+
+    def length(self, task: Task, model: PreTrainedModel, tokenizer: Any, folder: Path | None) -> int:
+        """As sentence-transformers: the folder's ``max_seq_length``, else what tokenizer and model take. What the
+        declaration says counts where it is less.
+        """
+        limit = read_sentence_model(folder).limit(model, tokenizer)
+        return min(limit, task.max_length) if "max_length" in task.model_fields_set else limit
+
+    def dtype(self, model: PreTrainedModel, folder: Path | None) -> torch.dtype:
+        """As sentence-transformers: what the model is stored in, unless the folder says otherwise."""
+        return read_sentence_model(folder).dtype or model.dtype
+
+    def note(self, folder: Path | None) -> str | None:
+        return unsaid(folder)
+
+
+def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> Tensor:
+    """(N, size) vectors of texts in float32, as ``how`` makes them of the last hidden states.
+
+    Batches are those of sentence-transformers, so that texts that are nearly equal get its last digits too.
+
+    Raises:
+        InputError: padding would move the positions of tokens.
+        WorkError: a vector that is not finite, with its text.
+    """
+    base: Any = scoring.model.base_model
+    run: Any = scoring.run or base
+    tokenizer = how.tokenizer(scoring.tokenizer)
+    if getattr(tokenizer, "padding_side", "right") == "left" and positions(base) is not None:
+        raise InputError(
+            f"tokenizer of {scoring.model.config.name_or_path or type(base).__name__}: pads on the left, where "
+            f"{type(base).__name__} counts positions: a sentence would get another vector in another batch; set "
+            "padding_side to right in its tokenizer_config.json"
+        )
+    before = how.prompt_tokens(tokenizer, scoring.max_length)
+    encoded = tokenizer([how.prompt + text for text in texts], truncation=True, max_length=scoring.max_length)
+    taken = inspect.signature(base.forward).parameters
+    columns = [name for name in encoded if name in taken]
+    collate: Any = DataCollatorWithPadding(tokenizer)
+    order = np.argsort([-len(text) for text in texts]).tolist()
+    found: dict[int, Tensor] = {}
+    with mode_kept(base), torch.inference_mode():
+        base.eval()
+        for start in range(0, len(order), scoring.batch_size):
+            rows = order[start : start + scoring.batch_size]
+            batch = collate([{name: encoded[name][row] for name in columns} for row in rows]).to(base.device)
+            hidden = run(**fitted(base, batch))["last_hidden_state"]
+            vectors = how.vectors(hidden, batch["attention_mask"], before, hidden.dtype)
+            found |= dict(zip(rows, vectors.cpu(), strict=True))
+            if scoring.progress is not None:
+                scoring.progress("encoding", min(start + scoring.batch_size, len(order)), len(order))
+    whole = torch.stack([found[row] for row in range(len(texts))])
+    bad = (~whole.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise WorkError(
+            f"{type(scoring.model).__name__}: the vectors of {len(bad)} of {len(texts)} texts are not finite (NaN or "
+            f"infinite), so they have no score; the first one is that of {texts[bad[0]][:60]!r}"
+        )
+    return whole
+
+
+def empty_note(source: str, texts: Sequence[str], what: str) -> tuple[str, ...]:
+    """A note on texts without a character, which get a vector like others (as in sentence-transformers)."""
+    empty = sum(not text.strip() for text in texts)
+    return (f"data {source}: {empty} of {len(texts)} {what} are empty; they are scored as they are",) if empty else ()
