@@ -169,7 +169,7 @@ def from_units(
     found = [f"{cut} of {len(rows)} texts reach {student.max_length} tokens; what is longer was cut there"]
     return TrainingData(
         rows=rows,
-        collator=PaddingCollator(padding_for(models.student.model, student.tokenizer)),
+        collator=PaddingCollator(padding_for(student.checkpoint.model, student.tokenizer)),
         max_length=student.max_length,
         record={**units.record, "sentences": len(texts), "held_out": count, "teacher_max_length": teacher.max_length},
         measure=sentences.measure,
