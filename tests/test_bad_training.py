@@ -11,7 +11,7 @@ import transformers
 from conftest import Run, refused, tiny_model, write_tsv
 
 import compresskit
-from compresskit.errors import InputError
+from compresskit.errors import InputError, WorkError
 
 OWN = (
     "version: 1\nname: own\ninputs: [text]\nlabel: kind\nfiles: {train: train.tsv, dev: dev.tsv}\nmetrics: [accuracy]\n"
@@ -305,3 +305,16 @@ def test_python_settings_are_checked(bench_folder: Path) -> None:
         compresskit.distill(*models, task="sst2", learning_rat=1e-3)
     with pytest.raises(InputError, match="device"):
         compresskit.distill(*models, task="sst2", device="tpu")
+
+
+@pytest.mark.parametrize("task", ["sst2", "stsb-similarity"])
+def test_a_model_that_computes_nan_has_no_score(task: str, bench_folder: Path, tmp_path: Path) -> None:
+    """Its weights are finite, what they compute is not: argmax would call that the first class."""
+    model = tiny_model("bert", "classifier", id2label={0: "negative", 1: "positive"})
+    model.bert.encoder.layer[0].output.LayerNorm.weight.data.fill_(1e38)
+    model.bert.encoder.layer[0].output.LayerNorm.bias.data.fill_(3e38)
+    write_tsv(tmp_path / "dev.tsv", "sentence1\tsentence2\tscore", [("a b", "a", "1"), ("b", "c d e", "2")])
+    data = bench_folder / "data" if task == "sst2" else tmp_path
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
+    with pytest.raises(WorkError, match=r"computes NaN|not finite"):
+        compresskit.evaluate(model, task=task, data=data, tokenizer=tokenizer, max_length=32, device="cpu")

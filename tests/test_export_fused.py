@@ -68,6 +68,14 @@ def test_every_method_computes_the_same(method: str, tmp_path: Path) -> None:
     check(model, tmp_path / "out")
 
 
+@pytest.mark.parametrize("method", list(METHODS.all()))
+def test_a_classifier_of_every_method_is_fused(method: str, tmp_path: Path) -> None:
+    """Also where the layer before the first token is chosen is in other shapes, as a Kronecker product is."""
+    model = student("classifier", method)
+    assert write(model, tmp_path / "out").notes == ()
+    check(model, tmp_path / "out")
+
+
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "electra", "xlm-roberta"])
 def test_families(family: str, tmp_path: Path) -> None:
     model = student("classifier", family=family)

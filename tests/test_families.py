@@ -94,6 +94,25 @@ def test_what_cannot_be_compressed_is_refused_in_one_line(name: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_the_way_to_the_encoder_of_a_model_with_a_decoder_is_said(bench_folder: Path, tmp_path: Path) -> None:
+    model = REFUSED["t5 (encoder and decoder)"][0].build("T5ForConditionalGeneration")
+    folder = tmp_path / "t5"
+    model.save_pretrained(folder)
+    says = r"holds a decoder.*its encoder alone can be read: in Python, transformers\.T5EncoderModel\.from_pretrained\("
+    options: dict[str, Any] = {"task": "sst2", "data": bench_folder / "data"}
+    for given in (folder, model):
+        for call in (
+            lambda given: compresskit.compress(given, method="low-rank", ratio=2),
+            lambda given: compresskit.distill(bench_folder / "student", given, **options),
+            lambda given: compresskit.evaluate(given, **options),
+        ):
+            with pytest.raises(InputError, match=says):
+                call(given)
+    encoder = transformers.T5EncoderModel.from_pretrained(folder)
+    encoder.save_pretrained(tmp_path / "encoder")
+    compresskit.compress(tmp_path / "encoder", method="low-rank", ratio=1.5)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_as_many_tokens_as_a_model_takes(name: str) -> None:
     family = FAMILIES[name]

@@ -51,11 +51,15 @@ def _prompts(folder: Path) -> None:
     _edit(folder, "config_sentence_transformers.json", default_prompt_name="q", prompts={"q": "query: "})
 
 
+def _template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+
+
 def _code(folder: Path) -> None:
     (folder / "modeling_own.py").write_text("x = 1\n")
 
 
-CHANGES = [_epsilon, _casing, _settings, _modules, _prompts, _code]
+CHANGES = [_epsilon, _casing, _settings, _modules, _prompts, _template, _code]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -14,11 +14,14 @@ from conftest import MODULES, sentence_folder, write_tsv
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, DebertaV2Config, DebertaV2Model
 
 import compresskit
 from compresskit import InputError
+from compresskit.model.positions import positions
 from compresskit.model.sentence_vectors import pool, read_sentence_model
+from compresskit.tasks.loading import load_task
+from compresskit.tasks.registry import KINDS
 
 ROWS = [
     ("the film was very good", "the movie was great", 4.2),
@@ -89,6 +92,20 @@ def test_length_and_prompt_of_the_folder_decide(bench_folder: Path, tmp_path: Pa
     assert score(left_out, tmp_path / "data") == pytest.approx(cosines(left_out, behind, 40, "the of and "), abs=1e-5)
 
 
+def test_a_text_is_as_long_as_the_configuration_says(bench_folder: Path, tmp_path: Path) -> None:
+    """Also where positions are relative: sentence-transformers reads the number all the same."""
+    config = DebertaV2Config(
+        vocab_size=499, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96,
+        max_position_embeddings=12, relative_attention=True, position_biased_input=False,
+    )  # fmt: skip
+    model, task = DebertaV2Model(config), load_task("stsb-similarity")
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    assert positions(model) is None
+    assert KINDS.get("similarity").length(task, model, tokenizer, None) == 12
+    folder = sentence_folder(bench_folder / "model", tmp_path / "long", encoder={"max_seq_length": 30})
+    assert KINDS.get("similarity").length(task, model, tokenizer, folder) == 30
+
+
 def test_the_layers_behind_count(bench_folder: Path, tmp_path: Path) -> None:
     folder = sentence_folder(bench_folder / "model", tmp_path / "dense", behind=("Dense", "Normalize"))
     weight, bias = torch.randn(8, 48), torch.randn(8)
@@ -139,6 +156,36 @@ def test_modules_that_are_not_followed_are_refused(bench_folder: Path, tmp_path:
         read_sentence_model(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("said", [False, True])
+def test_a_folder_is_scored_in_its_own_16_bits(
+    dtype: torch.dtype, said: bool, bench_folder: Path, tmp_path: Path
+) -> None:
+    """Which is what sentence-transformers computes in: as AutoModel reads the folder, or as its settings say."""
+    name = str(dtype).removeprefix("torch.")
+    encoder = {"model_args": {"torch_dtype": name}} if said else None
+    folder = sentence_folder(bench_folder / "model", tmp_path / "model", encoder=encoder)
+    if not said:
+        AutoModel.from_pretrained(folder).to(dtype).save_pretrained(folder)
+    model, tokenizer = AutoModel.from_pretrained(folder).to(dtype).eval(), AutoTokenizer.from_pretrained(folder)
+    found = []
+    for texts in zip(*((a, b) for a, b, _ in ROWS), strict=True):
+        # One batch, the longest text first.
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        tokens = tokenizer([texts[place] for place in order], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**tokens).last_hidden_state
+        assert hidden.dtype == dtype
+        mask = tokens["attention_mask"][..., None].float()
+        vectors = ((hidden.float() * mask).sum(1) / mask.sum(1)).to(dtype).float()  # which similarities are taken in
+        found.append(torch.nn.functional.normalize(vectors, dim=1)[np.argsort(order)])
+    cosines = (found[0].numpy() * found[1].numpy()).sum(1)
+    wanted = np.corrcoef(cosines, [row[2] for row in ROWS])[0, 1]
+    assert score(folder, tmp_path / "data") == pytest.approx(wanted, abs=1e-6)
+    plain = sentence_folder(bench_folder / "model", tmp_path / "plain")
+    assert score(folder, tmp_path / "data") != pytest.approx(score(plain, tmp_path / "data"), abs=1e-6)
+
+
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
@@ -149,6 +196,7 @@ MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoke
         {"pooling": {"embedding_dimension": 48, "pooling_mode": MODES, "include_prompt": False}, "general": PROMPT},
         {"encoder": {"max_seq_length": 6, "do_lower_case": True}, "general": {"truncate_dim": 7}},
         *({"general": {"similarity_fn_name": name}} for name in ("dot", "euclidean", "manhattan")),
+        *({"encoder": {"model_args": {"torch_dtype": name}}} for name in ("float16", "bfloat16", "auto")),
     ],
 )
 def test_scores_are_those_of_the_package(change: dict[str, Any], bench_folder: Path, tmp_path: Path) -> None:

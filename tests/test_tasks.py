@@ -16,6 +16,7 @@ import compresskit
 from compresskit.data.corpus import EMBEDDED, find_corpus, sequences
 from compresskit.errors import InputError
 from compresskit.model.positions import positions
+from compresskit.model.tokenizer import padding_for
 from compresskit.storage.files import read_rows
 from compresskit.tasks import metrics, squad
 from compresskit.tasks.kind import Scoring
@@ -269,6 +270,14 @@ def test_squad_answers_of_another_form(answers: object) -> None:
         squad.Answers.of({"answers": answers}, "row 3")
 
 
+def test_squad_answers_beyond_the_context() -> None:
+    row = {"context": "good", "answers": {"text": ["ood", "good"], "answer_start": [1, 1]}}
+    with pytest.raises(
+        InputError, match="row 3: the answer 'good' at character 1 reaches beyond the context, which has 4"
+    ):
+        squad.Answers.of(row, "row 3")
+
+
 def test_squad_scores_do_not_depend_on_padding(bench_folder: Path, tmp_path: Path) -> None:
     model = tiny_model(head="questions", initializer_range=0.5)
     words = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")
@@ -285,7 +294,7 @@ def test_squad_scores_do_not_depend_on_padding(bench_folder: Path, tmp_path: Pat
             found.append(kind.answers(scoring, data, data.splits["dev"]))
         rows = kind.encode(data, data.splits["train"], words, 32, model)
         columns = ("input_ids", "start_positions", "end_positions")
-        batch = kind.collator(words)([{name: row[name] for name in columns} for row in rows])
+        batch = kind.collator(padding_for(model, words))([{name: row[name] for name in columns} for row in rows])
         for ids, start in zip(batch["input_ids"], batch["start_positions"], strict=True):
             assert start == 0 or words.decode(ids[start]) == "good"
     assert found[0] == found[1] == found[2] == found[3]

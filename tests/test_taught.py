@@ -96,7 +96,7 @@ def test_kept_outputs_are_those_of_the_model(tmp_path: Path) -> None:
         )
 
     kept = taught.teach(run, data, collate, tmp_path, [], predictions=PLAIN, half=False)
-    assert kept is not None
+    assert isinstance(kept, taught.TaughtRows)
     chosen = [2, 0]
     found, wanted = kept.batch(chosen, 19), run(collate([data[row] for row in chosen]))
     assert set(found) == {"hidden_states", "attentions", "logits"}
@@ -119,6 +119,8 @@ def test_nothing_is_kept_where_the_disk_is_small(
         device="cpu", max_steps=2, teacher_outputs=tmp_path / "outputs",
     )  # fmt: skip
     assert done.record["losses"]
+    assert done.notes[-1] == "teacher outputs are not kept: 0.0 GB are more than half of the free disk"
+    assert done.record["notes"][-1] == done.notes[-1]
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == [".lock"]
 
 
@@ -204,3 +206,26 @@ def test_bad_folders_are_refused_before_anything_is_done(bench_folder: Path, tmp
     refused(run("distill", *options, "--teacher-outputs", tmp_path / "out" / "in"), "lie in the output folder")
     assert file.read_text() == "mine"
     assert not list(tmp_path.glob("out*"))
+
+
+def test_what_cannot_be_kept_is_said(masked_lm: Path, bench_folder: Path, tmp_path: Path) -> None:
+    done = compresskit.distill(
+        masked_lm / "student", masked_lm / "teacher", text=bench_folder / "text.txt", max_length=32, max_steps=1,
+        device="cpu", teacher_outputs=tmp_path / "outputs",
+    )  # fmt: skip
+    assert done.notes[-1] == "teacher outputs are not kept: other words are masked in every epoch"
+
+
+def test_rows_that_are_padded_in_front_are_not_kept(tmp_path: Path) -> None:
+    model = tiny_model(head="classifier")
+    data = Dataset.from_dict({"input_ids": [[2, 5, 3], [2, 5, 6, 3]], "length": [3, 4]})
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([[0] * (4 - len(row["input_ids"])) + row["input_ids"] for row in batch])
+        return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+    def run(batch: Any) -> Any:
+        return model(**batch, output_hidden_states=True)
+
+    found = taught.teach(run, data, collate, tmp_path, [], predictions=PLAIN, half=False)
+    assert found == "rows are not padded at their end"

@@ -28,7 +28,7 @@ load_best_model_at_end prediction_loss_only per_device_train_batch_size gradient
 #: Read by the Trainer or by what it calls; nothing of ours stands in between.
 TRAINERS = """
 output_dir num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim
-optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules max_grad_norm bf16 fp16 bf16_full_eval
+optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules max_grad_norm bf16 bf16_full_eval
 fp16_full_eval tf32 torch_compile torch_compile_backend torch_compile_mode use_cache neftune_noise_alpha
 torch_empty_cache_steps logging_strategy logging_steps logging_first_step log_on_each_node
 include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name project trackio_space_id
@@ -46,6 +46,7 @@ REFUSED: dict[str, Any] = {
     "train_sampling_strategy": "sequential",
     "use_liger_kernel": True,
     "label_names": ["stars"],
+    "fp16": True,
     "accelerator_config": {"dispatch_batches": True},
     "activation_checkpointing_kwargs": {"use_reentrant": True},
 }

@@ -22,6 +22,7 @@ from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
 from compresskit.model.sources import check_weights
 from compresskit.model.targets import find_targets, users
+from compresskit.model.tokenizer import padding_for
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import TRAIN, TaskData
 
@@ -101,7 +102,7 @@ def calibrate(
         InputError: unreadable or empty text, a text on which the model computes NaN, a model without weights.
     """
     check_weights(model)
-    limit = positions(model)
+    tokenizer, limit = padding_for(model, tokenizer), positions(model)
     if isinstance(text, TaskData):
         name, record = f"task {text.task.name}", _task_record(text)
         length = min(text.task.max_length, limit or text.task.max_length)

@@ -54,7 +54,7 @@ MODEL_CLASSES = {
 }
 
 #: Files of a tokenizer that hold no vocabulary.
-SETTINGS_ONLY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", TRIM)
+SETTINGS_ONLY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", TRIM)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SEVERAL = "multi_label_classification"
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, SafetensorError)

@@ -20,7 +20,7 @@ EXPORT = "export.json"
 TRIM = "trim.json"
 
 TOKENIZER_FILES = re.compile(
-    r"tokenizer.*\.json|tokenizer\.model|vocab.*|merges\.txt|special_tokens_map\.json|added_tokens\.json"
+    r"tokenizer.*\.json|chat_template\.jinja|tokenizer\.model|vocab.*|merges\.txt|special_tokens_map\.json|added_tokens\.json"
     r"|.*\.spm|sentencepiece.*\.model|spiece\.model|bpe\.codes|dict\.txt"
     rf"|{re.escape(TRIM)}"
 )

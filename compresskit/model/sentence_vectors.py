@@ -40,8 +40,8 @@ _PLAIN = {
     "module_output_name": "token_embeddings",
 }
 _ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
-#: Of these arguments, those that do not change what is computed in float32.
-_HARMLESS = {"trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "use_safetensors"}
+#: Of these arguments, those that do not change what is computed.
+_HARMLESS = {"trust_remote_code", "attn_implementation", "use_safetensors"}
 #: Tokens of a text of a model that takes any length.
 _NO_LIMIT = 1 << 20
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
@@ -60,6 +60,7 @@ class SentenceModel:
         max_length: tokens of a text with special tokens; None: what tokenizer and model take.
         lower: whether texts are put in lower case first.
         layers: what the pooled vector passes through.
+        dtype: what the model computes in; None: what it is stored in.
         size: the first numbers of the vector that are kept; None keeps all.
         similarity: of two vectors, one of :data:`SIMILARITIES`.
     """
@@ -71,6 +72,7 @@ class SentenceModel:
     lower: bool = False
     layers: tuple[nn.Module, ...] = ()
     size: int | None = None
+    dtype: torch.dtype | None = None
     similarity: str = "cosine"
 
     def tokenizer(self, tokenizer: Any) -> Any:
@@ -96,7 +98,8 @@ class SentenceModel:
         """Tokens of a text, as sentence-transformers has it: the folder's ``max_seq_length``, else what tokenizer and
         model take.
         """
-        limits = (_NO_LIMIT, self.max_length or tokenizer.model_max_length, positions(model))
+        said = (self.max_length,) if self.max_length else (tokenizer.model_max_length, _configured(model))
+        limits = (_NO_LIMIT, positions(model), *said)
         return int(min(limit for limit in limits if limit is not None))
 
     def prompt_tokens(self, tokenizer: Any, max_length: int) -> int:
@@ -106,12 +109,18 @@ class SentenceModel:
         ids = tokenizer([self.prompt], truncation=True, max_length=max_length)["input_ids"][0]
         return len(ids) - (ids[-1] in tokenizer.all_special_ids)  # the special token behind it is the text's
 
-    def vectors(self, hidden: Tensor, mask: Tensor, prompt_tokens: int = 0) -> Tensor:
-        """(B, T, H) hidden states and their (B, T) attention mask -> (B, size) vectors in float32; gradients pass."""
-        pooled = pool(hidden.float(), mask, self.modes, prompt_tokens)
+    def vectors(
+        self, hidden: Tensor, mask: Tensor, prompt_tokens: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """(B, T, H) hidden states and their (B, T) attention mask -> (B, size) vectors in float32; gradients pass.
+
+        Like sentence-transformers, pooling adds up in float32 and gives vectors in ``dtype``, that of a model that is
+        stored in 16 bits, in which the layers behind it compute too; similarities are then taken in float32.
+        """
+        pooled = pool(hidden.float(), mask, self.modes, prompt_tokens).to(dtype)
         for layer in self.layers:
-            pooled = layer.to(pooled.device)(pooled)
-        return pooled[:, : self.size]
+            pooled = layer.to(pooled.device, dtype)(pooled)
+        return pooled[:, : self.size].float()
 
     def likeness(self, first: Tensor, second: Tensor) -> Tensor:
         """(N,) similarities of (N, size) vectors, row by row; distances count as negative."""
@@ -185,6 +194,12 @@ class _Normalize(nn.Module):
         return nn.functional.normalize(x, dim=-1)
 
 
+def _configured(model: Any) -> int | None:
+    """Tokens that the configuration names, also where positions are relative; None where there are none (XLNet: -1)."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def unsaid(folder: Path | None) -> str | None:
     """A note where a model's folder does not say how sentence vectors are made."""
     if has_sentence_model(folder):
@@ -232,7 +247,7 @@ def _read(folder: Path, role: Role) -> SentenceModel:
     similarity = general.get("similarity_fn_name") or "cosine"
     if similarity not in SIMILARITIES:
         raise _refused(folder, f"are compared by {similarity}")
-    max_length, lower = _encoder(folder)
+    max_length, lower, dtype = _encoder(folder)
     size = general.get("truncate_dim")
     return SentenceModel(
         prompt=_prompt(folder, general, role),
@@ -242,6 +257,7 @@ def _read(folder: Path, role: Role) -> SentenceModel:
         lower=lower,
         layers=tuple(_layer(folder, kind, path) for kind, path in kinds[2:]),
         size=None if size is None else int(size),
+        dtype=dtype,
         similarity=similarity,
     )
 
@@ -286,21 +302,35 @@ def _prompt(folder: Path, general: Mapping[str, Any], role: Role) -> str:
     return str(prompts.get(name if role == "text" else role) or "")
 
 
-def _encoder(folder: Path) -> tuple[int | None, bool]:
-    """Tokens of a text, and whether it is put in lower case."""
+def _encoder(folder: Path) -> tuple[int | None, bool, torch.dtype | None]:
+    """Tokens of a text, whether it is put in lower case, and what the encoder computes in, where that is said."""
     name = next((name for name in TRANSFORMER_FILES if (folder / name).is_file()), None)
     settings = read_json(folder / name, "cannot be read") if name is not None else {}
     limit, lower = settings.pop("max_seq_length", None), bool(settings.pop("do_lower_case", False))
     settings.pop("unpad_inputs", None)
+    dtype: torch.dtype | None = None
     for arguments in _ARGUMENTS:
         given = dict(settings.pop(arguments, None) or {})
+        if arguments in ("model_args", "model_kwargs"):
+            dtype = _dtype(given.pop("torch_dtype", None), dtype)
+            dtype = _dtype(given.pop("dtype", None), dtype)
         if arguments in ("tokenizer_args", "processor_kwargs"):
             limit = given.pop("model_max_length", limit)
         settings |= {f"{arguments}.{key}": value for key, value in given.items() if key not in _HARMLESS}
     for key, value in settings.items():
         if value not in (None, False, "", [], {}, _PLAIN.get(key)):
             raise InputError(f"model {folder}: {name}: {key} {value!r} is not followed, so it cannot be scored")
-    return (None if limit is None else int(limit)), lower
+    return (None if limit is None else int(limit)), lower, dtype
+
+
+def _dtype(name: Any, otherwise: torch.dtype | None) -> torch.dtype | None:
+    """A dtype by its name; None of ``auto``. Raises ValueError."""
+    if name is None:
+        return otherwise
+    found = getattr(torch, str(name).removeprefix("torch."), None)
+    if name == "auto" or isinstance(found, torch.dtype):
+        return None if name == "auto" else found
+    raise ValueError(f"dtype {name!r} is unknown")
 
 
 def _layer(folder: Path, kind: str, path: str) -> nn.Module:

@@ -7,10 +7,12 @@ module sits (in a repeated block of the base model, in its attention or beside i
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
@@ -153,7 +155,7 @@ def check_supported(model: PreTrainedModel) -> None:
     if any(isinstance(module, FactorisedLinear | FactorisedEmbedding) for module in model.modules()):
         raise InputError(f"{kind}: is compressed already; start from the dense checkpoint")
     if _holds_decoder(model):
-        raise InputError(f"{kind} is or holds a decoder; compresskit takes BERT-style encoders")
+        raise InputError(f"{kind} is or holds a decoder; compresskit takes BERT-style encoders{_encoder_alone(model)}")
     embedding = word_embedding(model)
     if not isinstance(embedding, nn.Embedding):
         what = f"a {type(embedding).__name__} as" if isinstance(embedding, nn.Module) else "no"
@@ -175,6 +177,19 @@ def _holds_decoder(model: PreTrainedModel) -> bool:
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or config_class in MODEL_FOR_MASKED_LM_MAPPING:
         return False
     return not _sees_what_follows(model)
+
+
+def _encoder_alone(model: PreTrainedModel) -> str:
+    """Says how to take the encoder of a family that has a class for it (T5EncoderModel); empty: it has none."""
+    family = sys.modules[type(model).__module__]
+    names = [name for name in vars(family) if name.endswith("EncoderModel") and hasattr(transformers, name)]
+    if not names:
+        return ""
+    source = model.config.name_or_path or "MODEL"
+    return (
+        f"; its encoder alone can be read: in Python, transformers.{names[0]}.from_pretrained({source!r})"
+        ".save_pretrained(FOLDER), then copy the tokenizer files to FOLDER and give that"
+    )
 
 
 def _sees_what_follows(model: PreTrainedModel) -> bool:

@@ -67,10 +67,15 @@ def find_tokenizer(given: Any, *owners: Checkpoint) -> Any:
     return chosen
 
 
-def padded_right(tokenizer: Any) -> Any:
-    """A copy that pads at the end, whatever the tokenizer's own side: where tokens are counted from the beginning."""
+def padding_for(model: Any, tokenizer: Any) -> Any:
+    """A copy that pads where ``model`` may be padded, whatever the tokenizer's own side, which is made for another use.
+
+    That is behind the tokens: positions, tags and answers are counted from the beginning of a row, and heads read its
+    first token. A head that reads the last one (XLNet) takes padding in front.
+    """
     copied = copy.copy(tokenizer)
-    copied.padding_side = "right"
+    summary = getattr(getattr(model, "sequence_summary", None), "summary_type", None)
+    copied.padding_side = "left" if summary in ("last", "cls_index") else "right"
     return copied
 
 

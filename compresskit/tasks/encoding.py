@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
-from compresskit.errors import WorkError
+from compresskit.errors import InputError, WorkError
 from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
+from compresskit.model.positions import positions
 from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model, unsaid
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
@@ -32,6 +33,10 @@ class OfVectors(TaskKind):
         limit = read_sentence_model(folder).limit(model, tokenizer)
         return min(limit, task.max_length) if "max_length" in task.model_fields_set else limit
 
+    def dtype(self, model: PreTrainedModel, folder: Path | None) -> torch.dtype:
+        """As sentence-transformers: what the model is stored in, unless the folder says otherwise."""
+        return read_sentence_model(folder).dtype or model.dtype
+
     def note(self, folder: Path | None) -> str | None:
         return unsaid(folder)
 
@@ -42,11 +47,18 @@ def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> 
     Batches are those of sentence-transformers, so that texts that are nearly equal get its last digits too.
 
     Raises:
+        InputError: padding would move the positions of tokens.
         WorkError: a vector that is not finite, with its text.
     """
     base: Any = scoring.model.base_model
     run: Any = scoring.run or base
     tokenizer = how.tokenizer(scoring.tokenizer)
+    if getattr(tokenizer, "padding_side", "right") == "left" and positions(base) is not None:
+        raise InputError(
+            f"tokenizer of {scoring.model.config.name_or_path or type(base).__name__}: pads on the left, where "
+            f"{type(base).__name__} counts positions: a sentence would get another vector in another batch; set "
+            "padding_side to right in its tokenizer_config.json"
+        )
     before = how.prompt_tokens(tokenizer, scoring.max_length)
     encoded = tokenizer([how.prompt + text for text in texts], truncation=True, max_length=scoring.max_length)
     cut = sum(len(ids) >= scoring.max_length for ids in encoded["input_ids"])
@@ -65,7 +77,7 @@ def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> 
             rows = order[start : start + scoring.batch_size]
             batch = collate([{name: encoded[name][row] for name in columns} for row in rows]).to(base.device)
             hidden = run(**fitted(base, batch))["last_hidden_state"]
-            vectors = how.vectors(hidden, batch["attention_mask"], before)
+            vectors = how.vectors(hidden, batch["attention_mask"], before, hidden.dtype)
             found |= dict(zip(rows, vectors.cpu(), strict=True))
             if scoring.progress is not None:
                 scoring.progress("encoding", min(start + scoring.batch_size, len(order)), len(order))

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from compresskit.errors import InputError, no_panic, unknown
 from compresskit.model.heads import has_head
+from compresskit.model.tokenizer import padding_for
 from compresskit.storage import files
 from compresskit.storage.files import Rows
 from compresskit.tasks.declaration import Task
@@ -217,6 +219,10 @@ class TaskKind(ABC):
         """Tokens of a sequence where the user does not say, for a model from ``folder``. Default: as declared."""
         return task.max_length
 
+    def dtype(self, model: PreTrainedModel, folder: Path | None) -> torch.dtype:
+        """What a model from ``folder`` computes in where it is scored by itself. Default: float32."""
+        return torch.float32
+
     def note(self, folder: Path | None) -> str | None:
         """What to tell the user of how a model from ``folder`` is scored. Default: nothing."""
         return None
@@ -265,7 +271,7 @@ class TaskKind(ABC):
         return what if cut else None
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
-        """Makes a padded batch of rows of :meth:`encode`. Default: pads the tokenizer's columns."""
+        """Makes a batch of rows of :meth:`encode`, padded as ``tokenizer`` says. Default: its columns."""
         collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = DataCollatorWithPadding(tokenizer)
         return collate
 
@@ -290,8 +296,8 @@ class TaskKind(ABC):
         dataset = self.encode(data, split, scoring.tokenizer, scoring.max_length)
         if (note := self.cut(split, dataset, scoring.max_length)) is not None:
             scoring.notes.append(note)
-        run = scoring.run or scoring.model
-        return dataset, predict(run, scoring.tokenizer, dataset, scoring.batch_size, scoring.progress)
+        run, padding = scoring.run or scoring.model, padding_for(scoring.model, scoring.tokenizer)
+        return dataset, predict(run, padding, dataset, scoring.batch_size, scoring.progress)
 
     @abstractmethod
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> Mapping[str, float]:

@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
+from compresskit.errors import WorkError
 from compresskit.model.inputs import fitted
 
 #: Sequences at a time where nobody says.
@@ -40,6 +41,9 @@ def predict(
 ) -> Logits:
     """Logits of every sequence, in the data set's order; computed in batches of similar length, without padding work
     that a shorter batch would not have.
+
+    Raises:
+        WorkError: NaN among the logits, which would count as an answer.
     """
     state = PartialState()
     columns = [name for name in tokenizer.model_input_names if name in dataset.column_names]
@@ -53,6 +57,10 @@ def predict(
             batch = collate([inputs[row] for row in rows])
             output = model(**fitted(model, {key: value.to(model.device) for key, value in batch.items()}))
             logits = {key: _array(value) for key, value in output.items() if key.endswith("logits")}
+            if any(np.isnan(value).any() for value in logits.values()):
+                raise WorkError(
+                    f"{type(model).__name__} computes NaN: it cannot be scored (are its weights too large?)"
+                )
             found += [(row, {key: value[i] for key, value in logits.items()}) for i, row in enumerate(rows)]
             if progress is not None:
                 progress("predicting", min(start + batch_size, len(order)), len(order))

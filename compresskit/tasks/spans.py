@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskit.model.heads import has_head
-from compresskit.model.tokenizer import padded_right
 from compresskit.storage.files import Rows
 from compresskit.tasks import losses, squad
 from compresskit.tasks.declaration import Task
@@ -103,15 +101,11 @@ class Spans(TaskKind):
     ) -> dict[str, list[Any]]:
         return {}  # the windows have them
 
-    def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
-        return super().collator(padded_right(tokenizer))
-
     def cut(self, split: Split, rows: Dataset, max_length: int) -> None:
         """Nothing is cut: long paragraphs are split."""
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[str]:
-        right = replace(scoring, tokenizer=padded_right(scoring.tokenizer))
-        dataset, logits = self.logits(right, data, split)
+        dataset, logits = self.logits(scoring, data, split)
         columns = {name: dataset[name] for name in ("example", "offsets")}
         allow_none = squad.may_lack_answers(split.targets)
         starts, ends = logits["start_logits"], logits["end_logits"]

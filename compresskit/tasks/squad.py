@@ -44,7 +44,11 @@ class Answers:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], where: str = "row") -> Answers:
-        """From a row of :func:`read_rows` or of the hub's data set. Raises InputError: answers of another form."""
+        """From a row of :func:`read_rows` or of the hub's data set.
+
+        Raises:
+            InputError: answers of another form, or beyond the context.
+        """
         answers = row.get("answers")
         texts, starts = (
             answers.get(name) if isinstance(answers, Mapping) else None for name in ("text", "answer_start")
@@ -60,6 +64,13 @@ class Answers:
                 f"{where}: answers must be texts, each with the number of its first character (answer_start), "
                 f"not {shown(answers)}"
             )
+        context = row.get("context")
+        for text, start in zip(texts, starts, strict=True):
+            if isinstance(context, str) and start + len(text) > len(context):
+                raise InputError(
+                    f"{where}: the answer {text[:50]!r} at character {start} reaches beyond the context, which has "
+                    f"{len(context)}"
+                )
         return cls(tuple(texts), tuple(starts), bool(row.get("optional")))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from transformers import DataCollatorForTokenClassification, PreTrainedModel
 
 from compresskit.errors import InputError, shown
 from compresskit.model.classes import in_order, whole_number
-from compresskit.model.tokenizer import padded_right
 from compresskit.storage import files
 from compresskit.storage.files import Rows
 from compresskit.tasks.conll import read_sentences
@@ -157,9 +155,7 @@ class Tags(TaskKind):
         return what if kept < words else None
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], Mapping[str, Any]]:
-        collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = DataCollatorForTokenClassification(
-            padded_right(tokenizer)
-        )
+        collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = DataCollatorForTokenClassification(tokenizer)
         return collate
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[list[str]]:
@@ -168,8 +164,7 @@ class Tags(TaskKind):
         """
         found = map_labels(data.task, data.labels, scoring.model, data.sources)
         names = {number: name for name, number in found.single.items()}
-        # Logits are read by place, so that padding must come last.
-        dataset, logits = self.logits(replace(scoring, tokenizer=padded_right(scoring.tokenizer)), data, split)
+        dataset, logits = self.logits(scoring, data, split)
         nothing = OUTSIDE if OUTSIDE in names.values() else ""
         answers = []
         for (words,), owners, scores in zip(split.texts, dataset["word"], logits["logits"], strict=True):

@@ -62,6 +62,8 @@ def check_arguments(args: TrainingArguments, targets: tuple[str, ...], rest: Map
     if args.world_size > 1 and not args.average_tokens_across_devices:
         what = "terms are means over all devices"
         raise InputError(f"average_tokens_across_devices=False: is not supported: {what}")
+    if args.fp16 and args.device.type == "cpu":
+        raise InputError("fp16=True: is not supported: accelerate computes in float32 on a CPU; take bf16")
     if args.n_gpu > 1:
         raise InputError(f"{args.n_gpu} GPUs in one process are not supported: start one process a GPU (torchrun)")
     for name, reason in (

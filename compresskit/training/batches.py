@@ -1,4 +1,4 @@
-"""Batches of sequences of similar length, in an order that (seed, epoch) alone decides."""
+"""Batches of sequences of similar length, in an order that (seed, epoch) alone decides, and what pads them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import DataCollatorForLanguageModeling
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+)
 
 from compresskit.tasks.losses import IGNORED
 
@@ -103,7 +107,39 @@ class LengthBatchSampler(Sampler[list[int]]):
         return seen
 
 
-class MaskingCollator(DataCollatorForLanguageModeling):
+class _TokenColumns:
+    """A collator of transformers that also pads, with zeros, columns that no tokenizer knows, such as ``bbox``.
+
+    Attributes:
+        columns: their names. Each has an integer for every token, or a list of a fixed number of them.
+    """
+
+    columns: tuple[str, ...] = ()
+
+    def __call__(self, rows: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        known = [{name: value for name, value in row.items() if name not in self.columns} for row in rows]
+        batch = super().__call__(known)  # type: ignore[misc]
+        tokenizer: Any = self.tokenizer  # type: ignore[attr-defined]
+        tokens = batch["input_ids"].shape[1]
+        for name in self.columns:
+            values = [torch.tensor(row[name]) for row in rows]
+            padded = torch.zeros(len(rows), tokens, *values[0].shape[1:], dtype=torch.long)
+            for place, value in zip(padded, values, strict=True):
+                start = tokens - len(value) if tokenizer.padding_side == "left" else 0
+                place[start : start + len(value)] = value
+            batch[name] = padded
+        return batch
+
+
+class PaddingCollator(_TokenColumns, DataCollatorWithPadding):
+    """Padded batches."""
+
+
+class TokenLabelCollator(_TokenColumns, DataCollatorForTokenClassification):
+    """Padded batches with a label for each token."""
+
+
+class MaskingCollator(_TokenColumns, DataCollatorForLanguageModeling):
     """Masked-LM batches whose masks follow from (seed, epoch, the sequence): the same after a resume and in any split
     over processes.
     """
@@ -122,10 +158,11 @@ class MaskingCollator(DataCollatorForLanguageModeling):
         """Mask each sequence (without its padding) by itself."""
         labels = torch.full_like(inputs, IGNORED)
         for row, label in zip(inputs, labels, strict=True):
-            length = int((row != self.tokenizer.pad_token_id).sum())
-            entropy = (self.base_seed, self.epoch, zlib.crc32(row[:length].numpy().tobytes()))
+            real = row != self.tokenizer.pad_token_id
+            own = row[real]
+            entropy = (self.base_seed, self.epoch, zlib.crc32(own.numpy().tobytes()))
             seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
             self.generator = torch.Generator().manual_seed(seed)
-            masked, wanted = super().torch_mask_tokens(row[None, :length])
-            row[:length], label[:length] = masked[0], wanted[0]
+            masked, wanted = super().torch_mask_tokens(own[None])
+            row[real], label[real] = masked[0], wanted[0]
         return inputs, labels

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, PreTrainedModel
+from transformers import PreTrainedModel
 
 from compresskit.data import corpus as corpora
 from compresskit.data.units import Units
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint
-from compresskit.model.heads import has_head
 from compresskit.model.positions import check_length, positions
 from compresskit.model.targets import base_prefix
-from compresskit.model.tokenizer import padded_right
+from compresskit.model.tokenizer import padding_for
 from compresskit.planning.stage import Stage
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
@@ -25,12 +24,12 @@ from compresskit.tasks.predicting import Progress
 from compresskit.tasks.predictions import PLAIN
 from compresskit.tasks.registry import KINDS, predictions_of
 from compresskit.tasks.rows import TRAIN, TaskData
-from compresskit.training.batches import MaskingCollator
+from compresskit.training.batches import MaskingCollator, PaddingCollator, TokenLabelCollator
 from compresskit.training.evaluation import Scores, held_out_losses, score
 from compresskit.training.sentences import HELD_OUT as HELD_OUT_TEXTS
 from compresskit.training.sentences import METRICS, Encoder, Sentences
 from compresskit.training.settings import Options
-from compresskit.training.targets import checked_rows, numbered
+from compresskit.training.targets import checked_rows, input_columns, numbered
 
 #: Sequences of a general text that are held out, to compare the student before and after.
 HELD_OUT = 64
@@ -53,6 +52,11 @@ class Models:
     student: Checkpoint
     teacher: Checkpoint | None
     tokenizer: Any
+
+    @property
+    def padding(self) -> Any:
+        """The tokenizer as the models may be padded."""
+        return padding_for(self.student.model, self.tokenizer)
 
     def all(self) -> list[Checkpoint]:
         """The student, and the teacher if there is one."""
@@ -102,7 +106,7 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
     cut = kind.cut(data.splits[TRAIN], rows, length)
     return TrainingData(
         rows=rows,
-        collator=kind.collator(models.tokenizer),
+        collator=kind.collator(models.padding),
         max_length=length,
         record={"task": task.model_dump(mode="json", exclude_defaults=True), "splits": data.record()},
         measure=lambda model: score(
@@ -165,7 +169,7 @@ def from_units(
     found = [f"{cut} of {len(rows)} texts reach {student.max_length} tokens; what is longer was cut there"]
     return TrainingData(
         rows=rows,
-        collator=DataCollatorWithPadding(student.tokenizer),
+        collator=PaddingCollator(padding_for(student.checkpoint.model, student.tokenizer)),
         max_length=student.max_length,
         record={**units.record, "sentences": len(texts), "held_out": count, "teacher_max_length": teacher.max_length},
         measure=sentences.measure,
@@ -220,7 +224,8 @@ def _checked(dataset: Dataset, source: str, models: Models, stage: Stage) -> Dat
     """The columns that are used, with ``length``, once they are known to fit the models."""
     dataset = numbered(checked_rows(dataset, source), models.student.model, source)
     targets = predictions_of(models.student.model).targets
-    used = [name for name in (*models.tokenizer.model_input_names, *targets) if name in dataset.column_names]
+    inputs = input_columns(dataset, models.student.model, models.tokenizer, targets, source)
+    used = ["input_ids", *inputs, *(name for name in targets if name in dataset.column_names)]
     dataset = dataset.select_columns(used)
     dataset = dataset.add_column("length", [len(ids) for ids in dataset["input_ids"]])
     if len(dataset) < 2:
@@ -239,10 +244,13 @@ def _checked(dataset: Dataset, source: str, models: Models, stage: Stage) -> Dat
 
 def _collator(dataset: Dataset, models: Models, stage: Stage, options: Options) -> Any:
     """Masks words where the class predicts them and the data has no labels; pads labels of tokens."""
+    predictions, names = predictions_of(models.student.model), models.tokenizer.model_input_names
+    collator: Any = PaddingCollator(models.padding)
     if "labels" not in dataset.column_names:
         if type(models.student.model).__name__.endswith("ForMaskedLM"):
-            return MaskingCollator(models.tokenizer, stage.mask_probability, options.seed)
-    elif isinstance(dataset[0]["labels"], list) and predictions_of(models.student.model) is PLAIN:
-        return DataCollatorForTokenClassification(models.tokenizer)
-    counted = has_head(models.student.model, "question-answering")  # its targets are numbers of tokens
-    return DataCollatorWithPadding(padded_right(models.tokenizer) if counted else models.tokenizer)
+            collator = MaskingCollator(models.padding, stage.mask_probability, options.seed)
+    elif isinstance(dataset[0]["labels"], list) and predictions is PLAIN:
+        collator = TokenLabelCollator(models.padding)
+    others = {"length", *names, *predictions.targets}
+    collator.columns = tuple(name for name in dataset.column_names if name not in others)
+    return collator

@@ -133,11 +133,11 @@ class Run:
         projecting = nullcontext() if sentences is None else sentences.projecting(student)
         with attention_kept(*self._everyone), projecting, tempfile.TemporaryDirectory() as nowhere:
             # Trainer wants a folder even to write nothing.
-            history = self._train(Path(nowhere) if work is None else work.path, work)
+            history, trained = self._train(Path(nowhere) if work is None else work.path, work)
         student.to(dtype).eval()  # trained in fp32, stored and scored as it was
         scores["student_after"] = self.data.measure(student.float())
         student.to(dtype)
-        notes = list(dict.fromkeys([*self._notes(work), *history["losses_dropped"]]))
+        notes = list(dict.fromkeys([*self._notes(work), *history["losses_dropped"], *trained]))
         record = reports.stage_record(settings, history, scores, self.data.primary, notes)
         if self.output is not None and work is not None:
             self._write([*earlier, record], self.output)
@@ -203,8 +203,8 @@ class Run:
             scores[who] = work.once(who, measure) if work is not None else measure()
         return scores
 
-    def _train(self, folder: Path, work: WorkingFolder | None) -> dict[str, Any]:
-        """Train; what happened, as plain data. ``folder`` takes checkpoints, where there is a working folder."""
+    def _train(self, folder: Path, work: WorkingFolder | None) -> tuple[dict[str, Any], list[str]]:
+        """Train; what happened, as plain data, and notes. ``folder`` takes checkpoints, where there is ``work``."""
         sampler = self._sampler()
         steps = self._steps(sampler)
         student = self._everyone[0]
@@ -228,9 +228,9 @@ class Run:
             # The backward of torch's fused attention is slow in bf16 on CPUs (figures in docs/algorithms.md).
             student.set_attn_implementation("eager")
         with dropout(student, self.stage.dropout), own_forward(student):
-            self._drive(trainer, work.last_checkpoint if work is not None else None, steps)
+            notes = self._drive(trainer, work.last_checkpoint if work is not None else None, steps)
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        return {
+        history = {
             "steps": steps,
             "epochs": steps / sampler.steps,
             "tokens": sampler.tokens(steps),
@@ -241,14 +241,16 @@ class Run:
             "attention_maps": trainer.loss.attention_maps,
             "log": log,
         }
+        return history, notes
 
-    def _drive(self, trainer: DistillationTrainer, checkpoint: Path | None, steps: int) -> None:
-        """Train to the end, from the checkpoint if there is one."""
+    def _drive(self, trainer: DistillationTrainer, checkpoint: Path | None, steps: int) -> list[str]:
+        """Train to the end, from the checkpoint if there is one; notes."""
         if checkpoint is not None and checkpoint.name == f"checkpoint-{steps}":
             trainer.load_finished(checkpoint)
-            return
+            return []
+        reason = None
         if self.teacher_outputs is not None and self.data.sentences is None:
-            trainer.keep_teacher_outputs(self.teacher_outputs, self.progress)
+            reason = trainer.keep_teacher_outputs(self.teacher_outputs, self.progress)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except pickle.UnpicklingError as error:
@@ -257,6 +259,7 @@ class Run:
                 "--overwrite starts the run again"
             ) from None
         trainer.check_weights()
+        return [] if reason is None else [f"teacher outputs are not kept: {reason}"]
 
     def _sampler(self) -> LengthBatchSampler:
         """The batches of the run, as the Trainer draws them."""

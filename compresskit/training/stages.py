@@ -19,8 +19,9 @@ from compresskit.model import output as outputs
 from compresskit.model.adapters import check_given
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.kept import as_it_was
-from compresskit.model.quantizer import quantizer_of
+from compresskit.model.quantizer import is_compressed, quantizer_of
 from compresskit.model.sentence_vectors import has_sentence_model, read_sentence_model, unsaid
+from compresskit.model.targets import check_supported
 from compresskit.model.tokenizer import find_tokenizer, load_tokenizer
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
 from compresskit.tasks.declaration import Task
@@ -142,6 +143,7 @@ def distill(
         language: with ``unit``: of the sentences, ISO 639-1.
         max_texts: with ``unit``: at most so many texts, chosen at random.
         dataset: instead of both: a ``datasets.Dataset`` with ``input_ids``, and ``labels`` for the supervised loss.
+            Other inputs of the model are columns with an integer, or a list of them, for each token (``bbox``).
         output, overwrite, resume, tokenizer, progress, callbacks: as for :func:`finetune`.
         teacher_outputs: folder for the teacher's outputs on every row, which are then computed once (on a CPU) and
             shared by all students, seeds and epochs; several gigabytes for large tasks, to be deleted by hand. Sentence
@@ -275,8 +277,8 @@ def evaluate(
     Args:
         model: a model, folder or hub id with a head for the task (or for one whose transfer the task is). A task of
             kind ``similarity`` or ``retrieval`` needs no head: vectors of texts are made as sentence-transformers makes
-            them for the folder; of an object, and where the folder does not say, the mean over the tokens of the last
-            layer. An object comes back as it was.
+            them for the folder, in its dtype; of an object, and where it does not say, the mean over the tokens of the
+            last layer. An object comes back as it was.
         task, data, tokenizer, progress: as for :func:`finetune`.
         max_length: tokens, at least 8; default: the task's own, of kinds ``similarity`` and ``retrieval`` the folder's.
         batch_size: sequences at a time.
@@ -307,17 +309,18 @@ def evaluate(
     training_data.check_trained(read)
     note = kind.match(examples, read.model)
     notes = [*read.notes, *examples.notes, note, kind.note(read.folder)]
-    models: list[Any] = [read.model]
+    scored = [read]
     record: dict[str, Any] = {"model": read.origin, "task": declared.name, "data": examples.record()}
     if documents_model is not None:
         other = _read(documents_model, compressed=None)
         scoring = replace(scoring, documents=_scoring(other, declared, None, max_length, batch_size, progress))
         notes += [*other.notes, kind.note(other.folder)]
-        models.append(other.model)
+        scored.append(other)
         record["documents_model"] = other.origin
-    with as_it_was(*models):
-        for each in models:
-            each.float().to(options.torch_device)
+    with as_it_was(*(each.model for each in scored)):
+        for each in scored:
+            moved: Any = each.model
+            moved.to(options.torch_device, kind.dtype(moved, each.folder))
         found = score(scoring, examples)
     for one in (scoring, scoring.documents):
         notes += one.notes if one is not None else []
@@ -351,6 +354,8 @@ def _read(
     check_given(model)
     if compressed is True:
         quantizer_of(model)
+    elif not is_compressed(model):
+        check_supported(model)
     if adopt is not None and type(model) is not type(adopt):
         raise InputError(
             f"the student is a {type(model).__name__} but the teacher a {type(adopt).__name__}: give equal classes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,28 @@ def checked_rows(dataset: Any, source: str = "data set") -> Dataset:
         if not isinstance(ids, list) or not ids or not _is_integer(ids[0]) or None in ids or min(ids) < 0:
             raise InputError(f"{source}: row {row}: input_ids must be one token number or more, not {shown(ids)}")
     return dataset
+
+
+def input_columns(
+    dataset: Dataset, model: PreTrainedModel, tokenizer: Any, targets: Sequence[str], source: str = "data set"
+) -> list[str]:
+    """The columns beside ``input_ids`` that the model or its tokenizer takes, but for ``targets``.
+
+    Raises:
+        InputError: one of them has not one integer, or a list of so and so many, for each token.
+    """
+    taken = {*inspect.signature(model.forward).parameters, *tokenizer.model_input_names} - {"input_ids", *targets}
+    found = [name for name in dataset.column_names if name in taken]
+    plain = dataset.with_format(None)
+    for name in found:
+        for row, (value, ids) in enumerate(zip(plain[name], plain["input_ids"], strict=True)):
+            if not isinstance(value, list) or len(value) != len(ids) or not _are_integers(value):
+                raise InputError(
+                    f"{source}: row {row}: {name}, an input of {type(model).__name__}, must be one integer "
+                    f"(or a list of them) for each of {len(ids)} tokens, not {shown(value)}; remove it, or give "
+                    "DistillationTrainer a collator that knows it"
+                )
+    return found
 
 
 def numbered(dataset: Dataset, model: PreTrainedModel, source: str = "data set") -> Dataset:
@@ -202,3 +225,13 @@ def _check_spans(dataset: Dataset, source: str) -> None:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_integers(values: list[Any]) -> bool:
+    """Whether these are integers, or lists of equally many."""
+    if isinstance(values[0], list):
+        return all(
+            isinstance(one, list) and len(one) == len(values[0]) and all(isinstance(part, int) for part in one)
+            for one in values
+        )
+    return all(isinstance(value, int) for value in values)

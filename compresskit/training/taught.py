@@ -29,6 +29,7 @@ ROW = "row"
 TEACHER = "outputs of the teacher"
 _BATCH = 32
 _INDEX, _LOCK = "index.json", ".lock"
+_UNEVEN = "its outputs are not one for each token, or layers differ in shape"
 #: Outputs of every layer -> axes of one row's share of a layer stack that are over its tokens.
 _LAYERS = {"hidden_states": (1,), "attentions": (2, 3)}
 #: Axes of one row's share of an output; None over tokens.
@@ -97,7 +98,7 @@ def teach(
     predictions: Predictions,
     half: bool,
     progress: Callable[[str, int, int], None] | None = None,
-) -> TaughtRows | None:
+) -> TaughtRows | str:
     """Read what is kept of a teacher for these rows, or compute and keep it; processes wait for one that does.
 
     Args:
@@ -111,7 +112,8 @@ def teach(
         progress: ``(what, done, total)``.
 
     Returns:
-        None where nothing can be kept: layers of different shapes, or more than half of the free disk would be taken.
+        Why, where nothing can be kept: layers of different shapes, rows that are padded in front, or more than half of
+        the free disk would be taken.
     """
     identity = json.dumps([_content(dataset), half, *kind], sort_keys=True)
     target = folder / hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -124,12 +126,14 @@ def teach(
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             try:
-                if not _compute(run, dataset, collate, part, predictions, half, progress):
-                    return None
+                reason = _compute(run, dataset, collate, part, predictions, half, progress)
+                if reason is not None:
+                    return reason
                 part.rename(target)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-        return found or _read(target, dataset)
+            found = _read(target, dataset)
+        return found or "its files vanished"
 
 
 def remove(folder: Path) -> None:
@@ -167,8 +171,8 @@ def _compute(
     predictions: Predictions,
     half: bool,
     progress: Callable[[str, int, int], None] | None,
-) -> bool:
-    """Fill the folder; False where that is not possible."""
+) -> str | None:
+    """Fill the folder; why that is not possible, where it is not."""
     lengths = list(dataset["length"])
     order = np.argsort(lengths, kind="stable")[::-1].tolist()
     kept: TaughtRows | None = None
@@ -176,14 +180,17 @@ def _compute(
     for start in range(0, len(order), _BATCH):
         rows = order[start : start + _BATCH]
         batch = collate(list(dataset.select(rows)))
+        tokens = batch["input_ids"].shape[1]
+        behind = torch.arange(tokens) >= torch.tensor([[lengths[row]] for row in rows])
+        if batch["attention_mask"][behind].any():
+            return "rows are not padded at their end"
         outputs = _rows_first(run(batch), predictions)
         if outputs is None:
-            return False
+            return _UNEVEN
         if kept is None:
-            tokens = batch["input_ids"].shape[1]
             axes = {name: _over_tokens(name, one, predictions) for name, one in outputs.items()}
             if any(not _by_tokens(one, axes[name], tokens) for name, one in outputs.items()):
-                return False
+                return _UNEVEN
             shapes = {
                 name: [None if axis in axes[name] else size for axis, size in enumerate(one.shape[1:])]
                 for name, one in outputs.items()
@@ -191,13 +198,13 @@ def _compute(
             dtypes = {name: "bfloat16" if half and name in _LAYERS else "float32" for name in shapes}
             sizes = _bytes(shapes, dtypes, lengths)
             if sum(sizes.values()) > shutil.disk_usage(folder).free / 2 or not _reserve(folder, sizes):
-                return False
+                return f"{sum(sizes.values()) / 1e9:.1f} GB are more than half of the free disk"
             kept = TaughtRows(folder, shapes, dtypes, lengths)
         kept.write(rows, outputs)
         if progress is not None:
             progress(TEACHER, start + len(rows), len(order))
     (folder / _INDEX).write_text(json.dumps({"shapes": shapes, "dtypes": dtypes}), encoding="utf-8")
-    return True
+    return None
 
 
 def _reserve(folder: Path, sizes: Mapping[str, int]) -> bool:

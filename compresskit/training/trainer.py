@@ -24,6 +24,7 @@ from compresskit.model import identity
 from compresskit.model.adapters import check_given
 from compresskit.model.inputs import fitted
 from compresskit.model.kept import twin
+from compresskit.model.tokenizer import padding_for
 from compresskit.planning.stage import LossName, Stage
 from compresskit.tasks.predictions import count_items
 from compresskit.tasks.registry import predictions_of
@@ -57,7 +58,8 @@ class DistillationTrainer(Trainer):
         vectors: finds the sentence vectors of a batch, for the losses that compare them; the data set then names the
             text of each row (``text_number``).
         rest: passed on to Trainer; ``data_collator`` must pad and give an ``attention_mask`` (DataCollatorWithPadding,
-            the default where a tokenizer is given as ``processing_class``).
+            the default where a tokenizer is given as ``processing_class``). A copy of it pads where the model may be
+            padded, whatever the side of its tokenizer.
 
     Raises:
         InputError: teacher and student do not fit; a data set without ``input_ids``; labels that the head cannot learn;
@@ -95,6 +97,7 @@ class DistillationTrainer(Trainer):
         args.remove_unused_columns = False  # columns are chosen below
         args.logging_nan_inf_filter = False  # a loss that is not finite stops the run
         super().__init__(model=model, args=args, train_dataset=train_dataset, callbacks=list(callbacks), **rest)
+        self.data_collator = _padding(self.data_collator, model)
         self.add_callback(_SetEpoch(self))
         # Says that compute_loss divides by the counts of the whole step, so that Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
@@ -235,26 +238,20 @@ class DistillationTrainer(Trainer):
         with torch.inference_mode(), self.accelerator.autocast():
             return self.teacher(**fitted(self.teacher, features), **self.loss.wanted)
 
-    def keep_teacher_outputs(self, folder: Path, progress: Callable[[str, int, int], None] | None = None) -> None:
+    def keep_teacher_outputs(self, folder: Path, progress: Callable[[str, int, int], None] | None = None) -> str | None:
         """Compute the teacher's outputs once for all rows, or read those of an earlier run, instead of at every step.
 
         Args:
             folder: for the outputs; hidden states and attention in bf16 under bf16 autocast.
             progress: ``(what, done, total)``.
 
-        Nothing is kept for several processes (one would keep the others waiting), on a GPU (which computes faster than
-        files are read), for masked words (others in every epoch), for padding on the left, and where the disk is small.
+        Returns:
+            Why nothing is kept; None where it is.
         """
         data: Any = self.train_dataset
         tokenizer: Any = self.processing_class or getattr(self.data_collator, "tokenizer", None)
-        if (
-            self.teacher is None
-            or self.args.world_size > 1
-            or self.args.device.type != "cpu"
-            or isinstance(self.data_collator, MaskingCollator)
-            or getattr(tokenizer, "padding_side", "right") != "right"
-        ):
-            return
+        if (reason := self._cannot_be_kept()) is not None:
+            return reason
         data = data if "length" in data.column_names else data.add_column("length", list(map(len, data["input_ids"])))
         predictions = self.loss.predictions
         inputs = [n for n in data.column_names if n in self.signature and n not in predictions.targets]
@@ -266,9 +263,21 @@ class DistillationTrainer(Trainer):
         kind = [self.loss.wanted, self.loss.attention_maps, *content, torch.__version__, transformers.__version__]
         data = data.select_columns([*inputs, "length"])
         half = bool(self.args.bf16)
-        self.taught = teach(
-            self._teach, data, collate, folder, kind, predictions=predictions, half=half, progress=progress
+        found = teach(self._teach, data, collate, folder, kind, predictions=predictions, half=half, progress=progress)
+        if isinstance(found, str):
+            return found
+        self.taught = found
+        return None
+
+    def _cannot_be_kept(self) -> str | None:
+        """Why outputs of the teacher are not kept in files; None where they can be."""
+        reasons = (
+            (self.teacher is None, "no loss reads the teacher"),
+            (self.args.world_size > 1, "one of several processes would keep the others waiting"),
+            (self.args.device.type != "cpu", "a GPU computes them faster than files are read"),
+            (isinstance(self.data_collator, MaskingCollator), "other words are masked in every epoch"),
         )
+        return next((reason for holds, reason in reasons if holds), None)
 
     def _everywhere(self, holds: Tensor) -> bool:
         """Whether something holds in every process, so that all of them stop together."""
@@ -351,6 +360,17 @@ class DistillationTrainer(Trainer):
 def _own_rows(dataset: Any, model: PreTrainedModel) -> Any:
     """The rows with labels as the head numbers them."""
     return numbered(checked_rows(dataset), model)
+
+
+def _padding(collator: Any, model: PreTrainedModel) -> Any:
+    """The collator, or a copy of it whose tokenizer pads where the model may be padded."""
+    tokenizer = getattr(collator, "tokenizer", None)
+    fitting = None if tokenizer is None else padding_for(model, tokenizer)
+    if fitting is None or getattr(tokenizer, "padding_side", None) in (None, fitting.padding_side):
+        return collator
+    changed = copy.copy(collator)
+    changed.tokenizer = fitting
+    return changed
 
 
 def _alone(values: tuple[Any, ...]) -> Any:

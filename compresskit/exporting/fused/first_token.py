@@ -31,7 +31,7 @@ def keep_first_token(editor: Editor, tokens: Tokens) -> None:
     """Compute what only leads to a first token for that token alone."""
     graph = editor.graph
     chosen = [node for node in graph if _takes_first(node)]
-    cone = _cone(graph, chosen)
+    cone = _cone(graph, chosen, tokens)
     narrowed: dict[ir.Value, ir.Value] = {}
     for node in [node for node in graph if node in cone]:
         for at in _ROWS[node.op_type]:
@@ -61,11 +61,33 @@ def _makes_sequences(node: ir.Node) -> bool:
     return node.op_type == "Reshape" and constant(node.inputs[1]) is None
 
 
-def _cone(graph: ir.Graph, chosen: list[ir.Node]) -> set[ir.Node]:
-    """The nodes all of whose uses lead, row for row, to what is chosen."""
+def _cone(graph: ir.Graph, chosen: list[ir.Node], tokens: Tokens) -> set[ir.Node]:
+    """The nodes all of whose uses lead, row for row, to what is chosen, and whose own rows can be had for one token."""
+    barred: set[ir.Node] = set()
+    while True:
+        cone = _leading(graph, chosen, barred)
+        lost = {node for node in cone if not all(_has_tokens(value, cone, tokens) for value in _rows_read(node))}
+        if not lost:
+            return cone
+        barred |= lost
+
+
+def _rows_read(node: ir.Node) -> list[ir.Value]:
+    """What a node reads row for row, constants left out."""
+    values = [node.inputs[at] for at in _ROWS[node.op_type] if at < len(node.inputs)]
+    return [value for value in values if value is not None and constant(value) is None]
+
+
+def _has_tokens(value: ir.Value, cone: set[ir.Node], tokens: Tokens) -> bool:
+    """Whether a value has a place for each token: a layer of reshaped factors (Kronecker) has others in between."""
+    return value.producer() in cone or tokens.has(value)
+
+
+def _leading(graph: ir.Graph, chosen: list[ir.Node], barred: set[ir.Node]) -> set[ir.Node]:
+    """The nodes all of whose uses lead, row for row, to what is chosen, through none that is barred."""
     cone: set[ir.Node] = set()
     for node in reversed(graph):
-        if node.op_type not in _ROWS or any(value.is_graph_output() for value in node.outputs):
+        if node in barred or node.op_type not in _ROWS or any(value.is_graph_output() for value in node.outputs):
             continue
         uses = [use for value in node.outputs for use in value.uses()]
         if uses and all(

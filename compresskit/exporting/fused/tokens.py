@@ -112,6 +112,10 @@ class Tokens:
             if value is not None and value in self._flat:
                 node.replace_input_with(at, self.sequences(value))
 
+    def has(self, value: ir.Value) -> bool:
+        """Whether a value has a row, or a place in a sequence, for each token."""
+        return value in self._flat
+
     def sequences(self, value: ir.Value) -> ir.Value:
         """A value as it was, behind the node that makes its rows."""
         rows = self._flat[value]
