@@ -37,8 +37,8 @@ HEADS: dict[str, tuple[str, tuple[str, str], dict[str, Any]]] = {
     "regression": ("pearson", ("0.5", "2"), {"num_labels": 1}),
     "multi-label": (
         "micro_f1",
-        ("0", "0,1"),
-        {"num_labels": 2, "id2label": {0: "0", 1: "1"}, "problem_type": "multi_label_classification"},
+        ("a", "a,b"),
+        {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "problem_type": "multi_label_classification"},
     ),
 }
 
