@@ -123,7 +123,11 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
     help="Weight of a loss term: embedding, attention, hidden, logits, supervised; with --unit pooled, similarity. "
     "Default: 1 each, attention 0 in the general stage, similarity 4.",
 )
-@click.option("--logits-loss", type=click.Choice(["kl", "mse"]), help="Form of the logits term. Default: kl.")
+@click.option(
+    "--logits-loss",
+    type=click.Choice(["kl", "mse", "margin"]),
+    help="Form of the logits term. margin is for kind ranking. Default: kl.",
+)
 @click.option("--temperature", type=float, help="Temperature of kl. Default: 1.")
 @click.option("--pooled-loss", type=click.Choice(["cosine", "mse"]), help="Form of the pooled term. Default: cosine.")
 @click.option("--similarity-loss", type=click.Choice(["mse", "kl"]), help="Form of the similarity term. Default: mse.")

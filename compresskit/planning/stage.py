@@ -35,7 +35,9 @@ class Stage(BaseModel):
         max_length: tokens; longer texts are cut (tasks) or split (general text, SQuAD). None: the task's own, else 128.
         epochs: passes over the data, unless steps or tokens limit the run.
         losses: weight of each loss term; a missing one counts as 0.
-        logits_loss: ``kl`` (of the softened distributions) or ``mse``; regression always takes ``mse``.
+        logits_loss: ``kl`` (of the softened distributions) or ``mse``, which a head with one number always takes;
+            ``margin``, for kind ``ranking``: squared error of the difference between a relevant text and an irrelevant
+            one.
         temperature: of ``kl``, which is multiplied by its square.
         pooled_loss: of sentence vectors: ``cosine`` (1 - cosine to the teacher's vector) or ``mse`` (squared distance
             over the squared length of the teacher's vector), which keeps lengths too.
@@ -56,7 +58,7 @@ class Stage(BaseModel):
     max_length: int | None = Field(default=None, ge=8)
     epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     losses: dict[LossName, float] = Field(default_factory=dict, min_length=1)
-    logits_loss: Literal["kl", "mse"] = "kl"
+    logits_loss: Literal["kl", "mse", "margin"] = "kl"
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     pooled_loss: Literal["cosine", "mse"] = "cosine"
     similarity_loss: Literal["mse", "kl"] = "mse"
@@ -66,6 +68,11 @@ class Stage(BaseModel):
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["keep"] = 0.0
     mask_probability: float = Field(default=0.15, gt=0, lt=1)
+
+    @property
+    def margins(self) -> bool:
+        """Whether margins between texts are compared with the teacher's."""
+        return self.logits_loss == "margin" and self.losses.get("logits", 0) > 0
 
     @field_validator("losses")
     @classmethod

@@ -7,7 +7,7 @@ calibration, evaluation and the benchmark then work for it without a change else
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -184,6 +184,21 @@ class TaskKind(ABC):
         Raises:
             InputError: the row has no such value.
         """
+
+    def groups(self, split: Split) -> Sequence[Hashable]:
+        """Which rows belong together, by equal values: where some of ``train`` are held out, whole groups are. Default:
+        each row is a group.
+        """
+        return range(len(split))
+
+    def pairs(self, split: Split) -> list[int]:
+        """Numbers of rows, two by two, whose difference the logits loss ``margin`` compares with the teacher's. A row
+        may stand in several pairs.
+
+        Raises:
+            InputError: the kind has no pairs (default).
+        """
+        raise InputError(f"logits loss margin: is for kind ranking, whose rows make pairs, not for {self.name}")
 
     # -- models -------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -106,7 +106,7 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
     if train and labels and len(labels) < 2:
         raise InputError(f"task {task.name}: column {task.label!r} has 1 different labels, needs two or more")
     if DEV not in splits:
-        splits[TRAIN], splits[DEV] = _hold_out(splits[TRAIN], task.holdout)
+        splits[TRAIN], splits[DEV] = _hold_out(splits[TRAIN], kind.groups(splits[TRAIN]), task.holdout)
         notes.append(f"task {task.name}: no dev file, so {len(splits[DEV])} rows of train are held out (seed 0)")
     if not train:
         splits.pop(TRAIN, None)
@@ -253,13 +253,17 @@ def _check_columns(task: Task, rows: files.Rows, about: Split) -> None:
             raise InputError(f"data {about.source}: has no column {column!r}; its columns: {found}")
 
 
-def _hold_out(split: Split, share: float) -> tuple[Split, Split]:
-    count = max(1, round(share * len(split)))
-    if count >= len(split):
-        raise InputError(f"data {split.source}: {len(split)} rows are too few to hold out some of them")
-    order = np.random.default_rng(0).permutation(len(split))
-    held, kept = sorted(order[:count].tolist()), sorted(order[count:].tolist())
+def _hold_out(split: Split, groups: Sequence[Hashable], share: float) -> tuple[Split, Split]:
+    """A share of the groups as rows of their own; ``groups`` has that of each row."""
+    names = list(dict.fromkeys(groups))
+    count = max(1, round(share * len(names)))
+    if count >= len(names):
+        what = "rows are" if len(names) == len(split) else "groups of rows (queries) are"
+        raise InputError(f"data {split.source}: {len(names)} {what} too few to hold out some of them")
+    chosen = {names[place] for place in np.random.default_rng(0).permutation(len(names))[:count]}
+    held = [row for row, group in enumerate(groups) if group in chosen]
+    kept = [row for row, group in enumerate(groups) if group not in chosen]
     return (
-        split.take(kept, f"without {count} held-out rows"),
-        split.take(held, f"{count} rows of train held out, seed 0"),
+        split.take(kept, f"without {len(held)} held-out rows"),
+        split.take(held, f"{len(held)} rows of train held out, seed 0"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.label_column import found_labels, is_list, label_text, not_a_label, refuse_joined
 from compresskit.tasks.labels import map_labels
-from compresskit.tasks.predictions import Counts, Output, Predictions
+from compresskit.tasks.predictions import Counts, Form, Output, Predictions
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import Place, Split, TaskData
 
@@ -52,7 +52,7 @@ class SeveralLabels(Predictions):
         targets: Mapping[str, Tensor],
         count: Counts,
         *,
-        form: Literal["kl", "mse"],
+        form: Form,
         temperature: float,
     ) -> Tensor:
         """``kl``: temperature^2 x KL(teacher || student) of the softened probabilities of each label; ``mse``: of the

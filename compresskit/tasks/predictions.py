@@ -18,6 +18,8 @@ from compresskit.tasks import losses
 
 #: What a model returns: its fields by name. They differ from class to class.
 Output = Any
+#: What the distance to a teacher's logits is; ``margin`` is for pairs of texts (kind ``ranking``).
+Form = Literal["kl", "mse", "margin"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Predictions:
         targets: Mapping[str, Tensor],
         count: Counts,
         *,
-        form: Literal["kl", "mse"],
+        form: Form,
         temperature: float,
     ) -> Tensor:
         """Distance to the teacher's predictions; arguments as of :meth:`supervised_loss` and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -16,7 +16,7 @@ from compresskit.storage.files import Rows
 from compresskit.tasks import losses, squad
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
-from compresskit.tasks.predictions import Counts, Output, Predictions
+from compresskit.tasks.predictions import Counts, Form, Output, Predictions
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import Split, TaskData
 
@@ -55,7 +55,7 @@ class SpanPredictions(Predictions):
         targets: Mapping[str, Tensor],
         count: Counts,
         *,
-        form: Literal["kl", "mse"],
+        form: Form,
         temperature: float,
     ) -> Tensor:
         terms = []

@@ -37,6 +37,8 @@ class LengthBatchSampler(Sampler[list[int]]):
         accumulation: micro-batches of each process per step.
         seed: of the order.
         drop_last: leave out steps of fewer than ``batch_size`` sequences.
+        unit: so many sequences after each other stay together, such as 2 where they are pairs; ``batch_size`` and every
+            micro-batch hold whole units.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class LengthBatchSampler(Sampler[list[int]]):
         accumulation: int = 1,
         seed: int = 0,
         drop_last: bool = False,
+        unit: int = 1,
     ) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.world, self.rank, self.accumulation = world, rank, accumulation
         self.seed = seed
-        self.least = batch_size if drop_last else world * accumulation
+        self.unit = unit
+        self.least = batch_size if drop_last else world * accumulation * unit
         self.epoch = 0
         self.steps = len(self.step_batches(0))
 
@@ -68,19 +72,20 @@ class LengthBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         parts = self.world * self.accumulation
         for batch in self.step_batches(self.epoch):
-            for part in np.array_split(batch, parts)[self.rank :: self.world]:
-                yield part.tolist()
+            for part in np.array_split(batch.reshape(-1, self.unit), parts)[self.rank :: self.world]:
+                yield part.ravel().tolist()
 
     def step_batches(self, epoch: int) -> list[np.ndarray]:
         """The sequences of every optimizer step of an epoch."""
         generator = np.random.default_rng((self.seed, epoch))
-        order = generator.permutation(len(self.lengths))
-        pool = self.batch_size * _POOL
+        units = np.arange(len(self.lengths)).reshape(-1, self.unit)
+        longest = self.lengths[units].max(axis=1, initial=0)
+        order, size = generator.permutation(len(units)), self.batch_size // self.unit
         batches = []
-        for start in range(0, len(order), pool):
-            chunk = order[start : start + pool]
-            chunk = chunk[np.argsort(-self.lengths[chunk], kind="stable")]
-            batches += [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
+        for start in range(0, len(order), size * _POOL):
+            chunk = order[start : start + size * _POOL]
+            chunk = chunk[np.argsort(-longest[chunk], kind="stable")]
+            batches += [units[chunk[i : i + size]].ravel() for i in range(0, len(chunk), size)]
         shuffled = [batches[i] for i in generator.permutation(len(batches))]
         return [batch for batch in shuffled if len(batch) >= self.least]
 

@@ -21,9 +21,9 @@ from compresskit.planning.stage import Stage
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.predicting import Progress
-from compresskit.tasks.predictions import PLAIN
+from compresskit.tasks.predictions import PLAIN, Predictions
 from compresskit.tasks.registry import KINDS, predictions_of
-from compresskit.tasks.rows import TRAIN, TaskData
+from compresskit.tasks.rows import TRAIN, Split, TaskData
 from compresskit.training.batches import MaskingCollator, PaddingCollator, TokenLabelCollator
 from compresskit.training.evaluation import Scores, held_out_losses, score
 from compresskit.training.sentences import HELD_OUT as HELD_OUT_TEXTS
@@ -76,6 +76,8 @@ class TrainingData:
         sentences: the texts of the rows and their encoders, where sentence vectors are learned.
         primary: the metric of ``measure`` that says how much of the teacher is kept; None: scores are losses.
         notes: what the user should know.
+        predictions: what the task's kind says the head predicts; None: what the head says.
+        unit: so many rows after each other stay in one batch (2: pairs).
     """
 
     rows: Dataset
@@ -86,6 +88,8 @@ class TrainingData:
     primary: str | None = None
     notes: tuple[str, ...] = ()
     sentences: Sentences | None = None
+    predictions: Predictions | None = None
+    unit: int = 1
 
     @property
     def masked(self) -> bool:
@@ -102,8 +106,12 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
     found = [kind.match(data, models.student.model)]
     if models.teacher is not None:
         found.append(kind.match_teacher(data, models.student.model, models.teacher.model))
-    rows = kind.encode(data, data.splits[TRAIN], models.tokenizer, length, models.student.model)
-    cut = kind.cut(data.splits[TRAIN], rows, length)
+    pairs = models.teacher is not None and stage.margins
+    split = _pairs(kind, data.splits[TRAIN]) if pairs else data.splits[TRAIN]
+    rows = kind.encode(data, split, models.tokenizer, length, models.student.model)
+    cut = kind.cut(split, rows, length)
+    if pairs:
+        found.append(f"{len(split) // 2} pairs of a relevant and an irrelevant text are trained on")
     return TrainingData(
         rows=rows,
         collator=kind.collator(models.padding),
@@ -114,7 +122,17 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
         ),
         primary=task.primary,
         notes=(*data.notes, *(note for note in (*found, cut) if note)),
+        predictions=kind.predictions,
+        unit=2 if pairs else 1,
     )
+
+
+def _pairs(kind: TaskKind, split: Split) -> Split:
+    """Rows in pairs, each beside the other. Raises InputError: the kind or the rows have none."""
+    rows = kind.pairs(split)
+    if not rows:
+        raise InputError(f"data {split.source}: logits loss margin: no query has relevant and irrelevant texts")
+    return split.take(rows, "in pairs")
 
 
 def from_text(corpus: corpora.Corpus, models: Models, stage: Stage, options: Options) -> TrainingData:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from compresskit.errors import InputError
 from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order, several_at_once, unnamed
 from compresskit.planning.stage import LossName, Stage
-from compresskit.tasks.predictions import PLAIN, Counts, Output
+from compresskit.tasks.predictions import PLAIN, Counts, Output, Predictions
 from compresskit.tasks.registry import predictions_of
 from compresskit.training.attention import expose_attention, lacking
 from compresskit.training.terms import TERMS, Outputs, Term
@@ -21,7 +21,7 @@ class Objective:
     """The weighted loss terms of a stage for one pair of models.
 
     Attributes:
-        predictions: what the student's head predicts.
+        predictions: what the student's head predicts: as the task's kind says, else as the head does.
         weights: of the terms that are possible and have a weight.
         dropped: term -> the reason why it is left out.
         order: for each class of the student the number of the teacher's that bears its name; None where the numbers
@@ -44,10 +44,11 @@ class Objective:
         masked: bool = False,
         sentences: bool = False,
         explicit: Sequence[str] = (),
+        predictions: Predictions | None = None,
     ) -> None:
         self.stage = stage
         self.masked = masked
-        self.predictions = predictions_of(student)
+        self.predictions = predictions or predictions_of(student)
         self.weights: dict[LossName, float] = {}
         self.dropped: dict[LossName, str] = {}
         labelled = masked or any(target in columns for target in self.predictions.targets)

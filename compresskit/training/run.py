@@ -109,7 +109,7 @@ class Run:
         settings = self._settings()
         # Refused before anything is written.
         earlier = reports.earlier_stages(self.models.student)
-        micro_batches(self.stage, self.options)
+        micro_batches(self.stage, self.options, self.data.unit)
         with attention_kept(*self._everyone):
             self._objective()
         work = None
@@ -159,6 +159,7 @@ class Run:
             masked=self.data.masked,
             sentences=self.data.sentences is not None,
             explicit=self.explicit_losses,
+            predictions=self.data.predictions,
         )
 
     @property
@@ -221,6 +222,8 @@ class Run:
             args=arguments,
             train_dataset=self.data.rows,
             data_collator=self.data.collator,
+            predictions=self.data.predictions,
+            unit=self.data.unit,
             callbacks=self.callbacks,
         )
         trainer.remove_callback(PrinterCallback)  # the command line shows progress in its own way
@@ -263,9 +266,10 @@ class Run:
 
     def _sampler(self) -> LengthBatchSampler:
         """The batches of the run, as the Trainer draws them."""
-        parts = micro_batches(self.stage, self.options)
+        unit = self.data.unit
+        parts = micro_batches(self.stage, self.options, unit)
         lengths = self.data.rows["length"]
-        sampler = LengthBatchSampler(lengths, self.stage.batch_size, world=parts, seed=self.options.seed)
+        sampler = LengthBatchSampler(lengths, self.stage.batch_size, world=parts, seed=self.options.seed, unit=unit)
         if not sampler.steps:
             raise InputError(f"data set: {len(lengths)} sequences are too few for {parts} processes and micro-batches")
         return sampler
@@ -280,7 +284,7 @@ class Run:
         stage, options = self.stage, self.options
         arguments = TrainingArguments(
             output_dir=str(folder),
-            per_device_train_batch_size=stage.batch_size // micro_batches(stage, options),
+            per_device_train_batch_size=stage.batch_size // micro_batches(stage, options, self.data.unit),
             gradient_accumulation_steps=options.accumulation,
             learning_rate=stage.learning_rate,
             weight_decay=stage.weight_decay,
@@ -312,13 +316,16 @@ class Run:
             write_trained(self.models.student, stages, temporary, output.folder.name)
 
 
-def micro_batches(stage: Stage, options: Options) -> int:
-    """Into how many micro-batches a step is cut: processes x accumulation. Raises InputError if it cannot be."""
+def micro_batches(stage: Stage, options: Options, unit: int = 1) -> int:
+    """Into how many micro-batches a step is cut: processes x accumulation. Raises InputError if it cannot be, with
+    ``unit`` sequences that stay together.
+    """
     processes = PartialState().num_processes
     parts = processes * options.accumulation
-    if stage.batch_size % parts:
+    if stage.batch_size % (parts * unit):
+        pairs = f", each of whole groups of {unit} texts" if unit > 1 else ""
         raise InputError(
-            f"batch size {stage.batch_size}: must be a multiple of {parts} "
-            f"({processes} processes x {options.accumulation} accumulated micro-batches)"
+            f"batch size {stage.batch_size}: must be a multiple of {parts * unit} "
+            f"({processes} processes x {options.accumulation} accumulated micro-batches{pairs})"
         )
     return parts

@@ -163,6 +163,8 @@ def distill(
     name: StageName = "sentences" if units else "general" if task is None else "task"
     explicit, options = split_settings(settings)
     stage = with_settings(recipe_stage(student, name), explicit)
+    if task is None and stage.margins:
+        raise InputError("logits loss margin: is for a task of kind ranking, whose rows make pairs")
     declared = None if task is None else find_task(task)
     corpus = _corpora(text, fields, units) if task is None and dataset is None else ()
     target = _check_output(output, overwrite, resume, student, teacher)

@@ -26,7 +26,7 @@ from compresskit.model.inputs import fitted
 from compresskit.model.kept import twin
 from compresskit.model.tokenizer import padding_for
 from compresskit.planning.stage import LossName, Stage
-from compresskit.tasks.predictions import count_items
+from compresskit.tasks.predictions import Predictions, count_items
 from compresskit.tasks.registry import predictions_of
 from compresskit.training.arguments import check_arguments, check_checkpointing, without_reentrance
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
@@ -57,6 +57,8 @@ class DistillationTrainer(Trainer):
         explicit_losses: terms that are refused where they are impossible, instead of dropped.
         vectors: finds the sentence vectors of a batch, for the losses that compare them; the data set then names the
             text of each row (``text_number``).
+        predictions: what the head predicts and how that is learnt. Default: what the head says.
+        unit: so many rows after each other stay in one batch. Default: 1.
         rest: passed on to Trainer; ``data_collator`` must pad and give an ``attention_mask`` (DataCollatorWithPadding,
             the default where a tokenizer is given as ``processing_class``). A copy of it pads where the model may be
             padded, whatever the side of its tokenizer.
@@ -76,6 +78,8 @@ class DistillationTrainer(Trainer):
         train_dataset: Any,
         explicit_losses: Sequence[str] = (),
         vectors: VectorsOfBatch | None = None,
+        predictions: Predictions | None = None,
+        unit: int = 1,
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
     ) -> None:
@@ -89,7 +93,7 @@ class DistillationTrainer(Trainer):
             rest["eval_dataset"] = _own_rows(held_out, model)
         if teacher is not None:
             check_fit(model, teacher)
-        check_arguments(args, predictions_of(model).targets, rest)
+        check_arguments(args, (predictions or predictions_of(model)).targets, rest)
         check_checkpointing(model)
         args = copy.copy(args)  # the caller's stay as they are
         without_reentrance(args)
@@ -104,9 +108,16 @@ class DistillationTrainer(Trainer):
         masked = isinstance(self.data_collator, MaskingCollator)
         columns = train_dataset.column_names
         own = None if teacher is None else twin(teacher).eval()
-        self.vectors = vectors
+        self.vectors, self.unit = vectors, unit
         self.loss = Objective(
-            model, own, stage, columns, masked=masked, sentences=vectors is not None, explicit=explicit_losses
+            model,
+            own,
+            stage,
+            columns,
+            masked=masked,
+            sentences=vectors is not None,
+            explicit=explicit_losses,
+            predictions=predictions,
         )
         self.teacher: Any = None
         if own is not None and self.loss.needs_teacher:
@@ -131,6 +142,7 @@ class DistillationTrainer(Trainer):
             accumulation=self.args.gradient_accumulation_steps,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             drop_last=self.args.dataloader_drop_last,
+            unit=self.unit,
         )
         return DataLoader(
             data.select_columns(columns),
