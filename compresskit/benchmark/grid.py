@@ -236,8 +236,11 @@ class Grid(BaseModel):
             stage = with_settings(default, explicit)
         except InputError as error:
             raise InputError(f"grid {self.name}: {what}: {error}") from None
+        if options.new_head and (what != "teacher" or self.students_from != "teacher"):
+            raise InputError(f"grid {self.name}: {what}: new_head is for teacher, with students_from: teacher")
         budget = {"max_steps": options.max_steps, "max_tokens": options.max_tokens, "precision": self.precision}
-        return stage.model_dump(mode="json") | budget
+        head = {"new_head": True} if options.new_head else {}  # as stages do, no entry that changes nothing
+        return stage.model_dump(mode="json") | budget | head
 
     def rows(self) -> Iterator[Row]:
         """Every cell, the dense model of a task before its students."""

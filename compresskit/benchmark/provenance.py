@@ -71,12 +71,14 @@ class Training(_Part, Stage):
         max_steps, max_tokens: the budget, where it is not ``epochs``.
         precision: ``fp32`` or ``bf16``.
         seed: of a general stage, which cells may share; absent: the cell's own.
+        new_head: whether the last layer of the checkpoint's head was replaced; absent: no.
     """
 
     max_steps: int | None
     max_tokens: int | None
     precision: str
     seed: int | None = None
+    new_head: bool = False
 
 
 class Fit(_Part):

@@ -38,7 +38,8 @@ def _built_alike(cell: Cell, record: Record, shared: Shared) -> Checkpoint:
     dense = shared.read_dense(cell.origin)
     if cell.tuned and cell.task is not None:
         task, data = shared.task(cell.task)
-        dense = with_new_head(cell.origin, task, data.labels)
+        forget = bool(shared.grid.of(cell.task).teacher.get("new_head"))
+        dense = with_new_head(cell.origin, task, data.labels, forget=forget)
     if cell.rival is not None:
         return cell.rival.stand_in(dense, cell.asked, record.made_by)
     shapes = Recipe.model_validate(record.made_by.resolved_recipe)

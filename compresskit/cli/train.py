@@ -72,6 +72,11 @@ def training(command: F) -> F:
             type=click.Choice(["auto", "cpu"]),
             help="Where to compute. auto takes a GPU where there is one. Default: auto.",
         ),
+        click.option(
+            "--new-head",
+            is_flag=True,
+            help="Replace the last layer of the head that the model (of distill: the student) has, for another task.",
+        ),
         click.option("--save-every", type=int, help="Steps between checkpoints. Default: a tenth of the run."),
         click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write."),
         click.option("--overwrite", is_flag=True, help="Replace an output or unfinished run of compresskit."),

@@ -104,7 +104,9 @@ class StageRecord(_View):
 
 
 def identity(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
-    """Which model this is: its name, class, size and the hash of its weights (None for one given from Python)."""
+    """Which model this is: its name, class, size, the hash of its weights (None for one given from Python), and what
+    the classes of a head were called whose last layer was replaced.
+    """
     if checkpoint is None:
         return None
     files = weight_files(checkpoint.folder) if checkpoint.folder is not None else []
@@ -113,6 +115,7 @@ def identity(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
         "class": type(checkpoint.model).__name__,
         "parameters": count_parameters(checkpoint.model),
         "sha256": [file_hash(file) for file in files] or None,
+        **({"replaced_head": list(checkpoint.replaced_head)} if checkpoint.replaced_head is not None else {}),
     }
 
 

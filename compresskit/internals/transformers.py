@@ -52,6 +52,13 @@ def class_for(auto: Any, config: Any) -> Any:
     return auto._model_mapping.get(type(config), None)
 
 
+def initialise(model: Any, module: Any) -> None:
+    """Give a module of the model new values, as its family begins with."""
+    for parameter in module.parameters(recurse=False):
+        parameter._is_hf_initialized = False
+    model._init_weights(module)
+
+
 def on_one_gpu(arguments: Any) -> None:
     """Keep Trainer from ``nn.DataParallel``."""
     arguments._n_gpu = min(1, arguments.n_gpu)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from compresskit.errors import InputError, one_line
+from compresskit.internals.transformers import initialise
 from compresskit.model import demo, heads, sentence
 from compresskit.model.adapters import check_given
 from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order, ordered, unnamed
@@ -73,6 +74,7 @@ class Checkpoint:
         notes: what the user should know, e.g. a head that the checkpoint lacks.
         as_class: the class that was asked for, if any.
         untrained: names of tensors that the checkpoint lacks and that were initialised at random.
+        replaced_head: what the classes of a head were called whose last layer was replaced; None: none was.
         unused_head: where the checkpoint holds a head that nobody asked for: which, and what keeps it.
         tokenizer_files: text of the tokenizer files by name, in the place of those in ``folder``, where the vocabulary
             was trimmed.
@@ -87,6 +89,7 @@ class Checkpoint:
     as_class: str | None = None
     untrained: tuple[str, ...] = ()
     unused_head: str = ""
+    replaced_head: tuple[str, ...] | None = None
     tokenizer_files: Mapping[str, str] | None = None
 
 
@@ -97,6 +100,7 @@ def read(
     *,
     compressed: bool | None = False,
     adopt: PreTrainedModel | None = None,
+    new_head: bool = False,
     **config_changes: Any,
 ) -> Checkpoint:
     """Read a checkpoint of a family that can be compressed.
@@ -107,6 +111,7 @@ def read(
         device: where to put the model.
         compressed: whether it must be a compressed one; None takes both. Default: it must be dense.
         adopt: a model whose class is taken, and whose head weights are copied where the checkpoint lacks them.
+        new_head: leave the last layer of a stored head out, whatever it predicts, as if the checkpoint lacked it.
         config_changes: passed on to ``from_pretrained``, e.g. ``num_labels``.
 
     Raises:
@@ -128,10 +133,16 @@ def read(
     if not config.architectures and (as_class is not None or adopt is not None):
         head, _ = stored_head(config, stored.shapes)
         config.architectures = [] if head is None else [heads.class_name(config, head)]  # its labels count too
-    config_changes, named = _check_labels(config, folder, adopt, as_class, config_changes)
     loader = _model_class(config, folder, as_class) if adopt is None else type(adopt)
+    held = heads.output_tensors(loader, config) if new_head else ()
+    replaced = _replaced(config, held, stored) if new_head else None
+    if replaced is None:
+        config_changes, named = _check_labels(config, folder, adopt, as_class, config_changes)
+    else:
+        named = (f"model {folder.name}: the last layer of its head ({', '.join(replaced)}) is replaced",)
     check_sizes(loader, config, folder, stored)
     options = {"dtype": "auto", "local_files_only": True, "trust_remote_code": False, **config_changes}
+    options |= {"ignore_mismatched_sizes": True} if replaced is not None else {}
     try:
         loaded, info = loader.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[misc]
     except pickle.UnpicklingError as error:
@@ -142,7 +153,7 @@ def read(
         check_supported(loaded)
     # Belongs to a file in the folder it was read from (`push --auto-map`), which no output holds.
     vars(loaded.config).pop("auto_map", None)
-    missing = sorted(info["missing_keys"])
+    missing = sorted({*info["missing_keys"], *(_forget(loaded, held, folder) if replaced is not None else ())})
     notes = named + _check_missing(loaded, missing, folder, adopt)
     check_finite(loaded)
     kept = _kept(loaded, stored)
@@ -150,7 +161,7 @@ def read(
     unused = _unused_head(loaded, info["unexpected_keys"], stored) if as_class is None and adopt is None else ""
     new = tuple(missing) if adopt is None else ()
     notes += (unused,) if unused else ()
-    return Checkpoint(name, origin, folder, loaded.to(device), kept, notes, as_class, new, unused)
+    return Checkpoint(name, origin, folder, loaded.to(device), kept, notes, as_class, new, unused, replaced)
 
 
 def in_memory(model: Any) -> Checkpoint:
@@ -183,20 +194,42 @@ def _check_labels(
     if ours != theirs and ((ours and theirs) or _SEVERAL in (ours, theirs)):
         held, wanted = (kind or "one answer at a time (problem_type not set)" for kind in (theirs, ours))
         raise InputError(
-            f"model {folder}: its head is for {held}; asked for is {wanted}; start from a model without this head"
+            f"model {folder}: its head is for {held}; asked for is {wanted}; "
+            "start from a model without this head, or replace it (--new-head)"
         )
     unknown = {number: f"LABEL_{number}" for number in range(changes["num_labels"])}
     names, others = class_names(config), ordered(changes.get("id2label") or unknown)
     if class_order(others, names) is None:
         raise InputError(
             f"model {folder}: labels differ: its head has {', '.join(names)}; asked for are {', '.join(others)}; "
-            "start from a model without this head"
+            "start from a model without this head, or replace it (--new-head)"
         )
     if unnamed(names) and not unnamed(others):
         note = f"model {folder.name}: its head does not name its labels; taken as {', '.join(others)}, in this order"
         return changes, (note,)
     # Its own order of the labels is the one its head was trained with.
     return {key: value for key, value in changes.items() if key not in ("id2label", "label2id")}, ()
+
+
+def _replaced(config: Any, held: Sequence[str], stored: Stored) -> tuple[str, ...] | None:
+    """What the classes of the stored head are called; None where the checkpoint has no such layer."""
+    return class_names(config) if any(name in stored.shapes for name in held) else None
+
+
+def _forget(model: PreTrainedModel, held: Sequence[str], folder: Path) -> Sequence[str]:
+    """Give the last layer of the head new values; the names of its tensors.
+
+    Raises:
+        InputError: it is factorised, so that it is no such layer.
+    """
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in held):
+        module = model.get_submodule(path)
+        if not {name.rpartition(".")[2] for name in held} <= dict(module.named_parameters()).keys():
+            raise InputError(
+                f"model {folder}: the last layer of its head, {path}, is factorised and cannot be replaced"
+            )
+        initialise(model, module)
+    return held
 
 
 def _locate(model: str) -> tuple[Path, str]:

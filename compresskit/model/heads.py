@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
+
+from compresskit.internals.transformers import builder
 
 #: Word -> family -> class name. Names alone: the classes of all families would take seconds to import.
 _NAMES = {
@@ -28,6 +31,23 @@ def has_head(model: PreTrainedModel, head: str) -> bool:
 def class_name(config: Any, head: str) -> str:
     """The class of this family with this head."""
     return str(_NAMES[head][config.model_type])
+
+
+def output_tensors(loader: Any, config: Any) -> tuple[str, ...]:
+    """The tensors of a class whose shape follows the number of labels: those of the last layer of its head.
+
+    Args:
+        loader: a model class or an Auto class.
+        config: of the checkpoint.
+    """
+    shapes = []
+    for more in (0, 1):
+        changed = copy.deepcopy(config)
+        changed.num_labels = config.num_labels + more
+        with torch.device("meta"):
+            model = builder(loader)(changed)
+        shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
+    return tuple(name for name, shape in shapes[0].items() if shapes[1][name] != shape)
 
 
 def stored_head(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str | None, tuple[str, ...]]:

@@ -180,7 +180,7 @@ class Run:
             "teacher": reports.identity(self.models.teacher),
             "data": self.data.record,
             **stage.model_dump(mode="json"),
-            **self.options.model_dump(mode="json", exclude={"device", "save_every"}),
+            **self.options.model_dump(mode="json", exclude={"device", "new_head", "save_every"}),
         }
 
     def _content(self) -> dict[str, dict[str, str]]:

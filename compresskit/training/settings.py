@@ -25,6 +25,8 @@ class Options(BaseModel):
         device: ``auto`` (a GPU where there is one) or ``cpu``.
         precision: ``fp32`` or ``bf16`` (automatic mixed precision; weights stay fp32).
         accumulation: micro-batches per step and device: less memory, the same result up to rounding.
+        new_head: replace the last layer of the head that the checkpoint has, by a new one or, of a student, by the
+            teacher's: to start from a checkpoint that was trained on another task.
         save_every: steps between checkpoints. Default: a tenth of the run, from 100 to 500.
     """
 
@@ -36,6 +38,7 @@ class Options(BaseModel):
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulation: int = Field(default=1, ge=1)
+    new_head: bool = False
     save_every: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")

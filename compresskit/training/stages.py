@@ -86,7 +86,7 @@ def finetune(
     start_processes(options)
     set_seed(options.seed)
     examples = load_data(declared, None if data is None else Path(data))
-    read = with_new_head(model, declared, examples.labels, as_class)
+    read = with_new_head(model, declared, examples.labels, as_class, forget=options.new_head)
     models = Models(read, None, find_tokenizer(tokenizer, read))
     return Run(
         name="fine-tuning",
@@ -163,6 +163,8 @@ def distill(
     name: StageName = "sentences" if units else "general" if task is None else "task"
     explicit, options = split_settings(settings)
     stage = with_settings(recipe_stage(student, name), explicit)
+    if task is None and options.new_head:
+        raise InputError("new_head: is for tasks; the general stage trains the head that the checkpoint has")
     if task is None and stage.margins:
         raise InputError("logits loss margin: is for a task of kind ranking, whose rows make pairs")
     declared = None if task is None else find_task(task)
@@ -177,7 +179,7 @@ def distill(
         models = Models(encoders[0].checkpoint, encoders[1].checkpoint, encoders[0].tokenizer)
         texts = read_units(corpus, units, language=language, limit=max_texts, seed=options.seed, progress=progress)
     else:
-        models = _teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense)
+        models = _teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense, new_head=options.new_head)
     if units:
         found = training_data.from_units(texts, *encoders, stage, options, progress)
     elif examples is not None:
@@ -242,11 +244,14 @@ def _check_two(teacher: ModelLike, student: ModelLike) -> None:
         raise InputError("teacher and student are the same model")
 
 
-def _teacher_and_student(teacher: ModelLike, student: ModelLike, tokenizer: Any, *, allow_dense: bool) -> Models:
+def _teacher_and_student(
+    teacher: ModelLike, student: ModelLike, tokenizer: Any, *, allow_dense: bool, new_head: bool
+) -> Models:
     """Both read, the student in the teacher's class and with its labels. Raises InputError: they do not fit."""
     _check_two(teacher, student)
     taught_by = _read(teacher, compressed=None)
-    read = _read(student, compressed=None if allow_dense else True, adopt=taught_by.model, **labels_of(taught_by.model))
+    compressed, changes = None if allow_dense else True, labels_of(taught_by.model)
+    read = _read(student, compressed=compressed, adopt=taught_by.model, new_head=new_head, **changes)
     check_fit(read.model, taught_by.model)
     if (note := unnamed_note(read.model, taught_by.model)) is not None:
         read = replace(read, notes=(*read.notes, note))
@@ -349,11 +354,18 @@ def _explicit_losses(explicit: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read(
-    model: ModelLike, *, compressed: bool | None, adopt: PreTrainedModel | None = None, **options: Any
+    model: ModelLike,
+    *,
+    compressed: bool | None,
+    adopt: PreTrainedModel | None = None,
+    new_head: bool = False,
+    **options: Any,
 ) -> Checkpoint:
     if model is None or isinstance(model, str | Path):
-        return checkpoints.read(model, compressed=compressed, adopt=adopt, **options)
+        return checkpoints.read(model, compressed=compressed, adopt=adopt, new_head=new_head, **options)
     check_given(model)
+    if new_head:
+        raise InputError("new_head: is for a model in a folder; one that is given as an object keeps its head")
     if compressed is True:
         quantizer_of(model)
     elif not is_compressed(model):
@@ -365,8 +377,10 @@ def _read(
     return checkpoints.in_memory(model)
 
 
-def with_new_head(model: ModelLike, task: Task, labels: Sequence[str], as_class: str | None = None) -> Checkpoint:
-    """The model in the class that the task needs, with a new head where it has none.
+def with_new_head(
+    model: ModelLike, task: Task, labels: Sequence[str], as_class: str | None = None, *, forget: bool = False
+) -> Checkpoint:
+    """The model in the class that the task needs, with a new head where it has none, or with ``forget`` in any case.
 
     Raises:
         InputError: another class was asked for; the checkpoint cannot be read in it.
@@ -374,7 +388,7 @@ def with_new_head(model: ModelLike, task: Task, labels: Sequence[str], as_class:
     kind = KINDS.get(task.kind)
     if as_class not in (None, kind.head):
         raise InputError(f"--as {as_class}: task {task.name} needs {kind.head}, which is the default")
-    return _read(model, compressed=None, as_class=kind.head, **kind.head_config(labels))
+    return _read(model, compressed=None, as_class=kind.head, new_head=forget, **kind.head_config(labels))
 
 
 def labels_of(teacher: PreTrainedModel) -> dict[str, Any]:

@@ -319,8 +319,10 @@ def _budget(stage: Training | None) -> str:
         if limit is not None:
             amount = f"{limit:,} {name}"
     losses = ", ".join(name for name, weight in stage.losses.items() if weight)
+    start = ", from a head of another task" if stage.new_head else ""
     return (
         f"{amount}, batch {stage.batch_size}, learning rate {stage.learning_rate:g}, losses {losses}, {stage.precision}"
+        + start
     )
 
 
