@@ -115,7 +115,7 @@ def test_where_it_has_no_meaning_it_is_refused(bench_folder: Path, other: Path, 
     recipe.write_text("version: 1\nname: last\nrules:\n  - {match: classifier, method: low-rank, rank: 1}\n")
     compresskit.compress(other / "dense", recipe=recipe).save_pretrained(tmp_path / "last")
     AutoTokenizer.from_pretrained(other / "dense").save_pretrained(tmp_path / "last")
-    with pytest.raises(InputError, match="its head, classifier, is factorised and cannot be replaced"):
+    with pytest.raises(InputError, match="the head, classifier, is factorised and cannot be replaced"):
         compresskit.finetune(tmp_path / "last", **settings)
 
 

@@ -46,6 +46,24 @@ def _sizes(_context: Any, _parameter: Any, value: str | None) -> tuple[int, ...]
         raise InputError(f"--dims {value}: give numbers with commas, such as 256,128,64") from None
 
 
+def _class_weights(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, float] | str | None:
+    """``balanced``, or ``spam=2`` as a weight."""
+    if "balanced" in values:
+        if len(values) > 1:
+            raise InputError("--class-weight balanced: takes no other weights beside it")
+        return "balanced"
+    weights: dict[str, float] = {}
+    for value in values:
+        name, _, weight = value.rpartition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            name = ""
+        if not name:
+            raise InputError(f"--class-weight {value}: give balanced, or NAME=WEIGHT, such as spam=2")
+    return weights or None
+
+
 def training(command: F) -> F:
     """The flags of both training commands. None of them has a default here: the stage's settings have."""
     options = (
@@ -60,12 +78,37 @@ def training(command: F) -> F:
         ),
         click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's, else 128."),
         click.option("--warmup", type=float, help="Share of the steps in which the learning rate rises. Default: 0.1."),
+        click.option(
+            "--schedule",
+            type=click.Choice(["linear", "cosine", "constant"]),
+            help="How the learning rate falls after the warm-up. Default: linear.",
+        ),
         click.option("--weight-decay", type=float, help="Weight decay of AdamW. Default: 0.01."),
         click.option(
             "--dropout",
             help="Dropout probability, or keep for the checkpoint's own. Default: distill 0, finetune keep.",
         ),
+        click.option(
+            "--class-weight",
+            "class_weights",
+            multiple=True,
+            metavar="balanced|NAME=WEIGHT",
+            callback=_class_weights,
+            help="Weight of a class's labels; balanced: rare classes count as much as frequent ones. Default: 1.",
+        ),
+        click.option(
+            "--early-stopping",
+            type=int,
+            metavar="SCORES",
+            help="Stop after so many scores of dev, by the primary metric, that are not above the best; keep the best.",
+        ),
+        click.option("--score-every", type=int, help="Steps between these scores. Default: a pass over the data."),
         click.option("--accumulation", type=int, help="Micro-batches per step. More of them take less memory."),
+        click.option(
+            "--gradient-checkpointing",
+            is_flag=True,
+            help="Compute activations twice instead of keeping them: less memory, the same result.",
+        ),
         click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of training. Default: fp32."),
         click.option(
             "--device",

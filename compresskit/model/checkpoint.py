@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from compresskit.errors import InputError, one_line
-from compresskit.internals.transformers import initialise
 from compresskit.model import demo, heads, sentence
 from compresskit.model.adapters import check_given
 from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order, ordered, unnamed
@@ -135,7 +134,7 @@ def read(
         config.architectures = [] if head is None else [heads.class_name(config, head)]  # its labels count too
     loader = _model_class(config, folder, as_class) if adopt is None else type(adopt)
     held = heads.output_tensors(loader, config) if new_head else ()
-    replaced = _replaced(config, held, stored) if new_head else None
+    replaced = class_names(config) if any(name in stored.shapes for name in held) else None
     if replaced is None:
         config_changes, named = _check_labels(config, folder, adopt, as_class, config_changes)
     else:
@@ -153,7 +152,9 @@ def read(
         check_supported(loaded)
     # Belongs to a file in the folder it was read from (`push --auto-map`), which no output holds.
     vars(loaded.config).pop("auto_map", None)
-    missing = sorted({*info["missing_keys"], *(_forget(loaded, held, folder) if replaced is not None else ())})
+    if replaced is not None:
+        heads.renew(loaded, held)
+    missing = sorted({*info["missing_keys"], *(held if replaced is not None else ())})
     notes = named + _check_missing(loaded, missing, folder, adopt)
     check_finite(loaded)
     kept = _kept(loaded, stored)
@@ -209,27 +210,6 @@ def _check_labels(
         return changes, (note,)
     # Its own order of the labels is the one its head was trained with.
     return {key: value for key, value in changes.items() if key not in ("id2label", "label2id")}, ()
-
-
-def _replaced(config: Any, held: Sequence[str], stored: Stored) -> tuple[str, ...] | None:
-    """What the classes of the stored head are called; None where the checkpoint has no such layer."""
-    return class_names(config) if any(name in stored.shapes for name in held) else None
-
-
-def _forget(model: PreTrainedModel, held: Sequence[str], folder: Path) -> Sequence[str]:
-    """Give the last layer of the head new values; the names of its tensors.
-
-    Raises:
-        InputError: it is factorised, so that it is no such layer.
-    """
-    for path in dict.fromkeys(name.rpartition(".")[0] for name in held):
-        module = model.get_submodule(path)
-        if not {name.rpartition(".")[2] for name in held} <= dict(module.named_parameters()).keys():
-            raise InputError(
-                f"model {folder}: the last layer of its head, {path}, is factorised and cannot be replaced"
-            )
-        initialise(model, module)
-    return held
 
 
 def _locate(model: str) -> tuple[Path, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ import transformers
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from compresskit.internals.transformers import builder
+from compresskit.errors import InputError
+from compresskit.internals.transformers import builder, initialise
 
 #: Word -> family -> class name. Names alone: the classes of all families would take seconds to import.
 _NAMES = {
@@ -48,6 +49,19 @@ def output_tensors(loader: Any, config: Any) -> tuple[str, ...]:
             model = builder(loader)(changed)
         shapes.append({name: tensor.shape for name, tensor in model.state_dict().items()})
     return tuple(name for name, shape in shapes[0].items() if shapes[1][name] != shape)
+
+
+def renew(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Give the layers of these tensors new values, as the model's family begins with.
+
+    Raises:
+        InputError: a layer is factorised, so that it has no such tensors.
+    """
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        module = model.get_submodule(path)
+        if not {name.rpartition(".")[2] for name in names} <= dict(module.named_parameters()).keys():
+            raise InputError(f"the last layer of the head, {path}, is factorised and cannot be replaced")
+        initialise(model, module)
 
 
 def stored_head(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str | None, tuple[str, ...]]:

@@ -11,6 +11,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 LossName = Literal["embedding", "attention", "hidden", "logits", "supervised", "pooled", "similarity"]
@@ -23,7 +24,12 @@ _LATER: dict[str, Any] = {
     "similarity_loss": "mse",
     "similarity_temperature": 0.05,
     "dims": [],
+    "schedule": "linear",
+    "class_weights": None,
+    "early_stopping": None,
+    "score_every": None,
 }
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Stage(BaseModel):
@@ -45,10 +51,16 @@ class Stage(BaseModel):
         similarity_temperature: of that softmax.
         dims: lengths of prefixes of the vector that should serve as vectors too (Matryoshka): the similarity loss is
             the mean over the whole vector and these.
-        warmup: share of the steps over which the learning rate rises; then it falls linearly to 0.
+        warmup: share of the steps over which the learning rate rises.
+        schedule: of the learning rate after that: it falls to 0, ``linear`` or as a ``cosine``, or stays ``constant``.
         weight_decay: of AdamW, on everything but biases and LayerNorm.
         dropout: in the trained model while it trains; ``keep`` leaves the checkpoint's own.
         mask_probability: share of the tokens that the masked-LM loss hides.
+        class_weights: of labels, where each text or token has one class: ``balanced``, or class -> weight (1 where none
+            is given); scaled so that their mean over the training rows is 1.
+        early_stopping: so many scores in a row of a task's dev rows that are not above the best one, by the primary
+            metric, end the training; the weights of the best score are kept.
+        score_every: steps between two such scores; default: once a pass over the data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,14 +77,24 @@ class Stage(BaseModel):
     similarity_temperature: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     dims: tuple[Annotated[int, Field(ge=1)], ...] = ()
     warmup: float = Field(default=0.1, ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["keep"] = 0.0
     mask_probability: float = Field(default=0.15, gt=0, lt=1)
+    class_weights: Literal["balanced"] | dict[str, Weight] | None = None
+    early_stopping: int | None = Field(default=None, ge=1)
+    score_every: int | None = Field(default=None, ge=1)
 
     @property
     def margins(self) -> bool:
         """Whether margins between texts are compared with the teacher's."""
         return self.logits_loss == "margin" and self.losses.get("logits", 0) > 0
+
+    @model_validator(mode="after")
+    def _scores_are_used(self) -> Stage:
+        if self.score_every is not None and self.early_stopping is None:
+            raise ValueError("score_every: is for early_stopping; give both")
+        return self
 
     @field_validator("losses")
     @classmethod

@@ -112,6 +112,9 @@ class Classification(TaskKind):
             )
         return f"teacher: {theirs.note}" if theirs.note and theirs.note != ours.note else None
 
+    def class_numbers(self, data: TaskData, model: PreTrainedModel) -> dict[str, int]:
+        return self._mapped(data, model).single
+
     def numbered(
         self, data: TaskData, split: Split, columns: Mapping[str, list[Any]], model: PreTrainedModel
     ) -> dict[str, list[Any]]:

@@ -290,6 +290,14 @@ class TaskKind(ABC):
         collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = DataCollatorWithPadding(tokenizer)
         return collate
 
+    def class_numbers(self, data: TaskData, model: PreTrainedModel) -> Mapping[str, int]:
+        """The classes of the model by their names, where each text or token has one of them, for class weights.
+
+        Raises:
+            InputError: the kind has no such classes (default).
+        """
+        raise InputError(f"class weights: are for kinds with one class for a text or word, not for {self.name}")
+
     # -- scores -------------------------------------------------------------------------------------------------------
 
     def score(self, scoring: Scoring, data: TaskData, split: Split) -> dict[str, float]:

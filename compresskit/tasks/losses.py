@@ -50,15 +50,19 @@ def logits_loss(
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="sum", log_target=True) / count
 
 
-def supervised_loss(logits: Tensor, labels: Tensor, count: Tensor | float) -> Tensor:
+def supervised_loss(
+    logits: Tensor, labels: Tensor, count: Tensor | float, class_weights: Tensor | None = None
+) -> Tensor:
     """Distance to the labels: squared error for float labels, cross-entropy for class numbers (-100 is left out).
 
     Args:
         logits: (..., C); for float labels C = 1 or the labels' own shape.
         labels: (...).
         count: number of labels that are not left out.
+        class_weights: (C,), what a label of each class counts; default: 1.
     """
     if labels.is_floating_point():
         return (logits.float().reshape(labels.shape) - labels.float()).square().sum() / count
     flat = logits.float().reshape(-1, logits.shape[-1])
-    return F.cross_entropy(flat, labels.reshape(-1), ignore_index=IGNORED, reduction="sum") / count
+    weights = None if class_weights is None else class_weights.to(flat.device)
+    return F.cross_entropy(flat, labels.reshape(-1), weights, ignore_index=IGNORED, reduction="sum") / count

@@ -6,9 +6,10 @@ A task kind whose head gives something else brings a subclass of :class:`Predict
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -47,10 +48,18 @@ class Predictions:
     Attributes:
         targets: the columns of a batch that hold what is to be predicted.
         outputs: the names of the logits among a model's outputs.
+        class_weights: what a label of each class counts in :meth:`supervised_loss`; None: all the same.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    class_weights: Tensor | None = None
+
+    def weighing(self, class_weights: Tensor) -> Self:
+        """The same with class weights."""
+        found = copy.copy(self)
+        found.class_weights = class_weights
+        return found
 
     def fits(self, model: PreTrainedModel) -> bool:
         """Whether the model's head gives these predictions."""
@@ -76,7 +85,7 @@ class Predictions:
             targets: the columns of the batch named in :attr:`targets`.
             count: of the whole step.
         """
-        return losses.supervised_loss(student["logits"], targets["labels"], count.labels)
+        return losses.supervised_loss(student["logits"], targets["labels"], count.labels, self.class_weights)
 
     def logits_loss(
         self,

@@ -162,6 +162,13 @@ class Ranking(TaskKind):
         self._relevant(data, teacher)
         return None
 
+    def class_numbers(self, data: TaskData, model: PreTrainedModel) -> dict[str, int]:
+        if self._relevant(data, model) is None:
+            raise InputError("class weights: are for heads with classes; this one gives one number")
+        if data.labels:
+            return map_labels(data.task, data.labels, model).single
+        return {name: place for place, name in enumerate(class_names(model.config))}
+
     def numbered(
         self, data: TaskData, split: Split, columns: Mapping[str, list[Any]], model: PreTrainedModel
     ) -> dict[str, list[Any]]:

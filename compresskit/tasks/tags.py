@@ -139,6 +139,9 @@ class Tags(TaskKind):
             columns["word"].append(owners)
         return columns
 
+    def class_numbers(self, data: TaskData, model: PreTrainedModel) -> dict[str, int]:
+        return map_labels(data.task, data.labels, model, data.sources).single
+
     def numbered(
         self, data: TaskData, split: Split, columns: Mapping[str, list[Any]], model: PreTrainedModel
     ) -> dict[str, list[Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -99,6 +100,21 @@ def check_checkpointing(model: nn.Module) -> None:
             )
         if reentrant is None and getattr(found, "func", found).__module__.startswith(("torch.", "transformers.")):
             set_checkpointing(module, functools.partial(found, use_reentrant=False))
+
+
+@contextmanager
+def checkpointing_kept(model: Any) -> Iterator[None]:
+    """Leave the model checkpointed, or not, as it was."""
+    before = [(module, module.gradient_checkpointing) for module in model.modules() if _can(module)]
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.gradient_checkpointing = was
+
+
+def _can(module: Any) -> bool:
+    return hasattr(module, "gradient_checkpointing")
 
 
 def _checkpointed(model: nn.Module) -> Iterator[tuple[Any, Any]]:

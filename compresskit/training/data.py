@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,18 @@ from compresskit.data import corpus as corpora
 from compresskit.data.units import Units
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.classes import class_names
 from compresskit.model.positions import check_length, positions
 from compresskit.model.targets import base_prefix
 from compresskit.model.tokenizer import padding_for
 from compresskit.planning.stage import Stage
+from compresskit.tasks.class_weights import class_weights
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.predicting import Progress
 from compresskit.tasks.predictions import PLAIN, Predictions
 from compresskit.tasks.registry import KINDS, predictions_of
-from compresskit.tasks.rows import TRAIN, Split, TaskData
+from compresskit.tasks.rows import DEV, TRAIN, Split, TaskData
 from compresskit.training.batches import MaskingCollator, PaddingCollator, TokenLabelCollator
 from compresskit.training.evaluation import Scores, held_out_losses, score
 from compresskit.training.sentences import HELD_OUT as HELD_OUT_TEXTS
@@ -77,6 +79,7 @@ class TrainingData:
         primary: the metric of ``measure`` that says how much of the teacher is kept; None: scores are losses.
         notes: what the user should know.
         predictions: what the task's kind says the head predicts; None: what the head says.
+        dev: the primary metric of a model on the task's dev rows; None without a task.
         unit: so many rows after each other stay in one batch (2: pairs).
     """
 
@@ -89,6 +92,7 @@ class TrainingData:
     notes: tuple[str, ...] = ()
     sentences: Sentences | None = None
     predictions: Predictions | None = None
+    dev: Callable[[PreTrainedModel], float] | None = None
     unit: int = 1
 
     @property
@@ -110,6 +114,7 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
     split = _pairs(kind, data.splits[TRAIN]) if pairs else data.splits[TRAIN]
     rows = kind.encode(data, split, models.tokenizer, length, models.student.model)
     cut = kind.cut(split, rows, length)
+    dev = replace(data, splits={DEV: data.splits[DEV]})
     if pairs:
         found.append(f"{len(split) // 2} pairs of a relevant and an irrelevant text are trained on")
     return TrainingData(
@@ -122,9 +127,19 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
         ),
         primary=task.primary,
         notes=(*data.notes, *(note for note in (*found, cut) if note)),
-        predictions=kind.predictions,
+        dev=lambda model: score(Scoring(model, models.tokenizer, length, progress=progress), dev)[DEV][task.primary],
+        predictions=_weighing(kind, data, rows, stage, models.student.model),
         unit=2 if pairs else 1,
     )
+
+
+def _weighing(kind: TaskKind, data: TaskData, rows: Dataset, stage: Stage, student: PreTrainedModel) -> Predictions:
+    """What the kind predicts, with the stage's class weights. Raises InputError: it has no classes to weigh."""
+    if stage.class_weights is None:
+        return kind.predictions
+    numbers = kind.class_numbers(data, student)
+    weights = class_weights(stage.class_weights, rows["labels"][:], numbers, len(class_names(student.config)))
+    return kind.predictions.weighing(weights)
 
 
 def _pairs(kind: TaskKind, split: Split) -> Split:

@@ -14,7 +14,7 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from compresskit.errors import InputError, one_line
 from compresskit.folders import training as reports
@@ -27,14 +27,16 @@ from compresskit.model import output as outputs
 from compresskit.model.kept import as_it_was
 from compresskit.planning.stage import Stage
 from compresskit.tasks.predicting import Progress
+from compresskit.training.arguments import checkpointing_kept
 from compresskit.training.attention import attention_kept
 from compresskit.training.batches import LengthBatchSampler
 from compresskit.training.data import Models, TrainingData
+from compresskit.training.early_stopping import EarlyStopping, scores
 from compresskit.training.forward import dropout
 from compresskit.training.objective import Objective
 from compresskit.training.settings import Options
 from compresskit.training.terms import TERMS
-from compresskit.training.trainer import DistillationTrainer
+from compresskit.training.trainer import DistillationTrainer, state_of
 from compresskit.training.working_folder import WorkingFolder
 
 
@@ -110,6 +112,7 @@ class Run:
         # Refused before anything is written.
         earlier = reports.earlier_stages(self.models.student)
         micro_batches(self.stage, self.options, self.data.unit)
+        self._check()
         with attention_kept(*self._everyone):
             self._objective()
         work = None
@@ -162,6 +165,18 @@ class Run:
             predictions=self.data.predictions,
         )
 
+    def _check(self) -> None:
+        """Refuse what models or data do not allow. Raises InputError."""
+        student = self._everyone[0]
+        if self.stage.early_stopping is not None and self.data.dev is None:
+            raise InputError("early_stopping: goes by the primary metric on a task's dev rows; there is no task")
+        if self.stage.class_weights is not None and self.data.dev is None:
+            raise InputError("class_weights: weigh the labels of a task; there is no task")
+        if self.stage.class_weights is not None and not self.stage.losses.get("supervised"):
+            raise InputError("class_weights: are of the loss supervised, whose weight is 0")
+        if self.options.gradient_checkpointing and not student.supports_gradient_checkpointing:
+            raise InputError(f"gradient_checkpointing: {type(student).__name__} does not support it")
+
     @property
     def _teacher(self) -> Any:
         """The teacher where a loss compares with it at every step. The sentence vectors of a teacher stand in a file,
@@ -180,7 +195,9 @@ class Run:
             "teacher": reports.identity(self.models.teacher),
             "data": self.data.record,
             **stage.model_dump(mode="json"),
-            **self.options.model_dump(mode="json", exclude={"device", "new_head", "save_every"}),
+            **self.options.model_dump(
+                mode="json", exclude={"device", "gradient_checkpointing", "new_head", "save_every"}
+            ),
         }
 
     def _content(self) -> dict[str, dict[str, str]]:
@@ -208,6 +225,7 @@ class Run:
         """Train; what happened, as plain data, and notes. ``folder`` takes checkpoints, where there is ``work``."""
         sampler = self._sampler()
         steps = self._steps(sampler)
+        stopping = self._early_stopping(sampler)
         student = self._everyone[0]
         arguments = self._arguments(folder, steps, checkpoints=work is not None)
         vectors = None
@@ -224,16 +242,19 @@ class Run:
             data_collator=self.data.collator,
             predictions=self.data.predictions,
             unit=self.data.unit,
-            callbacks=self.callbacks,
+            callbacks=[*self.callbacks, *([stopping] if stopping is not None else [])],
         )
         trainer.remove_callback(PrinterCallback)  # the command line shows progress in its own way
         if arguments.bf16 and self.options.use_cpu and trainer.loss.attention_maps is None:
             # The backward of torch's fused attention is slow in bf16 on CPUs (figures in docs/algorithms.md).
             student.set_attn_implementation("eager")
-        with dropout(student, self.stage.dropout), own_forward(student):
-            notes = self._drive(trainer, work.last_checkpoint if work is not None else None, steps)
+        with dropout(student, self.stage.dropout), own_forward(student), checkpointing_kept(student):
+            notes = self._drive(trainer, work.last_checkpoint if work is not None else None, steps, stopping)
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        history = {
+        steps = trainer.state.global_step  # of all that were planned, where it did not stop before
+        found = {} if stopping is None else self._stopped(trainer.state)
+        found |= {"gradient_checkpointing": True} if self.options.gradient_checkpointing else {}
+        history = found | {
             "steps": steps,
             "epochs": steps / sampler.steps,
             "tokens": sampler.tokens(steps),
@@ -246,11 +267,34 @@ class Run:
         }
         return history, notes
 
-    def _drive(self, trainer: DistillationTrainer, checkpoint: Path | None, steps: int) -> list[str]:
-        """Train to the end, from the checkpoint if there is one; notes."""
-        if checkpoint is not None and checkpoint.name == f"checkpoint-{steps}":
+    def _early_stopping(self, sampler: LengthBatchSampler) -> EarlyStopping | None:
+        if self.stage.early_stopping is None or self.data.dev is None:
+            return None
+        return EarlyStopping(self.data.dev, self.stage.score_every or sampler.steps, self.stage.early_stopping)
+
+    def _stopped(self, state: TrainerState) -> dict[str, Any]:
+        """For the record: every score, and the step whose weights are kept."""
+        return {"dev_scores": scores(state.log_history), "best_step": state.best_global_step}
+
+    def _drive(
+        self, trainer: DistillationTrainer, checkpoint: Path | None, steps: int, stopping: EarlyStopping | None
+    ) -> list[str]:
+        """Train to the end, from the checkpoint if there is one, and go back to the best weights if that was asked;
+        notes.
+        """
+        notes: list[str] = []
+        over = checkpoint is not None and checkpoint.name == f"checkpoint-{steps}"
+        if checkpoint is not None and stopping is not None:
+            over = over or stopping.is_over(state_of(checkpoint))
+        if checkpoint is not None and over:
             trainer.load_finished(checkpoint)
-            return []
+        else:
+            notes = self._train_on(trainer, checkpoint)
+        if stopping is not None and trainer.state.best_global_step != trainer.state.global_step:
+            trainer.load_weights(Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.best_global_step}")
+        return notes
+
+    def _train_on(self, trainer: DistillationTrainer, checkpoint: Path | None) -> list[str]:
         reason = None
         if self.teacher_outputs is not None and self.data.sentences is None:
             reason = trainer.keep_teacher_outputs(self.teacher_outputs, self.progress)
@@ -289,10 +333,12 @@ class Run:
             learning_rate=stage.learning_rate,
             weight_decay=stage.weight_decay,
             warmup_steps=math.ceil(stage.warmup * steps),
-            lr_scheduler_type="linear",
+            lr_scheduler_type="constant_with_warmup" if stage.schedule == "constant" else stage.schedule,
             max_steps=steps,
             seed=options.seed,
             bf16=options.precision == "bf16",
+            activation_checkpointing=options.gradient_checkpointing,
+            activation_checkpointing_kwargs={"use_reentrant": False} if options.gradient_checkpointing else None,
             use_cpu=options.use_cpu,
             logging_steps=max(1, min(50, steps // 100)),
             save_strategy="steps" if checkpoints else "no",

@@ -25,6 +25,8 @@ class Options(BaseModel):
         device: ``auto`` (a GPU where there is one) or ``cpu``.
         precision: ``fp32`` or ``bf16`` (automatic mixed precision; weights stay fp32).
         accumulation: micro-batches per step and device: less memory, the same result up to rounding.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them: less memory, the
+            same result.
         new_head: replace the last layer of the head that the checkpoint has, by a new one or, of a student, by the
             teacher's: to start from a checkpoint that was trained on another task.
         save_every: steps between checkpoints. Default: a tenth of the run, from 100 to 500.
@@ -38,6 +40,7 @@ class Options(BaseModel):
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulation: int = Field(default=1, ge=1)
+    gradient_checkpointing: bool = False
     new_head: bool = False
     save_every: int | None = Field(default=None, ge=1)
 

@@ -6,7 +6,6 @@ import copy
 import inspect
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,12 @@ from compresskit.model.adapters import check_given
 from compresskit.model.inputs import fitted
 from compresskit.model.kept import twin
 from compresskit.model.tokenizer import padding_for
-from compresskit.planning.stage import LossName, Stage
+from compresskit.planning.stage import Stage
 from compresskit.tasks.predictions import Predictions, count_items
 from compresskit.tasks.registry import predictions_of
 from compresskit.training.arguments import check_arguments, check_checkpointing, without_reentrance
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
+from compresskit.training.meter import Meter
 from compresskit.training.objective import Objective, check_fit
 from compresskit.training.sentences import TEXT, VectorsOfBatch
 from compresskit.training.targets import checked_rows, numbered
@@ -299,8 +299,12 @@ class DistillationTrainer(Trainer):
 
     def load_finished(self, checkpoint: Path) -> None:
         """Take over the last checkpoint of a run that ended: ``train`` would add a step."""
+        self.load_weights(checkpoint)
+        self.state = state_of(checkpoint)
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Take over the weights of a checkpoint alone."""
         self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def check_weights(self) -> None:
         """Raise WorkError unless every weight is finite: a loss shows it one step too late."""
@@ -415,34 +419,6 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-class Meter:
-    """Sums of the loss terms and tokens since the last reading, kept on the device until then."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Start again from zero."""
-        self.sums: dict[str, Tensor] = {}
-        self.batches = 0
-        self.since = time.perf_counter()
-
-    def add(self, loss: Tensor, terms: Mapping[LossName, Tensor], tokens: Tensor) -> None:
-        """One micro-batch; ``tokens`` is its share of the step's."""
-        for name, value in {"loss": loss, **{f"loss_{k}": v for k, v in terms.items()}, "tokens": tokens}.items():
-            value = value.detach().double() if value.device.type != "mps" else value.detach()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.batches += 1
-
-    def read(self, steps: float, accelerator: Any) -> dict[str, float]:
-        """Means per step, summed over processes, then reset."""
-        seconds = time.perf_counter() - self.since
-        names = sorted(self.sums)
-        values = torch.stack([self.sums[name] for name in names])
-        if accelerator.num_processes > 1:
-            values = accelerator.gather(values[None]).sum(0)
-        means = dict(zip(names, values.tolist(), strict=True))
-        tokens = means.pop("tokens") / accelerator.num_processes  # every process counts the whole step
-        self.reset()
-        means = {name: value / steps for name, value in means.items()}
-        return means | {"seconds": seconds, "tokens_per_second": tokens / seconds}
+def state_of(checkpoint: Path) -> TrainerState:
+    """What a checkpoint says of its run."""
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -319,11 +319,19 @@ def _budget(stage: Training | None) -> str:
         if limit is not None:
             amount = f"{limit:,} {name}"
     losses = ", ".join(name for name, weight in stage.losses.items() if weight)
-    start = ", from a head of another task" if stage.new_head else ""
-    return (
-        f"{amount}, batch {stage.batch_size}, learning rate {stage.learning_rate:g}, losses {losses}, {stage.precision}"
-        + start
-    )
+    words = [
+        f"{amount}, batch {stage.batch_size}, learning rate {stage.learning_rate:g}, losses {losses}",
+        stage.precision,
+        f"{stage.schedule} schedule" if stage.schedule != "linear" else "",
+        f"class weights {_weights(stage.class_weights)}" if stage.class_weights else "",
+        f"early stopping after {stage.early_stopping} scores without progress" if stage.early_stopping else "",
+        "from a head of another task" if stage.new_head else "",
+    ]
+    return ", ".join(word for word in words if word)
+
+
+def _weights(given: str | Mapping[str, float]) -> str:
+    return given if isinstance(given, str) else ", ".join(f"{name} {weight:g}" for name, weight in given.items())
 
 
 def _readme(
