@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import FILLERS, NEGATIVE, Run, refused, reviews, tiny_model
+from conftest import FILLERS, NEGATIVE, Run, refused, reviews, same, tiny_model
 from datasets import Dataset
 from sklearn.metrics import average_precision_score, ndcg_score
 from torch.nn import functional as F
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 
 import compresskit
 from compresskit import InputError
+from compresskit.exporting.format import FORMATS
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.loading import load_data, load_task
 from compresskit.tasks.predictions import Counts
@@ -267,3 +269,53 @@ def test_a_reranker_trains_from_python_as_any_head_for_a_number(bench_folder: Pa
         student, teacher, dataset=rows, tokenizer=AutoTokenizer.from_pretrained(bench_folder / "model"), max_steps=1
     )
     assert "logits" in made.record["losses"]
+
+
+def test_two_classes_where_the_declaration_names_them(bench_folder: Path, tmp_path: Path) -> None:
+    """In the order of the declaration, of which the relevant one is the first here."""
+    task = write(tmp_path, questions(60, 0), questions(15, 1))
+    task.write_text(TASK + "labels: {relevant: '1', irrelevant: '0'}\n")
+    settings = SETTINGS | {"task": task, "data": tmp_path}
+    teacher = compresskit.finetune(bench_folder / "model", output=tmp_path / "teacher", epochs=6, **settings)
+    assert teacher.model.config.id2label == {0: "relevant", 1: "irrelevant"}
+    assert teacher.record["scores"]["student_after"]["dev"]["map"] > 0.9
+    task.write_text(TASK)  # the names alone say it too
+    student = compresskit.distill(bench_folder / "student", tmp_path / "teacher", max_steps=2, **settings)
+    assert student.record["scores"]["teacher"] == teacher.record["scores"]["student_after"]
+    assert student.record["losses"]["logits"] == 1
+    weighed = compresskit.finetune(tmp_path / "teacher", new_head=True, max_steps=1, **settings)
+    assert weighed.model.config.num_labels == 1
+    with pytest.raises(InputError, match="are for heads with classes; this one gives one number"):
+        compresskit.finetune(bench_folder / "model", class_weights="balanced", **settings)
+
+
+@pytest.mark.slow
+def test_margins_in_what_every_kind_owes(bench_folder: Path, tmp_path: Path) -> None:
+    """Resumed bit for bit, in bf16, and exported: ONNX Runtime ranks as torch does."""
+    task = write(tmp_path, questions(20, 0), questions(5, 1))
+    settings = SETTINGS | {"task": task, "data": tmp_path}
+    compresskit.finetune(bench_folder / "model", output=tmp_path / "teacher", epochs=2, **settings)
+    settings |= {"logits_loss": "margin", "max_steps": 10, "save_every": 4, "dropout": 0.1}
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 6:
+                raise KeyboardInterrupt
+
+    models = (bench_folder / "student", tmp_path / "teacher")
+    compresskit.distill(*models, output=tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        compresskit.distill(*models, output=tmp_path / "broken", callbacks=[Stop()], **settings)
+    compresskit.distill(*models, output=tmp_path / "broken", resume=True, **settings)
+    assert same(tmp_path / "whole", tmp_path / "broken")
+    half = compresskit.distill(*models, precision="bf16", **settings)
+    assert half.record["losses"]["logits"] == 1
+
+    pytest.importorskip("onnxruntime")
+    compresskit.export(tmp_path / "whole", output=tmp_path / "onnx", format="onnx")
+    data = load_data(load_task(task), tmp_path)
+    scoring = Scoring(compresskit.load(tmp_path / "whole"), AutoTokenizer.from_pretrained(tmp_path / "whole"), 40)
+    kind, split = KINDS.get("ranking"), data.splits["dev"]
+    exported = replace(scoring, run=FORMATS.get("onnx").load(tmp_path / "onnx"))
+    np.testing.assert_allclose(kind.answers(exported, data, split), kind.answers(scoring, data, split), atol=1e-4)
+    assert kind.score(exported, data, split) == pytest.approx(kind.score(scoring, data, split))
