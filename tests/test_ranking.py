@@ -160,7 +160,7 @@ def test_heads_that_give_no_score_are_refused(bench_folder: Path, tmp_path: Path
     arguments = ("distill", "--teacher", bench_folder / "teacher", "--student", bench_folder / "student")
     arguments = (*arguments, "--logits-loss", "margin", "--output", "out", "--max-length", 32)
     refused(run(*arguments, "--task", "sst2", "--data", bench_folder / "data"), "margin: is for kind ranking")
-    refused(run(*arguments, "--text", bench_folder / "text.txt"), "margin: is for a task of kind ranking")
+    refused(run(*arguments, "--text", bench_folder / "text.txt"), "margin: is for pairs of texts")
 
 
 def test_losses_are_plain_arithmetic() -> None:

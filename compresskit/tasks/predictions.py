@@ -48,11 +48,13 @@ class Predictions:
     Attributes:
         targets: the columns of a batch that hold what is to be predicted.
         outputs: the names of the logits among a model's outputs.
+        forms: which forms :meth:`logits_loss` has.
         class_weights: what a label of each class counts in :meth:`supervised_loss`; None: all the same.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    forms: ClassVar[tuple[Form, ...]] = ("kl", "mse")
     class_weights: Tensor | None = None
 
     def weighing(self, class_weights: Tensor) -> Self:

@@ -34,6 +34,8 @@ class Relevance(Predictions):
     that little of their order would be left to learn.
     """
 
+    forms = ("kl", "mse", "margin")
+
     def fits(self, model: PreTrainedModel) -> bool:
         """No head says of itself that its number is for ranking: the task's kind does."""
         return False

@@ -62,6 +62,10 @@ class Objective:
                 self.dropped[name] = f"loss {name} is left out: {reason}"
         if not self.weights:
             raise InputError("no loss term is left to train on: " + ("; ".join(self.dropped.values()) or "all weigh 0"))
+        if "logits" in self.weights and stage.logits_loss not in self.predictions.forms:
+            raise InputError(
+                f"logits loss {stage.logits_loss}: is for pairs of texts, which tasks of kind ranking have"
+            )
         if any(TERMS[name].of_head for name in self.weights):
             _check_answers(student, teacher)
         self.order = None if teacher is None else _teacher_classes(student, teacher)

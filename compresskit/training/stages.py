@@ -165,8 +165,6 @@ def distill(
     stage = with_settings(recipe_stage(student, name), explicit)
     if task is None and options.new_head:
         raise InputError("new_head: is for tasks; the general stage trains the head that the checkpoint has")
-    if task is None and stage.margins:
-        raise InputError("logits loss margin: is for a task of kind ranking, whose rows make pairs")
     declared = None if task is None else find_task(task)
     corpus = _corpora(text, fields, units) if task is None and dataset is None else ()
     target = _check_output(output, overwrite, resume, student, teacher)

@@ -108,6 +108,8 @@ class DistillationTrainer(Trainer):
         masked = isinstance(self.data_collator, MaskingCollator)
         columns = train_dataset.column_names
         own = None if teacher is None else twin(teacher).eval()
+        if stage.margins and unit != 2:
+            raise InputError("logits loss margin: compares rows two by two, which stay together with unit=2")
         self.vectors, self.unit = vectors, unit
         self.loss = Objective(
             model,
