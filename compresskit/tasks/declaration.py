@@ -42,8 +42,9 @@ class Task(_Strict):
         description: for readers; `compresskit tasks` shows it.
         kind: a registered task kind: ``classification``, ``multi-label``, ``regression``, ``ranking`` (of the texts of
             each query), ``tags`` (for words), ``spans`` (SQuAD's JSON), ``similarity`` (how near the cosine of two
-            sentence vectors comes to a number; it needs no head and is for evaluation only), ``retrieval`` (which documents
-            answer a query, by the nearness of their vectors; for evaluation only too), or one of another package.
+            sentence vectors comes to a number; it needs no head and is for evaluation only), ``retrieval`` (which
+            documents answer a query, by the nearness of their vectors; for evaluation only too), or one of another
+            package.
         inputs: one or two text columns; with ``tables`` the columns of ids.
         label: the column of the label.
         labels: label name -> its value in the files, in the order of the class numbers. Default: the values
