@@ -194,9 +194,11 @@ def test_pairs_take_all_texts_and_stay_together(tmp_path: Path) -> None:
     split = load_data(load_task(write(tmp_path, lines)), tmp_path).splits["train"]
     assert KINDS.get("ranking").pairs(split) == [0, 1, 0, 3, 0, 4]
     lengths = np.random.default_rng(0).integers(3, 60, 2 * 101)
-    whole = list(LengthBatchSampler(lengths, 16, unit=2))
+    whole = list(LengthBatchSampler(lengths, 16, together=2))
     assert sorted(row for batch in whole for row in batch) == list(range(202))
-    shares = [list(LengthBatchSampler(lengths, 16, world=2, rank=rank, accumulation=2, unit=2)) for rank in range(2)]
+    shares = [
+        list(LengthBatchSampler(lengths, 16, world=2, rank=rank, accumulation=2, together=2)) for rank in range(2)
+    ]
     for step, batch in enumerate(whole[:-1]):
         parts = [part for share in shares for part in share[2 * step : 2 * step + 2]]
         assert sorted(row for part in parts for row in part) == sorted(batch)

@@ -37,8 +37,8 @@ class LengthBatchSampler(Sampler[list[int]]):
         accumulation: micro-batches of each process per step.
         seed: of the order.
         drop_last: leave out steps of fewer than ``batch_size`` sequences.
-        unit: so many sequences after each other stay together, such as 2 where they are pairs; ``batch_size`` and every
-            micro-batch hold whole units.
+        together: so many sequences after each other stay together, 2 where they are pairs; ``batch_size`` and every
+            micro-batch hold whole groups.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class LengthBatchSampler(Sampler[list[int]]):
         accumulation: int = 1,
         seed: int = 0,
         drop_last: bool = False,
-        unit: int = 1,
+        together: int = 1,
     ) -> None:
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.world, self.rank, self.accumulation = world, rank, accumulation
         self.seed = seed
-        self.unit = unit
-        self.least = batch_size if drop_last else world * accumulation * unit
+        self.together = together
+        self.least = batch_size if drop_last else world * accumulation * together
         self.epoch = 0
         self.steps = len(self.step_batches(0))
 
@@ -72,20 +72,20 @@ class LengthBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         parts = self.world * self.accumulation
         for batch in self.step_batches(self.epoch):
-            for part in np.array_split(batch.reshape(-1, self.unit), parts)[self.rank :: self.world]:
+            for part in np.array_split(batch.reshape(-1, self.together), parts)[self.rank :: self.world]:
                 yield part.ravel().tolist()
 
     def step_batches(self, epoch: int) -> list[np.ndarray]:
         """The sequences of every optimizer step of an epoch."""
         generator = np.random.default_rng((self.seed, epoch))
-        units = np.arange(len(self.lengths)).reshape(-1, self.unit)
-        longest = self.lengths[units].max(axis=1, initial=0)
-        order, size = generator.permutation(len(units)), self.batch_size // self.unit
+        groups = np.arange(len(self.lengths)).reshape(-1, self.together)
+        longest = self.lengths[groups].max(axis=1, initial=0)
+        order, size = generator.permutation(len(groups)), self.batch_size // self.together
         batches = []
         for start in range(0, len(order), size * _POOL):
             chunk = order[start : start + size * _POOL]
             chunk = chunk[np.argsort(-longest[chunk], kind="stable")]
-            batches += [units[chunk[i : i + size]].ravel() for i in range(0, len(chunk), size)]
+            batches += [groups[chunk[i : i + size]].ravel() for i in range(0, len(chunk), size)]
         shuffled = [batches[i] for i in generator.permutation(len(batches))]
         return [batch for batch in shuffled if len(batch) >= self.least]
 

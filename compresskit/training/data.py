@@ -80,7 +80,7 @@ class TrainingData:
         notes: what the user should know.
         predictions: what the task's kind says the head predicts; None: what the head says.
         dev: the primary metric of a model on the task's dev rows; None without a task.
-        unit: so many rows after each other stay in one batch (2: pairs).
+        together: so many rows after each other stay in one batch (2: pairs).
     """
 
     rows: Dataset
@@ -93,7 +93,7 @@ class TrainingData:
     sentences: Sentences | None = None
     predictions: Predictions | None = None
     dev: Callable[[PreTrainedModel], float] | None = None
-    unit: int = 1
+    together: int = 1
 
     @property
     def masked(self) -> bool:
@@ -129,7 +129,7 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
         notes=(*data.notes, *(note for note in (*found, cut) if note)),
         dev=lambda model: score(Scoring(model, models.tokenizer, length, progress=progress), dev)[DEV][task.primary],
         predictions=_weighing(kind, data, rows, stage, models.student.model),
-        unit=2 if pairs else 1,
+        together=2 if pairs else 1,
     )
 
 

@@ -111,7 +111,7 @@ class Run:
         settings = self._settings()
         # Refused before anything is written.
         earlier = reports.earlier_stages(self.models.student)
-        micro_batches(self.stage, self.options, self.data.unit)
+        micro_batches(self.stage, self.options, self.data.together)
         self._check()
         with attention_kept(*self._everyone):
             self._objective()
@@ -241,7 +241,7 @@ class Run:
             train_dataset=self.data.rows,
             data_collator=self.data.collator,
             predictions=self.data.predictions,
-            unit=self.data.unit,
+            together=self.data.together,
             callbacks=[*self.callbacks, *([stopping] if stopping is not None else [])],
         )
         trainer.remove_callback(PrinterCallback)  # the command line shows progress in its own way
@@ -310,10 +310,12 @@ class Run:
 
     def _sampler(self) -> LengthBatchSampler:
         """The batches of the run, as the Trainer draws them."""
-        unit = self.data.unit
-        parts = micro_batches(self.stage, self.options, unit)
+        together = self.data.together
+        parts = micro_batches(self.stage, self.options, together)
         lengths = self.data.rows["length"]
-        sampler = LengthBatchSampler(lengths, self.stage.batch_size, world=parts, seed=self.options.seed, unit=unit)
+        sampler = LengthBatchSampler(
+            lengths, self.stage.batch_size, world=parts, seed=self.options.seed, together=together
+        )
         if not sampler.steps:
             raise InputError(f"data set: {len(lengths)} sequences are too few for {parts} processes and micro-batches")
         return sampler
@@ -328,7 +330,7 @@ class Run:
         stage, options = self.stage, self.options
         arguments = TrainingArguments(
             output_dir=str(folder),
-            per_device_train_batch_size=stage.batch_size // micro_batches(stage, options, self.data.unit),
+            per_device_train_batch_size=stage.batch_size // micro_batches(stage, options, self.data.together),
             gradient_accumulation_steps=options.accumulation,
             learning_rate=stage.learning_rate,
             weight_decay=stage.weight_decay,
@@ -362,16 +364,16 @@ class Run:
             write_trained(self.models.student, stages, temporary, output.folder.name)
 
 
-def micro_batches(stage: Stage, options: Options, unit: int = 1) -> int:
+def micro_batches(stage: Stage, options: Options, together: int = 1) -> int:
     """Into how many micro-batches a step is cut: processes x accumulation. Raises InputError if it cannot be, with
-    ``unit`` sequences that stay together.
+    ``together`` sequences that stay together.
     """
     processes = PartialState().num_processes
     parts = processes * options.accumulation
-    if stage.batch_size % (parts * unit):
-        pairs = f", each of whole groups of {unit} texts" if unit > 1 else ""
+    if stage.batch_size % (parts * together):
+        pairs = f", each of whole groups of {together} texts" if together > 1 else ""
         raise InputError(
-            f"batch size {stage.batch_size}: must be a multiple of {parts * unit} "
+            f"batch size {stage.batch_size}: must be a multiple of {parts * together} "
             f"({processes} processes x {options.accumulation} accumulated micro-batches{pairs})"
         )
     return parts

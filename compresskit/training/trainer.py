@@ -58,7 +58,7 @@ class DistillationTrainer(Trainer):
         vectors: finds the sentence vectors of a batch, for the losses that compare them; the data set then names the
             text of each row (``text_number``).
         predictions: what the head predicts and how that is learnt. Default: what the head says.
-        unit: so many rows after each other stay in one batch. Default: 1.
+        together: so many rows after each other stay in one batch. Default: 1.
         rest: passed on to Trainer; ``data_collator`` must pad and give an ``attention_mask`` (DataCollatorWithPadding,
             the default where a tokenizer is given as ``processing_class``). A copy of it pads where the model may be
             padded, whatever the side of its tokenizer.
@@ -79,7 +79,7 @@ class DistillationTrainer(Trainer):
         explicit_losses: Sequence[str] = (),
         vectors: VectorsOfBatch | None = None,
         predictions: Predictions | None = None,
-        unit: int = 1,
+        together: int = 1,
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
     ) -> None:
@@ -108,9 +108,11 @@ class DistillationTrainer(Trainer):
         masked = isinstance(self.data_collator, MaskingCollator)
         columns = train_dataset.column_names
         own = None if teacher is None else twin(teacher).eval()
-        if stage.margins and unit != 2:
-            raise InputError("logits loss margin: compares rows two by two, which stay together with unit=2")
-        self.vectors, self.unit = vectors, unit
+        if stage.margins and together != 2:
+            raise InputError(
+                "logits loss margin: compares rows two by two, which must stay in one batch: give together=2"
+            )
+        self.vectors, self.together = vectors, together
         self.loss = Objective(
             model,
             own,
@@ -144,7 +146,7 @@ class DistillationTrainer(Trainer):
             accumulation=self.args.gradient_accumulation_steps,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             drop_last=self.args.dataloader_drop_last,
-            unit=self.unit,
+            together=self.together,
         )
         return DataLoader(
             data.select_columns(columns),
