@@ -18,7 +18,7 @@ from compresskit.tasks.labels import map_labels
 from compresskit.tasks.predictions import Counts, Form, Output, Predictions
 from compresskit.tasks.registry import register
 from compresskit.tasks.regression import number
-from compresskit.tasks.rows import TRAIN, Split, TaskData
+from compresskit.tasks.rows import TRAIN, Place, Split, TaskData
 
 #: Of ``mrr@10`` and ``ndcg@10``: how many texts of a query count.
 DEPTH = 10
@@ -97,7 +97,7 @@ class Ranking(TaskKind):
                 "without labels a new head gives one number"
             )
 
-    def labels(self, task: Task, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    def labels(self, task: Task, rows: Iterable[tuple[Place, Mapping[str, Any]]]) -> tuple[str, ...]:
         return tuple(task.labels or ())
 
     def target(self, task: Task, row: Mapping[str, Any], where: str, labels: Mapping[str, str]) -> float:
