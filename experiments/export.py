@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 from compresskit.exporting import exported
 from compresskit.exporting.agreement import example_inputs
 from compresskit.exporting.format import FORMATS
+from compresskit.exporting.formats.onnx import graph_of
 from compresskit.exporting.onnx_model import OnnxModel
 from compresskit.model import checkpoint
 from compresskit.model.checkpoint import Checkpoint
@@ -81,7 +82,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             batch, length = map(int, shape.split("x"))
             inputs = example_inputs(read.model, batch, length)
             inputs["attention_mask"].fill_(1)
-            runs = {name: _run(OnnxModel(folder), inputs) for name, folder in folders.items()}
+            runs = {name: _run(OnnxModel(folder, graph_of(folder)), inputs) for name, folder in folders.items()}
             times[f"{shape}, {threads} thread{'s' * (threads > 1)}"] = milliseconds(side_by_side(runs, asked.rounds))
     return {"rows": rows, "times": times, "task": asked.task, "made on": made_on()}
 
@@ -112,7 +113,9 @@ def _score(read: Checkpoint, folder: Path, asked: argparse.Namespace) -> float:
     task = load_task(asked.task)
     data = load_data(task, asked.data, train=False)
     tokenizer = AutoTokenizer.from_pretrained(read.folder)
-    scoring = Scoring(read.model.float().eval(), tokenizer, 128, run=OnnxModel(folder), folder=read.folder)
+    scoring = Scoring(
+        read.model.float().eval(), tokenizer, 128, run=OnnxModel(folder, graph_of(folder)), folder=read.folder
+    )
     return mean_over_splits(score(scoring, data), task.primary)
 
 

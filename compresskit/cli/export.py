@@ -38,6 +38,11 @@ class _Format(click.Option):
     metavar="any|onnxruntime",
     help="What an ONNX graph is for. onnxruntime: faster there, unreadable elsewhere. Default: any.",
 )
+@click.option(
+    "--layout",
+    metavar="plain|hub",
+    help="Where an ONNX graph lies. hub: in onnx/, where transformers.js looks for it. Default: plain.",
+)
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads. Default: all.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def export(folder: str, format_: str, output: Path | None, threads: int | None, debug: bool, **options: Any) -> None:

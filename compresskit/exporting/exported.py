@@ -47,6 +47,7 @@ def export(
     format: str = "onnx",
     opset: int | None = None,
     runtime: str | None = None,
+    layout: str | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> Exported:
@@ -62,6 +63,8 @@ def export(
         opset: ONNX operator set, 18 to 25; 23 to 25 for ONNX Runtime alone. Default: 20, 23 for ONNX Runtime alone.
         runtime: what the graph is for: ``any`` that reads ONNX (default), or ``onnxruntime``, with operators that only
             its CPU provider has and that make it faster. Default of ``onnx-int4``: ``onnxruntime``.
+        layout: of an ONNX folder: ``plain`` (default), or ``hub``: the graph lies in ``onnx/``, where transformers.js
+            and the ONNX backend of sentence-transformers look for it.
         overwrite: replace an output that compresskit wrote.
         options: further options of a format from another package.
 
@@ -70,7 +73,7 @@ def export(
             that exists.
         WorkError: the model cannot be written in this format, or its runtime computes something else than torch.
     """
-    settings = _options(FORMATS.get(format), {"opset": opset, "runtime": runtime, **options})
+    settings = _options(FORMATS.get(format), {"opset": opset, "runtime": runtime, "layout": layout, **options})
     installed(format)
     folder = Path(output)
     outputs.check_output(folder, overwrite)

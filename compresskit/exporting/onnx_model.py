@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 
 class OnnxModel:
-    """A folder with ``model.onnx`` and ``config.json``, called like the transformers model it was made from.
+    """A graph in a folder with ``config.json``, called like the transformers model it was made from.
 
     It runs on as many CPU threads as torch has. Inputs that the graph does not read are left out; token types that it
     reads and that are not given are zeros.
@@ -19,13 +19,13 @@ class OnnxModel:
 
     device = torch.device("cpu")
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, graph: Path) -> None:
         self.config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         # Idle threads must not take cores from what is timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self._inputs = [value.name for value in self._session.get_inputs()]
         self._outputs = [value.name for value in self._session.get_outputs()]
 

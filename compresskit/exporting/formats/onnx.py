@@ -24,6 +24,9 @@ _TRIAL = (4, 64)
 
 #: What a graph is for.
 Reader = Literal["any", "onnxruntime"]
+#: Where a graph lies in its folder.
+Layout = Literal["plain", "hub"]
+_HUB = "onnx"
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,18 @@ class OnnxOptions:
     Attributes:
         opset: ONNX operator set, 18 to 25, for ONNX Runtime alone 23 to 25. Default: 20, and 23.
         runtime: ``any`` that reads ONNX, or ``onnxruntime``: its CPU provider alone.
+        layout: ``plain``: ``model.onnx`` beside the other files. ``hub``: ``onnx/model.onnx`` (in 8 bits
+            ``onnx/model_quantized.onnx``, in 4 ``onnx/model_q4.onnx``), where transformers.js and the ONNX backend of
+            sentence-transformers look for it, and always a ``tokenizer.json``.
     """
 
     opset: int | None = None
     runtime: Reader = "any"
+    layout: Layout = "plain"
 
     def __post_init__(self) -> None:
+        if self.layout not in get_args(Layout):
+            raise unknown("layout", self.layout, get_args(Layout))
         if self.runtime not in get_args(Reader):
             raise unknown("runtime", self.runtime, get_args(Reader))
         if self.opset is None:
@@ -66,10 +75,11 @@ class Onnx(ExportFormat[OnnxOptions]):
     options_type = OnnxOptions
     packages = ("onnx", "onnxscript", "onnxruntime")
     extra = "onnx"
-    files = (GRAPH,)
     largest = 2**31  # what protobuf, the format of ONNX files, can hold
     tolerance: float | None = 1e-4
     runtime = Runtime("ONNX Runtime", "onnxruntime")
+    #: Name of the graph in the layout of the hub, which says how exact it is.
+    hub_name = "model.onnx"
     #: Whether products may be computed with 8-bit codes where the graph is for ONNX Runtime alone.
     eight_bits = False
 
@@ -86,6 +96,8 @@ class Onnx(ExportFormat[OnnxOptions]):
         from compresskit.model import sentence
         from compresskit.model.positions import shortened
 
+        if options.layout == "hub":
+            _write_tokenizer(read, folder)
         graph = to_graph(read.model, options.operator_set)
         vector, notes = sentence_vector(read), left_out(read)
         if vector is not None:
@@ -101,7 +113,9 @@ class Onnx(ExportFormat[OnnxOptions]):
         self.change(graph, options, rounded)
         if options.runtime == "onnxruntime":
             shorten(graph)
-        onnx_ir.save(graph, folder / GRAPH)
+        path = folder / GRAPH if options.layout == "plain" else folder / _HUB / self.hub_name
+        path.parent.mkdir(exist_ok=True)
+        onnx_ir.save(graph, path)
         if vector is not None and read.folder is not None:
             sentence.copy(read.folder, folder)
         for kind, values in (("inputs", graph.graph.inputs), ("outputs", graph.graph.outputs)):
@@ -122,4 +136,32 @@ class Onnx(ExportFormat[OnnxOptions]):
     def load(self, folder: Path) -> Runnable:
         from compresskit.exporting.onnx_model import OnnxModel
 
-        return OnnxModel(folder)
+        return OnnxModel(folder, graph_of(folder))
+
+    def weight_files(self, folder: Path) -> list[Path]:
+        return [graph_of(folder)]
+
+
+def graph_of(folder: Path) -> Path:
+    """The one graph of an exported folder, in either layout. Raises InputError: there is none, or there are several."""
+    found = [path for path in (folder / GRAPH, *sorted((folder / _HUB).glob("model*.onnx"))) if path.is_file()]
+    if not found:
+        raise InputError(f"export {folder}: {GRAPH} is missing")
+    if len(found) > 1:
+        names = ", ".join(path.relative_to(folder).as_posix() for path in found)
+        raise InputError(f"export {folder}: holds several graphs ({names}); keep one")
+    return found[0]
+
+
+def _write_tokenizer(read: Checkpoint, folder: Path) -> None:
+    """``tokenizer.json``, which transformers.js reads. Raises InputError: there is none, and none can be made."""
+    from compresskit.model.tokenizer import is_fast, load_tokenizer
+
+    tokenizer = load_tokenizer(read)
+    if tokenizer is None or not is_fast(tokenizer):
+        lacks = "has no tokenizer" if tokenizer is None else f"has a {type(tokenizer).__name__}, which is no fast one"
+        raise InputError(
+            f"model {read.origin}: {lacks}, and layout hub needs a tokenizer.json; put one beside it, or take layout "
+            "plain"
+        )
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))

@@ -37,6 +37,7 @@ class OnnxInt4(OnnxInt8):
     name = "onnx-int4"
     summary = "an ONNX graph for ONNX Runtime with embeddings in 4 bits, the other weights in 8"
     options_type = OnnxInt4Options
+    hub_name = "model_q4.onnx"
 
     def change(self, graph: Any, options: OnnxOptions, rounded: tuple[Rounded, ...]) -> None:
         from compresskit.exporting.int4 import rows_to_int4

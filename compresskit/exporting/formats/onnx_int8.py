@@ -21,6 +21,7 @@ class OnnxInt8(Onnx):
     summary = "an ONNX graph with weights in 8 bits"
     tolerance = None
     exact = "onnx"
+    hub_name = "model_quantized.onnx"
     eight_bits = True
 
     def change(self, graph: Any, options: OnnxOptions, rounded: tuple[Rounded, ...]) -> None:

@@ -1,0 +1,150 @@
+"""Exports where others look for them: in Node and in a browser by transformers.js, without a network."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_model
+from test_page import BROWSER
+from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
+
+import compresskit
+from compresskit.errors import InputError
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "browser"
+TEXTS = ["the film was very good", "an awful plot"]
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None or not (EXAMPLE / "node_modules" / "@huggingface").is_dir(),
+    reason="node, or transformers.js in examples/browser (npm install there), is not at hand",
+)
+
+
+@pytest.fixture(scope="module")
+def models(bench_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier in float and in 8 bits, a sentence encoder, and a tagger, as students and as exports."""
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    tagger = AutoModelForTokenClassification.from_config(tiny_model(num_labels=3).config)
+    sources = {"classifier": bench_folder / "teacher", "encoder": bench_folder / "model", "tagger": tagger}
+    for name, source in sources.items():
+        small = compresskit.compress(source, method="low-rank", ratio=2)
+        small.save_pretrained(root / "students" / name)
+        AutoTokenizer.from_pretrained(bench_folder / "model").save_pretrained(root / "students" / name)
+        compresskit.export(root / "students" / name, output=root / name, layout="hub")
+    compresskit.export(root / "students" / "classifier", output=root / "small", format="onnx-int8", layout="hub")
+    return root
+
+
+def in_node(models: Path, name: str, task: str) -> list[Any]:
+    line = ["node", "run.mjs", str(models), name, task, *TEXTS]
+    done = subprocess.run(line, cwd=EXAMPLE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(text) for text in done.stdout.splitlines()]
+
+
+def test_files_lie_where_the_hub_has_them(models: Path) -> None:
+    for name, graph in (("classifier", "model.onnx"), ("small", "model_quantized.onnx")):
+        record = json.loads((models / name / "export.json").read_text())
+        assert {"config.json", "tokenizer.json", "tokenizer_config.json", f"onnx/{graph}"} <= set(record["files"])
+        assert record["megabytes"]["exported"] == (models / name / "onnx" / graph).stat().st_size / 1e6
+        assert record["agreement"]
+
+
+def test_refused(bench_folder: Path, models: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="layout"):
+        compresskit.export(models / "students" / "classifier", output=tmp_path / "out", layout="web")
+    bare = shutil.copytree(models / "students" / "classifier", tmp_path / "bare")
+    for file in (*bare.glob("tokenizer*"), *bare.glob("vocab*"), *bare.glob("special*")):
+        file.unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer, and layout hub needs a tokenizer\.json"):
+        compresskit.export(bare, output=tmp_path / "out", layout="hub")
+    assert not (tmp_path / "out").exists()
+
+
+@needs_node
+@pytest.mark.parametrize("name", ["classifier", "small"])
+def test_node_classifies_alike(models: Path, name: str) -> None:
+    model = compresskit.load(models / "students" / "classifier")
+    tokenizer = AutoTokenizer.from_pretrained(models / "classifier")
+    student = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, device="cpu")
+    for found, expected in zip(in_node(models, name, "text-classification"), student(TEXTS), strict=True):
+        shares = {entry["label"]: entry["score"] for entry in expected}
+        assert {entry["label"]: entry["score"] for entry in found} == pytest.approx(
+            shares, abs=1e-4 if name == "classifier" else 0.03
+        )
+
+
+@needs_node
+def test_node_encodes_alike(models: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models / "encoder")
+    model = compresskit.load(models / "students" / "encoder").eval()
+    for found, text in zip(in_node(models, "encoder", "feature-extraction"), TEXTS, strict=True):
+        with torch.inference_mode():
+            mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1)
+        assert torch.allclose(torch.tensor(found), torch.nn.functional.normalize(mean), atol=1e-4)
+
+
+@needs_node
+def test_node_tags_alike(models: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models / "tagger")
+    model = compresskit.load(models / "students" / "tagger").eval()
+    for found, text in zip(in_node(models, "tagger", "token-classification"), TEXTS, strict=True):
+        with torch.inference_mode():
+            shares = model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0, 1:-1]
+        assert [entry["entity"] for entry in found] == [model.config.id2label[int(n)] for n in shares.argmax(-1)]
+        assert [entry["score"] for entry in found] == pytest.approx(shares.amax(-1).tolist(), abs=1e-4)
+
+
+@needs_node
+@pytest.mark.skipif(BROWSER is None, reason="no chromium is at hand")
+def test_page_classifies_with_what_lies_beside_it(models: Path, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    (tmp_path / "index.html").write_bytes((EXAMPLE / "index.html").read_bytes())
+    (tmp_path / "node_modules").symlink_to(EXAMPLE / "node_modules")
+    (tmp_path / "models").symlink_to(models)
+    asked: list[str] = []
+    with serving(tmp_path) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        page.wait_for_selector("body[data-answer]", timeout=60_000)
+        page.fill("#text", TEXTS[0])
+        page.wait_for_timeout(1000)
+        found = json.loads(page.evaluate("document.body.dataset.answer"))
+        if shown := os.environ.get("PICTURE"):
+            page.screenshot(path=shown)
+        browser.close()
+    expected = in_node(models, "small", "text-classification")[0]
+    shares = {entry["label"]: entry["score"] for entry in expected}
+    assert {entry["label"]: entry["score"] for entry in found} == pytest.approx(shares, abs=1e-3)
+    assert all(url.startswith((address, "blob:", "data:")) for url in asked)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """A folder over HTTP on this machine; its address."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
