@@ -216,8 +216,10 @@ def from_units(
 
 
 def _multiple(student: Encoder) -> int | None:
-    """What padded lengths are multiples of. Fewer shapes are faster, padding included: kernels are made for each one (on
-    a CPU in bf16 a sixth more tokens a second, and two thirds of the memory). None where a table of positions is short.
+    """What padded lengths are multiples of; None where a table of positions is too short for that.
+
+    Fewer shapes are faster, padding included, as kernels are made for each one: on a CPU in bf16 a sixth more tokens a
+    second, and two thirds of the memory.
     """
     limit = positions(student.checkpoint.model)
     longest = -(-student.max_length // _EIGHT) * _EIGHT
