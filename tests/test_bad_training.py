@@ -139,7 +139,7 @@ def test_bad_distillation(run: Run, bench_folder: Path, arguments: list[str], wo
     [
         ({"vocab_size": 300}, ["vocabularies", "300 and 499"]),
         ({"hidden_size": 24}, ["hidden sizes", "24 and 48"]),
-        ({"num_hidden_layers": 1}, ["numbers of layers", "1 and 2"]),
+        ({"num_hidden_layers": 1}, ["the student has more layers than its teacher", "2 and 1"]),
     ],
 )
 def test_teacher_that_does_not_fit(

@@ -15,7 +15,7 @@ from conftest import reviews, tiny_bench, tiny_model, weights, write_tsv
 from transformers import AutoModel
 
 import compresskit
-from compresskit.benchmark.baselines.half_layers import with_fewer_layers
+from compresskit.benchmark.baselines.layers import with_fewer_layers
 from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.store import Store
 from compresskit.errors import InputError
@@ -113,10 +113,10 @@ def _role(name: str) -> str:
     return "head" if "pooler" in name else "rest"
 
 
-@pytest.mark.parametrize(("layers", "left"), [(4, [0, 2]), (3, [0]), (6, [0, 2, 4])])
+@pytest.mark.parametrize(("layers", "left"), [(4, [0, 2]), (3, [0]), (6, [0, 2, 4]), (6, [0, 2, 3, 5]), (5, [0, 3])])
 def test_fewer_layers_are_evenly_spread(layers: int, left: list[int]) -> None:
     model = transformers.BertModel(tiny_model(num_hidden_layers=layers).config)
-    smaller = with_fewer_layers(model)
+    smaller = with_fewer_layers(model, len(left))
     assert len(smaller.encoder.layer) == len(left)
     for place, layer in enumerate(left):
         ours, theirs = smaller.encoder.layer[place], model.encoder.layer[layer]
@@ -192,7 +192,7 @@ def test_students_of_the_task_s_teacher(bench_folder: Path, tmp_path: Path) -> N
     assert {record.score_before for record in students} == {score["dev"]["accuracy"]}
     assert students[0].made_by.calibration.text.task == "sst2"
     assert students[0].made_by.calibration.weighed_by == "predictions"
-    halved = with_fewer_layers(transformers.AutoModelForSequenceClassification.from_pretrained(teacher)).state_dict()
+    halved = with_fewer_layers(transformers.AutoModelForSequenceClassification.from_pretrained(teacher), 1).state_dict()
     assert all(torch.equal(tensor, halved[name]) for name, tensor in weights(shared[0] / "compressed").items())
     text = (result.folder / "README.md").read_text()
     assert "the task's teacher" in text

@@ -14,6 +14,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from compresskit.data.corpus import Corpus
 from compresskit.errors import InputError
+from compresskit.model.depth import stretches
 from compresskit.model.inputs import fitted
 from compresskit.model.tokenizer import split
 
@@ -127,9 +128,9 @@ def closeness(student: Encoded, teacher: Encoded, passages: Passages) -> dict[st
 
 
 def _hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> float:
-    every = (len(teacher) - 1) // (len(student) - 1)
+    learnt_from = [stretch[-1] for stretch in stretches(len(teacher) - 1, len(student) - 1)]
     residual = total = 0.0
-    for ours, theirs in zip(student[1:], teacher[every::every], strict=True):
+    for ours, theirs in zip(student[1:], [teacher[1 + place] for place in learnt_from], strict=True):
         residual += float((ours - theirs).square().sum())
         total += float((theirs - theirs.mean((0, 1))).square().sum())
     return float((residual / total) ** 0.5)

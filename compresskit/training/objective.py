@@ -179,7 +179,8 @@ def unnamed_note(student: PreTrainedModel, teacher: PreTrainedModel) -> str | No
 def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Refuse a pair of models whose outputs cannot be compared. Raises InputError naming what differs.
 
-    A student may have a half, a third, ... of the teacher's layers.
+    A student may have fewer layers than its teacher: each learns from the last of a stretch of the teacher's
+    (:func:`compresskit.model.depth.stretches`).
     """
     for name, what in (
         ("model_type", "families"),
@@ -192,9 +193,9 @@ def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         if theirs != ours:
             raise InputError(f"teacher and student have different {what} ({name}): {theirs} and {ours}")
     theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
-    if theirs % ours:
+    if ours > theirs:
         raise InputError(
-            f"teacher and student have different numbers of layers (num_hidden_layers): {theirs} and {ours}; "
-            "the student's must divide the teacher's"
+            f"the student has more layers than its teacher (num_hidden_layers): {ours} and {theirs}; it may have as "
+            "many or fewer"
         )
     _teacher_classes(student, teacher)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from compresskit.model.depth import stretches
 from compresskit.planning.stage import LossName, Stage
 from compresskit.tasks.predictions import Counts, Output, Predictions
 from compresskit.training import losses
@@ -114,9 +115,8 @@ def _vectors(batch: Outputs) -> tuple[Tensor, Tensor]:
 
 
 def _matching(layers: Sequence[Tensor], count: int) -> Sequence[Tensor]:
-    """The teacher's layers that ``count`` student layers learn from: all, or every second, third, ... and the last."""
-    every = len(layers) // count
-    return layers[every - 1 :: every]
+    """The teacher's layers that ``count`` student layers learn from: the last one of each stretch."""
+    return [layers[stretch[-1]] for stretch in stretches(len(layers), count)]
 
 
 TERMS: dict[LossName, Term] = {
