@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from typing import Any, Generic, TypeVar
 
 from compresskit.errors import InputError, one_line, unknown
@@ -87,6 +87,21 @@ class Registry(Generic[T]):
             raise unknown(self.what, name, [*known, *also])
         return known[name]
 
+    def installed(self, name: str) -> T:
+        """The entry called ``name``, once its ``packages`` are known to be there.
+
+        Raises:
+            InputError: see :meth:`get`; a package is missing (the message names the entry's ``extra`` that brings it).
+        """
+        entry: Any = self.get(name)
+        missing = [package for package in entry.packages if not _is_installed(package)]
+        if missing:
+            owner = self.source(name).split()[0]
+            extra = f"the extra {entry.extra!r} ({owner}[{entry.extra}])" if entry.extra else "it first"
+            raise InputError(f"{self.what} {name}: {', '.join(missing)} missing; install {extra}")
+        found: T = entry
+        return found
+
     def broken(self) -> dict[str, str]:
         """Plug-ins that could not be loaded: name -> reason."""
         self._load()
@@ -151,6 +166,14 @@ class Registry(Generic[T]):
         if found.name != point.name:
             raise TypeError(f"{point.value} calls itself {found.name!r}, its entry point says {point.name!r}")
         found()  # abstract methods are missing where this raises
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _package(point: EntryPoint) -> str:

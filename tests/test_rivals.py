@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, count, refused, tiny_bench, tiny_model
-from transformers import AutoModel
+import torch
+from conftest import BUDGET, Run, count, refused, same, tiny_bench, tiny_model, token_ids, weights, write_tsv
+from transformers import AutoModel, AutoTokenizer, BertTokenizer, TrainerCallback
 
+import compresskit
+from compresskit import InputError
+from compresskit.benchmark.baselines.base import Asked
+from compresskit.benchmark.baselines.pruned import KeepZeros, Pruned
+from compresskit.benchmark.baselines.static import Static
 from compresskit.benchmark.runner import BenchResult
+from compresskit.errors import UnreachableError
+from compresskit.model import checkpoint as checkpoints
 from compresskit.model.depth import stretches
 
 
@@ -23,6 +32,29 @@ def deep(bench_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(bench_folder / "model" / file, root / "model")
     shutil.copy(bench_folder / "text.txt", root)
     return root
+
+
+def installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+with_static = pytest.mark.skipif(not installed("model2vec"), reason="the extra static is not installed")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ready encoder of another family, with a tokenizer of its own."""
+    folder = tmp_path_factory.mktemp("ready") / "small one"
+    tiny_model("electra", seed=3, vocab_size=60).save_pretrained(folder)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
 
 
 def find(result: BenchResult, method: str, ratio: float | None = None) -> Any:
@@ -76,3 +108,174 @@ def test_stretches_are_whole_and_as_equal_as_can_be(layers: int) -> None:
 )
 def test_what_no_rival_can_be_is_refused_before_any_cell(run: Run, entry: str, says: str) -> None:
     refused(run("bench", "--baselines", entry, "--output", "out"), says)
+
+
+def test_rivals_on_a_task(bench_folder: Path, other: Path, tmp_path: Path) -> None:
+    stage = {"epochs": 1, "max_length": 32, "learning_rate": 1e-3}
+    result = tiny_bench(
+        bench_folder,
+        tmp_path / "out",
+        ratios=(2.0, 90.0),
+        tasks=("sst2",),
+        data=str(bench_folder / "data"),
+        baselines=("dense", "onnx-int8", "onnx-int4", "pruned", f"other:{other}/"),
+        general=False,
+        teacher={"epochs": 3, "max_length": 32, "learning_rate": 3e-3},
+        task=stage,
+    )
+    dense, int8, int4 = (find(result, name) for name in ("dense", "onnx-int8", "onnx-int4"))
+    for rounded in (int8, int4):
+        assert rounded.status == "finished"
+        (graph,) = (tmp_path / "out" / "cells").glob(f"model-{rounded.method}-*/{rounded.method}/model.onnx")
+        assert rounded.megabytes == graph.stat().st_size / 1e6
+        assert (rounded.ratio, rounded.parameters, rounded.flops) == (1.0, dense.parameters, dense.flops)
+        assert rounded.score == pytest.approx(dense.score, abs=0.1)
+        assert rounded.latency.batches["1"].speedup > 0
+        assert rounded.made_by.versions["onnxruntime"] == version("onnxruntime")
+    assert int4.megabytes < int8.megabytes < dense.megabytes
+
+    pruned, too_small = find(result, "pruned", 2.0), find(result, "pruned", 90.0)
+    (folder,) = (tmp_path / "out" / "cells").glob("model-pruned-2x-*/model")
+    zeros = sum(int((tensor == 0).sum()) for tensor in weights(folder).values() if tensor.dim() == 2)
+    assert pruned.parameters == dense.parameters - zeros
+    assert pruned.ratio == pytest.approx(2.0, rel=0.01)
+    assert (
+        pruned.megabytes
+        == (folder / "model.safetensors").stat().st_size / 1e6
+        == pytest.approx(dense.megabytes, rel=0.01)
+    )
+    assert too_small.status == "unreachable"
+    assert "lie outside the matrices that are pruned" in too_small.message
+
+    ready = find(result, "other small-one")
+    assert (ready.status, ready.message) == ("finished", "")
+    (folder,) = (tmp_path / "out" / "cells").glob("model-other-small-one-*/model")
+    assert ready.parameters == count(tiny_model("electra", "classifier", vocab_size=60))
+    again = compresskit.evaluate(folder, task="sst2", data=bench_folder / "data", max_length=32).record["scores"]
+    assert ready.scores == again  # the tokenizer beside the model is its own
+    assert (ready.seconds_distill > 0, ready.score_before) == (True, None)
+    text = (result.folder / "README.md").read_text()
+    stored = f"{count(AutoModel.from_pretrained(bench_folder / 'model')):,}"
+    assert f"- pruned: its parameters are those of model that are not 0; its file stores all {stored}" in text
+    assert "- other small-one: small one, fine-tuned on the labels alone, as the teacher was" in text
+    assert str(other) not in text + (result.folder / "bench.json").read_text()
+
+
+def test_rivals_without_labels(bench_folder: Path, tmp_path: Path) -> None:
+    baselines = ("dense", "onnx-int8", "pruned")
+    result = tiny_bench(bench_folder, tmp_path / "out", baselines=baselines, ratios=(2.0,))
+    int8, pruned = find(result, "onnx-int8"), find(result, "pruned", 2.0)
+    assert 0.9 < int8.score < 1
+    assert "hidden error" not in int8.scores
+    assert pruned.score > pruned.score_before
+    with pytest.raises(InputError, match="baseline other:x: has a tokenizer of its own, so it needs a task"):
+        tiny_bench(bench_folder, tmp_path / "none", baselines=("other:x",))
+
+
+def test_other_files_are_another_cell(bench_folder: Path, other: Path, tmp_path: Path) -> None:
+    stage = {"max_steps": 1, "max_length": 32}
+    grid = {"tasks": ("sst2",), "data": str(bench_folder / "data"), "general": False, "teacher": stage, "task": stage}
+    grid |= {"baselines": (f"other:{tmp_path / 'ready'}",), "methods": ("low-rank",)}
+    with pytest.raises(InputError, match="ready: no such folder"):
+        tiny_bench(bench_folder, tmp_path / "out", **grid)
+    shutil.copytree(other, tmp_path / "ready")
+    (first,) = (r.key for r in tiny_bench(bench_folder, tmp_path / "out", **grid).records if r.method == "other ready")
+    tiny_model("electra", seed=4, vocab_size=60).save_pretrained(tmp_path / "ready")
+    with pytest.raises(InputError, match="cells of another configuration"):
+        tiny_bench(bench_folder, tmp_path / "out", **grid)
+    (tmp_path / "ready" / "vocab.txt").unlink()
+    (tmp_path / "ready" / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="ready: has no tokenizer"):
+        tiny_bench(bench_folder, tmp_path / "out", **grid)
+    assert first
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def test_pruned_weights_stay_pruned_when_a_run_goes_on(bench_folder: Path, tmp_path: Path) -> None:
+    pruned = Pruned()
+    made = pruned.make(checkpoints.read(bench_folder / "model"), Asked("", 3.0))
+    checkpoints.save(made.checkpoint, tmp_path / "start")
+    zeros = {name: tensor == 0 for name, tensor in weights(tmp_path / "start").items() if tensor.dim() == 2}
+    settings = {**BUDGET, "text": bench_folder / "text.txt", "allow_dense": True, "save_every": 2, "device": "cpu"}
+
+    def train(output: str, *more: TrainerCallback, **options: Any) -> None:
+        callbacks = (*pruned.callbacks(), *more)
+        compresskit.distill(
+            tmp_path / "start",
+            bench_folder / "model",
+            output=tmp_path / output,
+            callbacks=callbacks,
+            **settings,
+            **options,
+        )
+
+    train("whole")
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", Stop())
+    train("stopped", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "stopped")
+    after = weights(tmp_path / "whole")
+    assert all((after[name][mask] == 0).all() for name, mask in zeros.items())
+    assert any((after[name] != weights(tmp_path / "start")[name]).any() for name in zeros)
+    assert isinstance(pruned.callbacks()[0], KeepZeros)
+
+
+@with_static
+def test_static_is_model2vec_s_table(bench_folder: Path) -> None:
+    from model2vec.distill import distill_from_model
+
+    dense = checkpoints.read(bench_folder / "model")
+    made = Static().make(dense, Asked("", 4.0))
+    model: Any = made.checkpoint.model
+    assert 4.0 <= count(dense.model) / count(model) < 4.2
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    axes = int(made.made_by["facts"]["axes"])
+    theirs = distill_from_model(
+        checkpoints.read(bench_folder / "model").model, tokenizer, device="cpu", pca_dims=axes, quantize_to="float32"
+    )
+    texts = ["the film was good", "awful plot", "one"]
+    vectors = torch.from_numpy(theirs.encode(texts))
+    ours = model(**tokenizer(texts, padding=True, return_tensors="pt"))["last_hidden_state"].sum(1)
+    ours = torch.nn.functional.normalize(ours, dim=1)
+    assert torch.allclose(ours @ ours.T, vectors @ vectors.T, atol=1e-5)
+    again: Any = Static().make(dense, Asked("", 4.0)).run
+    assert torch.equal(*(one(input_ids=token_ids())["last_hidden_state"] for one in (model, again)))
+    with pytest.raises(UnreachableError, match=r"one number for each of 49\d tokens is larger"):
+        Static().make(dense, Asked("", 1000.0))
+
+
+@with_static
+def test_static_in_a_benchmark(bench_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "same.yaml").write_text(
+        "version: 1\nname: same\nkind: classification\ninputs: [one, two]\nlabel: same\n"
+        "files: {train: rows.tsv}\nmetrics: [accuracy]\n"
+    )
+    rows = [(a, b, "yes" if a == b else "no") for a in ("good", "bad", "film", "plot") for b in ("good", "bad", "film")]
+    write_tsv(tmp_path / "data" / "rows.tsv", "one\ttwo\tsame", rows * 12)
+    shutil.copytree(bench_folder / "data" / "SST-2", tmp_path / "data" / "SST-2")
+    stage = {"epochs": 1, "max_length": 32, "learning_rate": 1e-3}
+    grid = {"baselines": ("static",), "ratios": (4.0,), "methods": ("low-rank",)}
+    tasks = {"tasks": ("sst2", str(tmp_path / "same.yaml")), "data": str(tmp_path / "data"), "general": False}
+    result = tiny_bench(bench_folder, tmp_path / "tasks", **grid, **tasks, teacher=stage, task=stage)
+    static = [record for record in result.records if record.method == "static"]
+    assert [(record.status, record.message) for record in static] == [("finished", "")] * 2
+    for record in static:
+        assert 4.0 <= record.ratio < 4.3
+        assert record.score > 0.9  # words decide, or whether they are the same
+        assert record.megabytes == 4 * record.parameters / 1e6
+    result = tiny_bench(bench_folder, tmp_path / "bare", **grid)
+    bare = find(result, "static", 4.0)
+    assert 0 < bare.score < 1
+    assert bare.made_by.versions["model2vec"] == version("model2vec")
+    assert "- static: a vector of" in (result.folder / "README.md").read_text()
+
+
+def test_static_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Static, "packages", ("model2vec-that-is-not-there",))
+    answer = run("bench", "--baselines", "static", "--output", "out")
+    refused(answer, "baseline static: model2vec-that-is-not-there missing; install the extra 'static'")

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from compresskit.benchmark import quality
-from compresskit.benchmark.baselines.base import megabytes
+from compresskit.benchmark import finished, quality, scoring
+from compresskit.benchmark.baselines.base import Made, megabytes
+from compresskit.benchmark.finished import MODEL
 from compresskit.benchmark.grid import Cell, Grid
 from compresskit.benchmark.records import RECORD, LayerError, Record
 from compresskit.benchmark.records import read as read_record
@@ -36,18 +37,12 @@ from compresskit.model.tokenizer import find_tokenizer
 from compresskit.pipeline import Compression
 from compresskit.planning.recipe import Recipe
 from compresskit.planning.resolved import resolved_recipe
-from compresskit.scores import mean_over_splits
 from compresskit.storage.writing import new_folder, write_text
-from compresskit.tasks.kind import Scoring
-from compresskit.tasks.predicting import Runnable
-from compresskit.tasks.registry import KINDS
 from compresskit.training import stages
-from compresskit.training.data import sequence_length
-from compresskit.training.evaluation import score
 from compresskit.training.working_folder import working_folder
 
-#: Of a cell: the model that was scored, and what it is made from on the way.
-MODEL, WORK = "model", "work"
+#: Of a cell: what its model is made from on the way.
+WORK = "work"
 #: Of a task's dense cell: what the teacher says of the training rows, for all students, while there are any to train.
 OUTPUTS = "outputs"
 #: The traceback of a cell that failed, or of its export.
@@ -103,7 +98,11 @@ class Workshop:
         return Record.model_validate(self.failure("").model_dump() | found | {"status": "finished"})
 
     def _run(self) -> dict[str, Any]:
-        found = self._trained() if self.cell.learns else self._untrained()
+        rival = self.cell.rival
+        if rival is not None and rival.trained and rival.own_tokenizer:
+            found = self._trained_by_labels()
+        else:
+            found = self._trained() if self.cell.learns else self._untrained()
         found["score_teacher"] = found["score"] if self.cell.is_teacher else self._teacher_score()
         if self.cell.task is None:
             found["scores"]["retrieval chance"] = self.shared.passages(self.cell.origin).chance
@@ -117,22 +116,42 @@ class Workshop:
         cell = self.cell
         assert cell.rival is not None
         if cell.is_teacher and cell.tuned:
-            self.say("fine-tuning the teacher")
-            settings = {**self.grid.teacher, "precision": self.grid.precision}
-            self._train(
-                stages.finetune, self.folder / MODEL, cell.origin, task=cell.task, data=self.grid.data, **settings
-            )
+            self._finetune(cell.origin)
         elif not cell.is_teacher:
             self.say(f"making {cell.method}")
         dense = self._read_dense()
         start = time.perf_counter()
-        made = cell.rival.make(dense, cell.asked)
+        made = cell.rival.make(dense, finished.asked(cell, self.shared, self.folder))
         seconds = time.perf_counter() - start
-        found = self._size(made.checkpoint) | self._score(made.checkpoint)
+        found = self._size(made) | self._score(made)
         found["made_by"] = self.shared.made_by(cell, made.made_by)
         if not cell.is_teacher:
             return found | {"seconds_compress": seconds}
         return found | ({"seconds_distill": _last_stage(self.folder / MODEL)["seconds"]} if cell.tuned else {})
+
+    def _trained_by_labels(self) -> dict[str, Any]:
+        """What has a tokenizer of its own, fine-tuned as the dense model was; as it is where that was not."""
+        start = self.folder / WORK / "compressed"
+        if not start.is_dir():
+            (self.folder / WORK / "compressed.json").unlink(missing_ok=True)
+        made = _once(self.folder / WORK / "compressed.json", lambda: self._make_baseline(start))
+        if self.cell.tuned:
+            self._finetune(start)
+        elif not (self.folder / MODEL).exists():
+            with new_folder(self.folder / MODEL) as temporary:
+                shutil.copytree(start, temporary, dirs_exist_ok=True)
+        read = finished.read_own(self.cell, self.shared, self.folder, self.dense)
+        found = self._size(read) | self._score(read)
+        if self.cell.tuned:
+            found["seconds_distill"] = _last_stage(self.folder / MODEL)["seconds"]
+        found["made_by"] = self.shared.made_by(self.cell, made["made_by"])
+        return made | found
+
+    def _finetune(self, start: Any) -> None:
+        """On the labels of the task, with the teacher's settings."""
+        self.say(f"fine-tuning {'the teacher' if self.cell.is_teacher else self.cell.method}")
+        settings = {**self.grid.teacher, "precision": self.grid.precision}
+        self._train(stages.finetune, self.folder / MODEL, start, task=self.cell.task, data=self.grid.data, **settings)
 
     def _trained(self) -> dict[str, Any]:
         """A student of a method or a baseline, taught in the grid's stages."""
@@ -145,7 +164,7 @@ class Workshop:
         make = self._compress if cell.rival is None else self._make_baseline
         made = _once(work / "compressed.json", lambda: make(start))
         self.say("scoring before training")
-        before = _once(self.folder / WORK / "before.json", lambda: self._score(self._read(start)))
+        before = _once(self.folder / WORK / "before.json", lambda: self._score(Made(self._read(start))))
         trained: dict[str, dict[str, Any]] = {}
         seconds = 0.0
         if grid.general is not False:
@@ -156,7 +175,7 @@ class Workshop:
                 shutil.copytree(start, temporary, dirs_exist_ok=True)
         if cell.tuned:
             seconds += self._stage_2(start, trained)
-        read = self._read(self.folder / MODEL)
+        read = Made(self._read(self.folder / MODEL))
         found = self._size(read) | self._score(read)
         found |= {"score_before": before["score"], "seconds_distill": seconds}
         found["made_by"] = self.shared.made_by(cell, made["made_by"], trained)
@@ -243,7 +262,7 @@ class Workshop:
         self.say(f"making {self.cell.method}")
         dense = self._read_whole()
         start = time.perf_counter()
-        made = self.cell.rival.make(dense, self.cell.asked)
+        made = self.cell.rival.make(dense, finished.asked(self.cell, self.shared, self.folder))
         seconds = time.perf_counter() - start
         with new_folder(target) as temporary:
             checkpoints.save(made.checkpoint, temporary)
@@ -255,12 +274,14 @@ class Workshop:
             return
         output.parent.mkdir(parents=True, exist_ok=True)
         settings = {"seed": self.cell.seed, **settings}
-        train(*models, output=output, resume=working_folder(output).exists(), callbacks=self.callbacks, **settings)
+        rival = self.cell.rival
+        callbacks = (*self.callbacks, *(rival.callbacks() if rival is not None else ()))
+        train(*models, output=output, resume=working_folder(output).exists(), callbacks=callbacks, **settings)
 
     # -- reading and measuring ----------------------------------------------------------------------------------------
 
     def _read_dense(self) -> Checkpoint:
-        return read_dense(self.cell, self.shared, self.dense)
+        return finished.read_dense(self.cell, self.shared, self.dense)
 
     def _read_whole(self) -> Checkpoint:
         """What the student is made from."""
@@ -278,32 +299,38 @@ class Workshop:
         assert score_ is not None  # a finished cell has one
         return score_
 
-    def _size(self, made: Checkpoint) -> dict[str, Any]:
-        rival = self.cell.rival
+    def _size(self, made: Made) -> dict[str, Any]:
+        rival, read = self.cell.rival, made.checkpoint
         dense = self._read_dense().model
-        model = made.model if rival is None else rival.counted(dense, made.model)
-        flops, total = count_flops(model), count_parameters(model)
+        model = read.model if rival is None else rival.counted(dense, read.model)
+        flops = count_flops(model)
+        total = count_parameters(model) if rival is None else rival.parameters(dense, read.model)
         return {
             "parameters": total,
             "parameters_by_role": _by_role(model, dense),
             "ratio": count_parameters(dense) / total,
-            "megabytes": megabytes(made) if rival is None else rival.megabytes(made),
+            "megabytes": megabytes(read) if rival is None else rival.megabytes(read),
             "flops": flops.total,
             "flops_linear": flops.linear,
         }
 
-    def _score(self, made: Checkpoint) -> dict[str, Any]:
-        cell, rival = self.cell, self.cell.rival
+    def _score(self, made: Made) -> dict[str, Any]:
+        cell, rival, model = self.cell, self.cell.rival, made.checkpoint.model
         if cell.task is None:
-            teacher, _ = self.shared.encoded(cell.origin)
-            passages = self.shared.passages(cell.origin)
-            ours = quality.encode(made.model.float().eval(), self.shared.tokenizer(cell.origin), passages)
-            scores = quality.closeness(ours, teacher, passages)
-            return {"metric": quality.METRIC, "score": scores[quality.METRIC], "scores": dict(scores)}
-        own = find_tokenizer(None, made) if rival is not None and rival.own_tokenizer else None
+            tokenizer, passages = self.shared.tokenizer(cell.origin), self.shared.passages(cell.origin)
+            if made.run is None:
+                return scoring.without_labels(
+                    cell, self.shared, quality.encode(model.float().eval(), tokenizer, passages)
+                )
+            return scoring.without_labels(cell, self.shared, quality.encode_run(made.run, tokenizer, passages))
+        if made.run is not None:  # what its outputs mean is read from the dense model
+            dense = self._read_dense()
+            return scoring.on_task(cell, self.shared, dense.model, made.run, folder=dense.folder)
+        own = find_tokenizer(None, made.checkpoint) if rival is not None and rival.own_tokenizer else None
         cpu = rival is not None and rival.cpu_only
         device: Any = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
-        return score_on_task(cell, self.shared, made.model.float().to(device), tokenizer=own, folder=made.folder)
+        folder = made.checkpoint.folder
+        return scoring.on_task(cell, self.shared, model.float().to(device), tokenizer=own, folder=folder)
 
 
 def reason(error: Exception, folder: Path) -> str:
@@ -333,56 +360,6 @@ def clear(folder: Path) -> None:
     for path in (folder / WORK, working_folder(folder / MODEL), *folder.glob(f".{MODEL}.*")):
         shutil.rmtree(path, ignore_errors=True)
     (folder / ERROR).unlink(missing_ok=True)
-
-
-def has_model(cell: Cell, record: Record, folder: Path) -> bool:
-    """Whether the model of a finished cell is still there, where it has one of its own."""
-    return not cell.keeps_model or record.status != "finished" or (folder / MODEL).is_dir()
-
-
-def read_dense(cell: Cell, shared: Shared, dense: Path) -> Checkpoint:
-    """The dense model that the cell is compared with: the task's teacher, or the pre-trained checkpoint itself."""
-    return checkpoints.read(dense / MODEL) if cell.tuned else shared.read_dense(cell.origin)
-
-
-def read_own(cell: Cell, shared: Shared, folder: Path, dense: Path) -> Checkpoint:
-    """The checkpoint of a finished cell: its own, or what its baseline makes of the dense one."""
-    if cell.learns:
-        return checkpoints.read(folder / MODEL, compressed=None)
-    assert cell.rival is not None
-    return cell.rival.make(read_dense(cell, shared, dense), cell.asked).checkpoint
-
-
-def read_model(cell: Cell, shared: Shared, folder: Path, dense: Path) -> PreTrainedModel:
-    """The model of a finished cell, for timing."""
-    return read_own(cell, shared, folder, dense).model.float().eval()
-
-
-def score_on_task(
-    cell: Cell,
-    shared: Shared,
-    model: PreTrainedModel,
-    run: Runnable | None = None,
-    *,
-    tokenizer: Any = None,
-    folder: Path | None = None,
-) -> dict[str, Any]:
-    """Metric, score (its mean over the splits) and every metric of a model on the cell's task.
-
-    Args:
-        run: computes in the model's place, e.g. ONNX Runtime.
-        tokenizer: of the model, where it is not the dense model's.
-        folder: of the model, which says how vectors of texts are made.
-    """
-    assert cell.task is not None
-    task, data = shared.task(cell.task)
-    words = tokenizer or shared.tokenizer(cell.origin)
-    if cell.tuned:
-        length = sequence_length(shared.grid.of(cell.task).stage("task")["max_length"], task)
-    else:
-        length = KINDS.get(task.kind).length(task, model, words, folder)
-    found = score(Scoring(model, words, length, run=run, folder=folder), data)
-    return {"metric": task.primary, "score": mean_over_splits(found, task.primary), "scores": dict(found)}
 
 
 def _norm(model: nn.Module, name: str) -> float:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from compresskit.benchmark import cells as work
-from compresskit.benchmark import exports, latency
+from compresskit.benchmark import exports, finished, latency
 from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.provenance import digest
 from compresskit.benchmark.records import Record
@@ -77,7 +77,7 @@ def _time_all(
     for cell, record in records.items():
         if builds[cell] not in timed:
             folders = (folder(cell), folder(taught_by[cell]))
-            timed[builds[cell]] = (cell, partial(work.read_model, cell, shared, *folders))
+            timed[builds[cell]] = (cell, partial(finished.read_model, cell, shared, *folders))
         for form, export in record.exports.items():
             if not export.message:
                 load = partial(exports.load, form, store.path(cell))

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.benchmark import cells as work
-from compresskit.benchmark import quality
+from compresskit.benchmark import finished, quality, scoring
 from compresskit.benchmark.grid import Cell, Grid
 from compresskit.benchmark.records import ExportRecord, Record
 from compresskit.benchmark.shared import Shared
 from compresskit.errors import InputError
 from compresskit.exporting import exported
-from compresskit.exporting.format import FORMATS, installed
+from compresskit.exporting.format import FORMATS
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.tasks.predicting import Runnable
 
@@ -23,7 +23,7 @@ from compresskit.tasks.predicting import Runnable
 def check(grid: Grid) -> None:
     """Refuse formats that are unknown, lack their packages or cannot be run. Raises InputError."""
     for form in _with_exact(grid.exports):
-        if installed(form).runtime is None:
+        if FORMATS.installed(form).runtime is None:
             raise InputError(f"format {form}: cannot be run in a benchmark")
 
 
@@ -68,7 +68,7 @@ def load(form: str, folder: Path) -> Runnable:
 def _export(cell: Cell, form: str, shared: Shared, folder: Path, dense: Path) -> ExportRecord:
     """One export with its score; why there is none is a result too."""
     try:
-        read = work.read_own(cell, shared, folder, dense)
+        read = finished.read_own(cell, shared, folder, dense).checkpoint
         done = exported.write(read, folder / form, form, overwrite=True)
         found = _score(cell, form, shared, read, folder)
     except Exception as error:  # one export must not stop the others
@@ -83,13 +83,12 @@ def _export(cell: Cell, form: str, shared: Shared, folder: Path, dense: Path) ->
 
 def _score(cell: Cell, form: str, shared: Shared, read: Checkpoint, folder: Path) -> dict[str, Any]:
     if cell.task is not None:
-        return work.score_on_task(cell, shared, read.model.float().eval(), load(form, folder), folder=read.folder)
+        return scoring.on_task(cell, shared, read.model.float().eval(), load(form, folder), folder=read.folder)
     passages = shared.passages(cell.origin)
     with tempfile.TemporaryDirectory() as temporary:
         encoder: Any = read.model.base_model
         if encoder is not read.model:  # an exported head gives no hidden states: its encoder is written for them
             folder = Path(temporary)
             exported.write(replace(read, model=encoder), folder / form, form)
-        ours = quality.encode_exported(load(form, folder), shared.tokenizer(cell.origin), passages)
-    scores = quality.closeness(ours, shared.encoded(cell.origin)[0], passages)
-    return {"score": scores[quality.METRIC], "scores": scores}
+        ours = quality.encode_run(load(form, folder), shared.tokenizer(cell.origin), passages)
+    return scoring.without_labels(cell, shared, ours)

@@ -185,6 +185,7 @@ class Grid(BaseModel):
 
     def _check_baseline(self, entry: str) -> None:
         baseline, _ = find(entry)
+        BASELINES.installed(baseline.name)
         if row_name(entry) in registry.METHODS.all():
             raise InputError(f"baseline {entry}: is called like a method")
         if baseline.own_tokenizer and not self.tasks:

@@ -4,7 +4,8 @@ taken for this cell's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 from compresskit.benchmark.baselines.registry import BASELINES, find, row_name
@@ -27,6 +28,7 @@ class Ground:
             :class:`compresskit.benchmark.provenance.MadeBy` has them.
         task, data: the declaration without its defaults, and its rows; None without a task.
         host: the hash of the machine; None where cells of any machine will do.
+        content: what a baseline's model is made of beside the dense one.
     """
 
     model: dict[str, Any]
@@ -35,6 +37,7 @@ class Ground:
     host: str | None
     task: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
+    content: dict[str, str] = field(default_factory=dict)
 
 
 def settings(row: Row, grid: Grid, ground: Ground) -> dict[str, Any]:
@@ -59,7 +62,10 @@ def settings(row: Row, grid: Grid, ground: Ground) -> dict[str, Any]:
         "first_seed": mine.seeds[0],
         "max_length": usual.stage("task")["max_length"],  # with which all are scored
     }
-    if not row.baseline or find(row.baseline)[0].trained:
+    rival = find(row.baseline)[0] if row.baseline else None
+    if ground.content:  # where it lies is this machine's affair
+        found |= {"baseline": row.name, "content": ground.content}
+    if rival is None or (rival.trained and not rival.own_tokenizer):
         found |= {
             "students_from": mine.students_from,
             "general": mine.stage("general"),
@@ -91,7 +97,12 @@ def start(row: Row, grid: Grid, found: dict[str, Any], model: str, task: str) ->
 
 
 def packages(row: Row | Cell) -> list[str]:
-    """The packages that make the row, with their versions; ``compresskit`` for its own methods and baselines."""
+    """The packages that make the row, with their versions; ``compresskit`` for its own methods and baselines.
+
+    Raises:
+        InputError: a baseline's package is missing.
+    """
     if row.recipe is not None:
         return registry.sources(rule.method for rule in row.recipe.rules)
-    return [BASELINES.source(row.baseline.partition(":")[0])]
+    rival = find(row.baseline)[0]
+    return [BASELINES.source(rival.name), *(f"{package} {version(package)}" for package in rival.packages)]

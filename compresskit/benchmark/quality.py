@@ -51,7 +51,7 @@ class Encoded:
 
     Attributes:
         hidden: hidden states of the first :data:`HIDDEN` passages, one (HIDDEN, T, H) tensor a layer, embeddings first;
-            none of an exported model.
+            none of what gives its last ones alone.
         vectors: (N, H) mean over the tokens of the last layer.
     """
 
@@ -101,19 +101,19 @@ def encode(model: PreTrainedModel, tokenizer: Any, passages: Passages) -> Encode
     return Encoded(tuple(torch.cat(states) for states in zip(*hidden, strict=True)), torch.cat(vectors))
 
 
-def encode_exported(run: Callable[..., Mapping[str, Tensor]], tokenizer: Any, passages: Passages) -> Encoded:
-    """The passages through an exported encoder on the CPU, which gives its last hidden states alone."""
+def encode_run(run: Callable[..., Mapping[str, Tensor]], tokenizer: Any, passages: Passages) -> Encoded:
+    """The passages through what gives its last hidden states alone, such as an exported encoder, on the CPU."""
     collate = DataCollatorWithPadding(tokenizer)
     with torch.inference_mode():
         vectors = [
-            run(**collate([{"input_ids": row.tolist()} for row in batch]))["last_hidden_state"].mean(1)
+            run(**fitted(run, collate([{"input_ids": row.tolist()} for row in batch])))["last_hidden_state"].mean(1)
             for batch in passages.tokens.split(_BATCH)
         ]
     return Encoded((), torch.cat(vectors))
 
 
 def closeness(student: Encoded, teacher: Encoded, passages: Passages) -> dict[str, float]:
-    """Three figures for a student, two for an exported one.
+    """Three figures for a student, two for what gives its last hidden states alone.
 
     ``sentence similarity``: mean over the passages of cos(v, v'), v and v' the sentence vectors of teacher and student,
     both without the mean over all passages, so that a constant vector scores 0. ``hidden error``: ||H - H'||_F /

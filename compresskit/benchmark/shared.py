@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.benchmark import keys, quality
+from compresskit.benchmark.baselines.registry import find
 from compresskit.benchmark.grid import Cell, Grid, is_tuned
 from compresskit.benchmark.keys import Ground
 from compresskit.benchmark.machine import git_state, hardware, host, versions
@@ -29,6 +30,12 @@ from compresskit.tasks.rows import TaskData
 from compresskit.training.data import DEFAULT_LENGTH
 
 
+def _content(entry: str) -> dict[str, str]:
+    """What the model of a baseline is made of beside the dense one, as hashes."""
+    baseline, argument = find(entry)
+    return dict(baseline.content(argument))
+
+
 class Shared:
     """Everything that is read for a grid. Raises InputError where something is missing, before any cell runs."""
 
@@ -45,6 +52,7 @@ class Shared:
         self.statistics = lru_cache(2)(self._statistics)
         self.task_statistics = lru_cache(2)(self._task_statistics)
         self.text_record = cache(self._texts.record)
+        self.content = cache(_content)
 
     def cells(self) -> list[Cell]:
         """Every cell of the grid with its key. Raises InputError: two rows would have one name."""
@@ -58,6 +66,8 @@ class Shared:
                 declared, data = self.task(row.task)
                 task, plain = declared.name, declared.model_dump(mode="json", exclude_defaults=True)
                 ground = replace(ground, task=plain, data=data.record())
+            if row.baseline:
+                ground = replace(ground, content=self.content(row.baseline))
             settings = keys.settings(row, grid, ground)
             model = ground.model["name"].rpartition("/")[2]
             found.append(

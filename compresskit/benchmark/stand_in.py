@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compresskit.benchmark import cells as work
+from compresskit.benchmark import finished
 from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import Record
 from compresskit.benchmark.shared import Shared
@@ -25,23 +25,23 @@ def timed_folder(cell: Cell, record: Record, shared: Shared, folder: Path, spare
         folder: of the cell.
         spare: where stand-ins go; one is made only once.
     """
-    if work.has_model(cell, record, folder):
+    if finished.has_model(cell, record, folder):
         return folder
     made = spare / cell.folder
     if not made.exists():
-        (made / work.MODEL).mkdir(parents=True)
-        checkpoints.save(_built_alike(cell, record, shared), made / work.MODEL)
+        (made / finished.MODEL).mkdir(parents=True)
+        checkpoints.save(_built_alike(cell, record, shared, folder), made / finished.MODEL)
     return made
 
 
-def _built_alike(cell: Cell, record: Record, shared: Shared) -> Checkpoint:
+def _built_alike(cell: Cell, record: Record, shared: Shared, folder: Path) -> Checkpoint:
     dense = shared.read_dense(cell.origin)
     if cell.tuned and cell.task is not None:
         task, data = shared.task(cell.task)
         forget = bool(shared.grid.of(cell.task).teacher.get("new_head"))
         dense = with_new_head(cell.origin, task, data.labels, forget=forget)
     if cell.rival is not None:
-        return cell.rival.stand_in(dense, cell.asked, record.made_by)
+        return cell.rival.stand_in(dense, finished.asked(cell, shared, folder), record.made_by)
     shapes = Recipe.model_validate(record.made_by.resolved_recipe)
     apply_plan(dense.model, make_plan(dense.model, shapes, ModelWeights(dense.model)))
     return dense

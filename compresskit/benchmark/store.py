@@ -174,6 +174,10 @@ def _locked(folder: Path) -> Iterator[bool]:
 def _without_places(grid: Grid) -> Grid:
     """The grid with file names for paths: where files lie is this machine's affair; records hold their hashes."""
     names = {name: tuple(map(_short, getattr(grid, name))) for name in ("models", "methods", "tasks")}
+    names["baselines"] = tuple(
+        ":".join([name, *([_short(argument)] if argument else [])])
+        for name, _, argument in (entry.partition(":") for entry in grid.baselines)
+    )
     variants = {
         name: variant.model_copy(update={"methods": tuple(map(_short, variant.methods))})
         for name, variant in grid.variants.items()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from transformers import TrainerCallback
 
 from compresskit.benchmark import cells as work
-from compresskit.benchmark import exports
+from compresskit.benchmark import exports, finished
 from compresskit.benchmark.grid import Cell, Grid
 from compresskit.benchmark.records import Record
 from compresskit.benchmark.shared import Shared
@@ -92,7 +92,7 @@ def settle(cell: Cell, todo: Todo, store: Store, shared: Shared, watch: Watcher)
             return None
         record = store.record(cell)
         retry = record is not None and record.status == "failed" and cell.key in todo.failed
-        if record is None or retry or (todo.again and not work.has_model(cell, record, store.path(cell))):
+        if record is None or retry or (todo.again and not finished.has_model(cell, record, store.path(cell))):
             watch.started(cell)
             folders = store.path(cell), store.path(teacher), store.start(cell)
             shop = work.Workshop(cell, shared, *folders, watch.callbacks, watch.says)

@@ -12,7 +12,7 @@ from typing import Any
 from compresskit import __version__
 from compresskit.errors import InputError, WorkError, unknown
 from compresskit.exporting.agreement import agreement
-from compresskit.exporting.format import FORMATS, ExportFormat, Runtime, installed
+from compresskit.exporting.format import FORMATS, ExportFormat, Runtime
 from compresskit.exporting.pooling import sentence_vector
 from compresskit.folders.compression import read_record
 from compresskit.model import checkpoint as checkpoints
@@ -74,7 +74,7 @@ def export(
         WorkError: the model cannot be written in this format, or its runtime computes something else than torch.
     """
     settings = _options(FORMATS.get(format), {"opset": opset, "runtime": runtime, "layout": layout, **options})
-    installed(format)
+    FORMATS.installed(format)
     folder = Path(output)
     outputs.check_output(folder, overwrite)
     if folder.resolve() == Path(model).resolve():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -136,22 +135,3 @@ FORMATS: Registry[ExportFormat[Any]] = Registry(
     "compresskit.export_formats",
     needs=("summary",),
 )
-
-
-def installed(name: str) -> ExportFormat[Any]:
-    """The format called ``name``, once its packages are known to be installed. Raises InputError."""
-    known = FORMATS.get(name)
-    missing = [package for package in known.packages if not _is_installed(package)]
-    if missing:
-        owner = FORMATS.source(name).split()[0]
-        advice = f"install the extra {known.extra!r} ({owner}[{known.extra}])" if known.extra else "install it first"
-        raise InputError(f"format {name}: {', '.join(missing)} missing; {advice}")
-    return known
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True

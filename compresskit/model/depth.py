@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 
 def stretches(layers: int, count: int) -> list[range]:
     """The numbers of ``layers`` layers, cut into ``count`` stretches that are as equally long as they can be.
@@ -17,4 +19,4 @@ def stretches(layers: int, count: int) -> list[range]:
         [range(0, 2), range(2, 3), range(3, 5), range(5, 6)]
     """
     ends = [(2 * place * layers + count) // (2 * count) for place in range(count + 1)]  # rounded, a half upwards
-    return [range(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    return [range(start, end) for start, end in pairwise(ends)]

@@ -9,13 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from compresskit.benchmark.provenance import MadeBy
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint, weight_files
+from compresskit.model.targets import count_parameters
+from compresskit.tasks.predicting import Runnable
+from compresskit.tasks.rows import TaskData
 
 #: The dense model itself: of a task its fine-tuned teacher, which every other row is compared with.
 DENSE = "dense"
@@ -27,10 +31,16 @@ class Asked(NamedTuple):
     Attributes:
         argument: what stands behind the colon; empty where the baseline takes none.
         ratio: dense parameters / parameters; None where the baseline has no ratios.
+        rows: of the task; None without one.
+        max_length: tokens of a sequence of the task.
+        folder: the cell's own, where a baseline that is not trained may keep files, in a folder of its own in it.
     """
 
     argument: str = ""
     ratio: float | None = None
+    rows: TaskData | None = None
+    max_length: int = 0
+    folder: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -41,10 +51,13 @@ class Made:
         checkpoint: the model, in the dense one's class, and the folder whose tokenizer and other files belong to it.
         made_by: fields of :class:`compresskit.benchmark.provenance.MadeBy` that the baseline adds to the record:
             ``layers``, or ``facts`` for anything else.
+        run: what is scored and timed in the place of the checkpoint's model, such as an exported graph; None: the
+            model itself. It runs on the CPU. Without a task it gives ``last_hidden_state``.
     """
 
     checkpoint: Checkpoint
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    run: Runnable | None = None
 
 
 class Baseline(ABC):
@@ -59,9 +72,13 @@ class Baseline(ABC):
         trained: whether its model learns on the students' budget. Then it has one row per seed and its model is kept
             in a folder. Otherwise it is made anew from the dense model whenever it is needed, always the same.
         own_tokenizer: whether its texts are cut into tokens by the tokenizer that lies with its own checkpoint. It
-            then needs a task, and has no exports.
+            then needs a task, has no exports, and where it is trained learns the task from its labels, as the teacher
+            did: what the teacher makes of other tokens says nothing to it.
         exported: whether its model may be exported where the grid asks for exports.
         cpu_only: whether its model runs on CPUs alone.
+        packages: distributions, as pip names them, that it needs beyond those of compresskit itself. Their versions are
+            part of the record, and of what decides a result.
+        extra: the extra of the baseline's own distribution that brings these packages; empty: there is none.
     """
 
     name: ClassVar[str]
@@ -72,6 +89,8 @@ class Baseline(ABC):
     own_tokenizer: ClassVar[bool] = False
     exported: ClassVar[bool] = True
     cpu_only: ClassVar[bool] = False
+    packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = ""
 
     def check(self, argument: str) -> None:
         """Refuse an argument, before any cell runs. Raises InputError."""
@@ -79,6 +98,14 @@ class Baseline(ABC):
             raise InputError(f"baseline {self.name}: give {self.name}:{self.argument}")
         if argument and not self.argument:
             raise InputError(f"baseline {self.name}:{argument}: takes no argument; give {self.name}")
+
+    def content(self, argument: str) -> Mapping[str, str]:
+        """Hashes of what its model is made of beside the dense one: name -> SHA-256. Results are found again by them.
+
+        Raises:
+            InputError: it cannot be read; no cell runs then.
+        """
+        return {}
 
     @abstractmethod
     def make(self, dense: Checkpoint, asked: Asked) -> Made:
@@ -94,6 +121,14 @@ class Baseline(ABC):
         in ``model``.
         """
         return model
+
+    def parameters(self, dense: PreTrainedModel, model: PreTrainedModel) -> int:
+        """The parameters that are the row's."""
+        return count_parameters(self.counted(dense, model))
+
+    def callbacks(self) -> tuple[TrainerCallback, ...]:
+        """What its training calls beside what every training calls."""
+        return ()
 
     def megabytes(self, made: Checkpoint) -> float:
         """10^6 bytes of the model; of its weight files, unless it has another way of lying on a disk."""

@@ -37,7 +37,7 @@ class _FewerLayers(Baseline):
 
     def fact(self, model: str, made_by: MadeBy) -> str:
         """How many layers are left."""
-        return f"{made_by.layers} layers of {model}, evenly spread" if made_by.layers is not None else ""
+        return f"{made_by.layers} layers of {model}, evenly spread"
 
 
 @register

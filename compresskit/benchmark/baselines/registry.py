@@ -37,4 +37,4 @@ def row_name(entry: str) -> str:
         ('int8', 'other bert-base-uncased')
     """
     name, _, argument = entry.partition(":")
-    return " ".join([name, *([re.sub(r"[^\w.+-]", "-", argument.rpartition("/")[2])] if argument else [])])
+    return " ".join([name, *([re.sub(r"[^\w.+-]", "-", argument.rstrip("/").rpartition("/")[2])] if argument else [])])

@@ -294,7 +294,7 @@ def _of_baselines(records: Sequence[Record], grid: Grid) -> list[tuple[str, str]
     facts = {
         (record.model, record.method, known[name].fact(record.model, record.made_by))
         for record in records
-        if record.kind == "baseline" and (name := entries.get(record.method)) in known
+        if record.kind == "baseline" and record.status == "finished" and (name := entries.get(record.method)) in known
     }
     return [(method, fact) for _, method, fact in sorted(facts) if fact]
 

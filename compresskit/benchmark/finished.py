@@ -1,0 +1,49 @@
+"""The models of finished cells, and where they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compresskit.benchmark import scoring
+from compresskit.benchmark.baselines.base import Asked, Made
+from compresskit.benchmark.grid import Cell
+from compresskit.benchmark.records import Record
+from compresskit.benchmark.shared import Shared
+from compresskit.model import checkpoint as checkpoints
+from compresskit.model.checkpoint import Checkpoint
+from compresskit.tasks.predicting import Runnable
+
+#: In a cell's folder: the model that was scored.
+MODEL = "model"
+
+
+def has_model(cell: Cell, record: Record, folder: Path) -> bool:
+    """Whether the model of a finished cell is still there, where it has one of its own."""
+    return not cell.keeps_model or record.status != "finished" or (folder / MODEL).is_dir()
+
+
+def read_dense(cell: Cell, shared: Shared, dense: Path) -> Checkpoint:
+    """The dense model that the cell is compared with: the task's teacher, or the pre-trained checkpoint itself."""
+    return checkpoints.read(dense / MODEL) if cell.tuned else shared.read_dense(cell.origin)
+
+
+def asked(cell: Cell, shared: Shared, folder: Path) -> Asked:
+    """What the cell's baseline is asked for; ``folder`` is the cell's."""
+    if cell.task is None:
+        return cell.asked._replace(folder=folder)
+    length = scoring.trained_length(cell, shared) if cell.tuned else 0
+    return cell.asked._replace(folder=folder, rows=shared.task(cell.task)[1], max_length=length)
+
+
+def read_own(cell: Cell, shared: Shared, folder: Path, dense: Path) -> Made:
+    """The model of a finished cell: its own, or what its baseline makes of the dense one."""
+    if cell.learns:
+        return Made(checkpoints.read(folder / MODEL, compressed=None))
+    assert cell.rival is not None
+    return cell.rival.make(read_dense(cell, shared, dense), asked(cell, shared, folder))
+
+
+def read_model(cell: Cell, shared: Shared, folder: Path, dense: Path) -> Runnable:
+    """The model of a finished cell, for timing."""
+    made = read_own(cell, shared, folder, dense)
+    return made.checkpoint.model.float().eval() if made.run is None else made.run

@@ -1,0 +1,57 @@
+"""Scores of a cell's model: on its task, or against the dense one without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from compresskit.benchmark import quality
+from compresskit.benchmark.grid import Cell
+from compresskit.benchmark.quality import Encoded
+from compresskit.benchmark.shared import Shared
+from compresskit.scores import mean_over_splits
+from compresskit.tasks.kind import Scoring
+from compresskit.tasks.predicting import Runnable
+from compresskit.tasks.registry import KINDS
+from compresskit.training.data import sequence_length
+from compresskit.training.evaluation import score
+
+
+def trained_length(cell: Cell, shared: Shared) -> int:
+    """Tokens of a sequence of a task that models are fine-tuned on."""
+    assert cell.task is not None
+    return sequence_length(shared.grid.of(cell.task).stage("task")["max_length"], shared.task(cell.task)[0])
+
+
+def on_task(
+    cell: Cell,
+    shared: Shared,
+    model: PreTrainedModel,
+    run: Runnable | None = None,
+    *,
+    tokenizer: Any = None,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Metric, score (its mean over the splits) and every metric of a model on the cell's task.
+
+    Args:
+        run: computes in the model's place, e.g. ONNX Runtime.
+        tokenizer: of the model, where it is not the dense model's.
+        folder: of the model, which says how vectors of texts are made.
+    """
+    assert cell.task is not None
+    task, data = shared.task(cell.task)
+    words = tokenizer or shared.tokenizer(cell.origin)
+    kind = KINDS.get(task.kind)
+    length = trained_length(cell, shared) if cell.tuned else kind.length(task, model, words, folder)
+    found = score(Scoring(model, words, length, run=run, folder=folder), data)
+    return {"metric": task.primary, "score": mean_over_splits(found, task.primary), "scores": dict(found)}
+
+
+def without_labels(cell: Cell, shared: Shared, ours: Encoded) -> dict[str, Any]:
+    """The same of what a model makes of the held-out passages."""
+    teacher, _ = shared.encoded(cell.origin)
+    scores = quality.closeness(ours, teacher, shared.passages(cell.origin))
+    return {"metric": quality.METRIC, "score": scores[quality.METRIC], "scores": dict(scores)}
