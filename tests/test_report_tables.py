@@ -181,6 +181,47 @@ def test_pareto() -> None:
     assert comparison.pareto(points["x"], points["y"]) == [0, 3, 4]
 
 
+def equal_bytes() -> pd.DataFrame:
+    """A student and its export: as many parameters, fewer bytes; and a rival that is faster than both."""
+    timing = {"phase": "p", "tokens": 8, "threads": 1, "device": "cpu", "rounds": 3}
+    batch = {"milliseconds": 4.0, "spread": 0.1, "speedup": 2.5}
+    export = {"megabytes": 0.3, "score": 0.76, "latency": {**timing, "batches": {"1": batch}}}
+    fast = {**timing, "batches": {"1": {"milliseconds": 1.0, "spread": 0.1, "speedup": 10.0}}}
+    return frame(
+        [
+            record("dense", None, "", 0, 0.8),
+            record("static", None, "", 0, 0.4, latency=fast, megabytes=0.5, ratio=8.0),
+            record("low-rank", 4, "", 0, 0.768, exports={"onnx-int8": export}),
+        ]
+    )
+
+
+def test_fronts_by_bytes_and_milliseconds_have_exports_in_them() -> None:
+    table = comparison.by_seed(equal_bytes()).set_index("method")
+    marks = {name: tuple(row[["pareto", "pareto_mb", "pareto_ms"]]) for name, row in table.iterrows()}
+    assert marks == {
+        "dense": (True, True, True),
+        "static": (True, False, True),  # its file is larger than the export's, which keeps more
+        "low-rank": (True, True, True),
+        "low-rank onnx-int8": (False, True, False),
+    }
+    _, rows = comparison.full(comparison.by_seed(equal_bytes()))
+    assert [row[-1] for row in rows] == ["● MB ms", "● ms", "● MB ms", "MB"]
+
+
+def test_winners_are_read_from_the_table() -> None:
+    table = comparison.by_seed(equal_bytes())
+    assert comparison.winners(table) == (
+        "Of what keeps at least 99 %: the smallest file is that of dense (4.00 MB) and the fastest is dense (10.0 ms); "
+        "95 %: low-rank onnx-int8 4x (0.30 MB) and low-rank 4x (2.5 ms); "
+        "50 %: low-rank onnx-int8 4x (0.30 MB) and static (1.0 ms)."
+    )
+    assert comparison.winners(table) in comparison.summary_markdown([("", table)])
+    assert comparison.winners(table[table["method"] == "none"]) == ""
+    without = comparison.by_seed(frame([record("dense", None, "", 0, 0.8, latency=None)]))
+    assert comparison.winners(without) == "Of what keeps at least 99 %: the smallest file is that of dense (4.00 MB)."
+
+
 def test_retrieval_and_closeness_by_hand() -> None:
     document = np.array([0, 0, 1, 1])
     vectors = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.8, 0.3]])

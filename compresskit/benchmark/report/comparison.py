@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from compresskit.markup import markdown
+from compresskit.markup import markdown, plain
 from compresskit.scores import share_kept
 
 NOT_KNOWN = "N/A"
@@ -67,6 +67,17 @@ COLUMNS = (
 
 #: Figures that no column shows by itself.
 _BESIDE = ("latency_spread", "latency_ms_batch32", "score_teacher", "chance")
+#: Marks of the full table for what nothing beats in what is kept and another figure: column of the table -> the other
+#: figure, whether more of it is better, and whether exports take part.
+_FRONTS = {
+    "pareto": ("ratio", True, False),
+    "pareto_mb": ("megabytes", False, True),
+    "pareto_ms": ("latency_ms", False, True),
+}
+_MARKS = {"pareto": "●", "pareto_mb": "MB", "pareto_ms": "ms"}
+#: Shares that must be kept, for :func:`winners`.
+_LEAST = (0.99, 0.95, 0.9, 0.75, 0.5)
+
 #: What is the mean over the seeds of a cell.
 _MEANS = (*(column.name for column in COLUMNS), *_BESIDE)
 
@@ -76,7 +87,8 @@ def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
     deviation; NaN for one seed), ``seeds``, ``status`` and the first ``message``, of what failed if something did.
 
     ``pareto`` marks rows to which no other of the same model and task is at least equal in ratio and kept and better
-    in one; ``best`` the highest kept of the students at one asked ratio. Exports take no part in either.
+    in one, ``pareto_mb`` and ``pareto_ms`` the same by MB of files and by milliseconds; ``best`` the highest kept of
+    the students at one asked ratio. An export has the parameters of its model: it takes part by MB and milliseconds.
     """
     rows = []
     for group, cells in frame.groupby(_GROUP, dropna=False, sort=False):
@@ -89,10 +101,12 @@ def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
         row = dict(zip(_GROUP, group, strict=True)) | means
         rows.append(row | {"kept_spread": spread, "seeds": len(finished), "status": status, "message": message})
     table = pd.DataFrame(rows).reindex(columns=[*_GROUP, *_MEANS, "kept_spread", "seeds", "status", "message"])
-    table["pareto"] = False
-    table["best"] = False
-    for _, cells in table[table["kind"] != "export"].groupby(["model", "task"], sort=False):
-        table.loc[pareto(cells["ratio"], cells["score_kept"]), "pareto"] = True
+    table[[*_FRONTS, "best"]] = False
+    for _, cells in table.groupby(["model", "task"], sort=False):
+        for name, (figure, more, exports) in _FRONTS.items():
+            taking_part = cells if exports else cells[cells["kind"] != "export"]
+            values = taking_part[figure] if more else -taking_part[figure]
+            table.loc[pareto(values, taking_part["score_kept"]), name] = True
         students = cells[(cells["kind"] == "student") & cells["score_kept"].notna()]
         for _, same in students.groupby("ratio_asked"):
             table.loc[same["score_kept"].idxmax(), "best"] = True
@@ -180,6 +194,33 @@ def _kept(row: Any, *, own: bool = False) -> str:
     return text + (f" at {row['ratio']:.3g}x" if off else "")
 
 
+def winners(table: pd.DataFrame) -> str:
+    """Which row has the smallest file and which is the fastest, where so much must be kept: one sentence, of every row
+    of one model and task of :func:`by_seed`; empty where nothing is known.
+    """
+    parts, before = [], ("", "")
+    for least in _LEAST:
+        enough = table[table["score_kept"] >= least]
+        found = (_first(enough, "megabytes", 2, "MB"), _first(enough, "latency_ms", 1, "ms"))
+        if found != before and any(found):
+            small, fast = found
+            if not parts:  # the later ones go without these words
+                small, fast = (small and f"the smallest file is that of {small}"), (fast and f"the fastest is {fast}")
+            parts.append(f"{100 * least:g} %: {' and '.join(filter(None, (small, fast)))}")
+        before = found
+    return f"Of what keeps at least {'; '.join(parts)}." if parts else ""
+
+
+def _first(rows: pd.DataFrame, figure: str, digits: int, unit: str) -> str:
+    """The row with the least of a figure, which it names; empty: none has one."""
+    values = pd.to_numeric(rows[figure]).dropna()
+    if values.empty:
+        return ""
+    row = rows.loc[values.idxmin()]
+    asked = f" {row['ratio_asked']:g}x" if pd.notna(row["ratio_asked"]) else ""
+    return f"{row['method']}{asked} ({values.min():.{digits}f} {unit})"
+
+
 def used_columns(tables: Iterable[pd.DataFrame]) -> list[Column]:
     """The columns in which some table has a value."""
     tables = list(tables)
@@ -189,14 +230,15 @@ def used_columns(tables: Iterable[pd.DataFrame]) -> list[Column]:
 def full(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of everything, for one model and task of :func:`by_seed`; columns that nobody has are left out.
 
-    The mark ● stands for Pareto-optimal in ratio and kept; the best student of an asked ratio is bold.
+    The marks ●, MB and ms stand for Pareto-optimal in kept and ratio, MB, milliseconds; the best student of an asked
+    ratio is bold.
     """
     used = used_columns([table])
     columns = ["method", "asked", *(column.title for column in used), ""]
     rows = []
     for _, row in table.iterrows():
         asked = f"{row['ratio_asked']:g}x" if pd.notna(row["ratio_asked"]) else "-"
-        mark = "●" if row["pareto"] else ""
+        mark = " ".join(mark for name, mark in _MARKS.items() if row[name])
         mark = mark if row["status"] == "finished" else str(row["status"])
         rows.append([str(row["method"]), asked, *(_cell(row, column) for column in used), mark])
     return columns, rows
@@ -249,8 +291,9 @@ def latex(table: pd.DataFrame) -> str:
 
 
 def summary_markdown(found: Sequence[tuple[str, pd.DataFrame]]) -> str:
-    """The tables of kept under their titles."""
+    """The tables of kept under their titles, each with a sentence on what is smallest and fastest."""
     parts = []
     for title, table in found:
         parts += ([f"**{title}**", ""] if len(found) > 1 else []) + [markdown(*summary(table)), ""]
+        parts += [plain(sentence), ""] if (sentence := winners(table)) else []
     return "\n".join(parts).rstrip()

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from compresskit.benchmark.report.comparison import NOT_KNOWN, Column, pareto, used_columns
-from compresskit.benchmark.report.plots import GREY, MARKERS, styles
+from compresskit.benchmark.report.plots import FRONTS, GREY, MARKERS, styles, torch_row
 
 _SYMBOLS = dict(
     zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
@@ -51,7 +51,9 @@ def page(
             rows.append({"section": section, "method": row["method"], "cells": cells, "class": marks, **_state(row)})
     plots = []
     for number, (section, table) in enumerate(found):
-        for name, figure in (("ratio", _against_ratio(table)), ("speed", _against_speed(table))):
+        figures = {"ratio": _against_ratio(table), "speed": _against_speed(table)}
+        figures |= {x: _against_cost(table, x, mark, label) for x, mark, label in FRONTS}
+        for name, figure in figures.items():
             if figure is not None:
                 plots.append({"id": f"plot-{number}-{name}", "section": section, "json": _safe(figure.to_json())})
     folder = resources.files("compresskit.benchmark.report")
@@ -101,6 +103,37 @@ def _against_speed(table: pd.DataFrame) -> go.Figure | None:
     return _figure(table, "speedup", "times faster than the dense model (batch 1)", "Quality kept by speed", log=False)
 
 
+def _against_cost(table: pd.DataFrame, x: str, mark: str, label: str) -> go.Figure | None:
+    """Exports take part, in open symbols."""
+    rows = table[table[x].notna() & table["score_kept"].notna()]
+    if rows.empty:
+        return None
+    figure, style = go.Figure(), styles(table)
+    front = rows[rows[mark]].sort_values(x)
+    _add_front(figure, front[x], front["score_kept"])
+    for method, mine in rows.groupby("method", sort=False):
+        exported = mine["kind"].iloc[0] == "export"
+        colour, marker = style[torch_row(str(method), style) if exported else str(method)]
+        figure.add_scatter(
+            x=mine[x].tolist(),
+            y=(100 * mine["score_kept"]).tolist(),
+            mode="markers",
+            name=html.escape(str(method)),
+            marker={"color": colour, "symbol": _SYMBOLS[marker] + "-open" * exported, "size": 11},
+            text=[_hover(row) for _, row in mine.iterrows()],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    _lay_out(figure, f"Quality kept by {label}", label, {"type": "log"})
+    return figure
+
+
+def _add_front(figure: go.Figure, x: pd.Series, kept: pd.Series) -> None:
+    line = {"color": GREY, "width": 1, "dash": "dot"}
+    figure.add_scatter(
+        x=x.tolist(), y=(100 * kept).tolist(), mode="lines", line=line, name="Pareto front", hoverinfo="skip"
+    )
+
+
 def _figure(table: pd.DataFrame, x: str, label: str, title: str, *, log: bool) -> go.Figure | None:
     rows = table[table[x].notna() & table["score_kept"].notna() & (table["kind"] != "export")]
     if rows.empty:
@@ -108,11 +141,7 @@ def _figure(table: pd.DataFrame, x: str, label: str, title: str, *, log: bool) -
     figure = go.Figure()
     if not log:
         front = rows.loc[pareto(rows[x], rows["score_kept"])].sort_values(x)
-        line = {"color": GREY, "width": 1, "dash": "dot"}
-        figure.add_scatter(
-            x=front[x].tolist(), y=(100 * front["score_kept"]).tolist(), mode="lines", line=line, name="Pareto front",
-            hoverinfo="skip",
-        )  # fmt: skip
+        _add_front(figure, front[x], front["score_kept"])
     for method, (colour, marker) in styles(table).items():
         mine = rows[rows["method"] == method].sort_values(x)
         if mine.empty:
@@ -131,6 +160,11 @@ def _figure(table: pd.DataFrame, x: str, label: str, title: str, *, log: bool) -
         )
     ticks = sorted({1.0, *table["ratio_asked"].dropna()})
     axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}x" for tick in ticks]} if log else {}
+    _lay_out(figure, title, label, axis)
+    return figure
+
+
+def _lay_out(figure: go.Figure, title: str, label: str, axis: Mapping[str, Any]) -> None:
     figure.update_layout(
         title={"text": title, "x": 0, "xref": "paper"},
         xaxis={"title": label, "gridcolor": "#e5e7eb", **axis},
@@ -142,7 +176,6 @@ def _figure(table: pd.DataFrame, x: str, label: str, title: str, *, log: bool) -
         legend={"orientation": "h", "y": -0.22},
         height=430,
     )
-    return figure
 
 
 def _hover(row: Any) -> str:

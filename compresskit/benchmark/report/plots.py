@@ -1,14 +1,14 @@
-"""The pictures of a benchmark: kept against ratio, kept against speed-up, error per matrix."""
+"""The pictures of a benchmark: kept against ratio, speed-up, MB and milliseconds; error per matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from compresskit.benchmark.report.comparison import pareto
 from compresskit.decomposers import AUTO
@@ -18,6 +18,8 @@ from compresskit.decomposers.registry import METHODS
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#6b7280"
+#: What files and models are compared by, every row of a table taking part: figure, mark of its Pareto front, label.
+FRONTS = (("megabytes", "pareto_mb", "MB of files"), ("latency_ms", "pareto_ms", "ms, one sequence"))
 
 
 def styles(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
@@ -43,6 +45,9 @@ def draw(found: Sequence[tuple[str, pd.DataFrame]], errors: pd.DataFrame, folder
         if table["speedup"].notna().any():
             _kept_against_speed(title, table).savefig(folder / f"speed-{slug}.png", dpi=140)
             made.append((f"speed-{slug}.png", f"kept against speed-up, {title}"))
+        if cells["score_kept"].notna().any() and cells["latency_ms"].notna().any():
+            _fronts(title, cells).savefig(folder / f"fronts-{slug}.png", dpi=140)
+            made.append((f"fronts-{slug}.png", f"kept against MB and against milliseconds, {title}"))
     if not errors.empty:
         _errors(errors, styles(found[0][1])).savefig(folder / "errors.png", dpi=140)
         made.append(("errors.png", "error of every matrix before training"))
@@ -103,6 +108,42 @@ def _kept_against_speed(title: str, table: pd.DataFrame) -> Figure:
     axes.set(xlabel="times faster than the dense model", ylabel="kept, % of the teacher's score")
     figure.legend(loc="outside right upper", frameon=False)
     return figure
+
+
+def _fronts(title: str, table: pd.DataFrame) -> Figure:
+    """Kept against MB of files and against milliseconds, with every row."""
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    style = styles(table)
+    for axes, (x, mark, label) in zip(panels, FRONTS, strict=True):
+        front = table[table[mark]].sort_values(x)
+        axes.plot(front[x], 100 * front["score_kept"], color="black", linewidth=1, alpha=0.4, label="Pareto front")
+        for method, rows in table[table["score_kept"].notna() & table[x].notna()].groupby("method", sort=False):
+            exported = rows["kind"].iloc[0] == "export"
+            colour, marker = style[torch_row(str(method), style) if exported else str(method)]
+            face = "none" if exported else colour
+            named = None if exported else str(method)
+            axes.scatter(
+                rows[x], 100 * rows["score_kept"], edgecolors=colour, facecolors=face, marker=marker, s=40, label=named,
+                zorder=3,
+            )  # fmt: skip
+        axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.25, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    hollow = "; hollow: exports" if (table["kind"] == "export").any() else ""
+    panels[0].set(ylabel="kept, % of the teacher's score")
+    panels[0].set_title(f"Quality kept, {title}{hollow}", loc="left", fontsize=11)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    return figure
+
+
+def torch_row(method: str, names: Iterable[str]) -> str:
+    """The row that an export is of: ``low-rank`` for ``low-rank onnx-int8``."""
+    return max((name for name in names if method.startswith(f"{name} ")), key=len)
 
 
 def _errors(errors: pd.DataFrame, style: Mapping[str, tuple[str, str]]) -> Figure:

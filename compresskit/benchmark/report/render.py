@@ -45,9 +45,11 @@ _FLAGS = {
     "precision": "precision",
     "exports": "export",
 }
+_PICTURES = ("kept-*.png", "speed-*.png", "fronts-*.png", "errors.png")
 _LEGEND = (
     "Arrows: which way is better. **Bold**: keeps most of the students at one asked ratio. ●: Pareto-optimal, nothing "
-    "is as small and keeps as much. Ratio: dense parameters / parameters. MB: 10^6 bytes of weight files. GFLOPs: 2 x "
+    "has as few parameters and keeps as much; MB, ms: nothing, exports among it, has as few MB, or is as fast, and "
+    "keeps as much. Ratio: dense parameters / parameters. MB: 10^6 bytes of weight files. GFLOPs: 2 x "
     "multiply-adds of one sequence of 128 tokens. ms: median of one such sequence ± half the interquartile range. "
     "Speedup: over the dense model of the same phase, full sequences. Peak MB: resident memory that the model and one "
     "pass of batch 32 add. Error: ‖W − W'‖ / ‖W‖ over all factorised matrices, before training. Before: score before "
@@ -66,7 +68,7 @@ def render(store: Store) -> tuple[Record, ...]:
     folder = store.folder
     cells = frame(records)
     found = comparison.sections(cells)
-    for old in (path for form in ("kept-*.png", "speed-*.png", "errors.png") for path in folder.glob(form)):
+    for old in (path for form in _PICTURES for path in folder.glob(form)):
         old.unlink()
     pictures = plots.draw(found, _errors(records), folder)
     facts = _facts(records, grid, store.missing())
