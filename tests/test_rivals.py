@@ -161,6 +161,30 @@ def test_rivals_on_a_task(bench_folder: Path, other: Path, tmp_path: Path) -> No
     assert str(other) not in text + (result.folder / "bench.json").read_text()
 
 
+def test_rivals_where_vectors_are_compared(bench_folder: Path, other: Path, tmp_path: Path) -> None:
+    (tmp_path / "near.yaml").write_text(
+        "version: 1\nname: near\nkind: similarity\ninputs: [one, two]\nlabel: score\n"
+        "files: {dev: rows.tsv}\nmetrics: [spearman]\n"
+    )
+    rows = [(a, b, str(float(a[0] == b[0]))) for a in ("good", "great", "bad") for b in ("good", "bad", "plot")]
+    write_tsv(tmp_path / "rows.tsv", "one\ttwo\tscore", rows)
+    static = ("static",) if installed("model2vec") else ()
+    result = tiny_bench(
+        bench_folder,
+        tmp_path / "out",
+        tasks=(str(tmp_path / "near.yaml"),),
+        data=str(tmp_path),
+        unit=("sentence",),
+        baselines=("onnx-int8", *static, f"other:{other}"),
+        general={"max_steps": 2, "max_length": 32},
+    )
+    assert [(record.method, record.message) for record in result.records if record.status != "finished"] == []
+    int8, dense, ready = (find(result, name) for name in ("onnx-int8", "dense", "other small-one"))
+    assert int8.score == pytest.approx(dense.score, abs=0.3)
+    assert (ready.seconds_distill, ready.parameters) == (None, count(tiny_model("electra", vocab_size=60)))
+    assert "- other small-one: small one, as it is" in (result.folder / "README.md").read_text()
+
+
 def test_rivals_without_labels(bench_folder: Path, tmp_path: Path) -> None:
     baselines = ("dense", "onnx-int8", "pruned")
     result = tiny_bench(bench_folder, tmp_path / "out", baselines=baselines, ratios=(2.0,))

@@ -198,7 +198,8 @@ def winners(table: pd.DataFrame) -> str:
     """Which row has the smallest file and which is the fastest, where so much must be kept: one sentence, of every row
     of one model and task of :func:`by_seed`; empty where nothing is known.
     """
-    parts, before = [], ("", "")
+    parts: list[str] = []
+    before = ("", "")
     for least in _LEAST:
         enough = table[table["score_kept"] >= least]
         found = (_first(enough, "megabytes", 2, "MB"), _first(enough, "latency_ms", 1, "ms"))
