@@ -1,0 +1,123 @@
+"""``evaluate --report``: the numbers of scikit-learn and seqeval, as a table and as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from conftest import Run, refused
+from scipy import stats
+from seqeval.metrics import classification_report as of_entities
+
+import compresskit
+from compresskit.tasks import reports
+from compresskit.tasks.registry import KINDS
+from compresskit.tasks.rows import Split
+from compresskit.tasks.squad import Answers
+
+CLASSES = ["a", "b", "c"]
+
+
+def parts(kind: str, targets: list[Any], answers: Any, metrics: tuple[str, ...] = ()) -> reports.Report:
+    """The report of a kind that asks no model."""
+    data: Any = SimpleNamespace(
+        task=SimpleNamespace(metrics=metrics),
+        labels=tuple(sorted({t for r in targets for t in r})) if kind == "tags" else (),
+    )
+    return KINDS.get(kind).report(None, data, Split([()] * len(targets), targets, "rows"), answers)  # type: ignore[arg-type]
+
+
+def same(ours: reports.Rows, theirs: dict[str, Any]) -> None:
+    for name, values in theirs.items():
+        if isinstance(values, dict):
+            for key, value in values.items():
+                assert ours[name][key.removesuffix("-score")] == pytest.approx(value)
+    assert [name for name, values in theirs.items() if isinstance(values, dict)] == [n for n in ours if n != "accuracy"]
+
+
+def test_classes_are_reported_as_by_scikit_learn() -> None:
+    chance = np.random.default_rng(0)
+    targets, answers = (chance.choice(CLASSES[:2], 50).tolist() for _ in range(2))
+    answers[0] = "c"  # a class without a target
+    found = reports.of_classes(targets, answers, CLASSES)
+    theirs = sklearn.metrics.classification_report(targets, answers, output_dict=True, zero_division=0)
+    same(found.tables["by class"], theirs)
+    assert found.tables["by class"]["accuracy"]["f1"] == pytest.approx(theirs["accuracy"])
+    assert found.confusion == sklearn.metrics.confusion_matrix(targets, answers, labels=CLASSES).tolist()
+    labels = chance.integers(0, 2, (30, 3)), chance.integers(0, 2, (30, 3))
+    theirs = sklearn.metrics.classification_report(*labels, target_names=CLASSES, output_dict=True, zero_division=0)
+    same(reports.of_labels(*labels, CLASSES).tables["by label"], theirs)
+
+
+def test_entities_are_reported_as_by_seqeval() -> None:
+    targets = [["B-x", "I-x", "O"], ["B-y", "O", "B-x"]]
+    answers = [["B-x", "O", "O"], ["B-y", "O", "B-y"]]
+    found = parts("tags", targets, answers, ("entity_f1",))
+    same(found.tables["by type"], of_entities(targets, answers, output_dict=True, zero_division=0))
+    flat = [[tag for tags in rows for tag in tags] for rows in (targets, answers)]
+    labels = sorted({*flat[0]})
+    theirs = sklearn.metrics.classification_report(*flat, labels=labels, output_dict=True, zero_division=0)
+    same(found.tables["by tag"], theirs)
+    assert "by type" not in parts("tags", targets, answers, ("accuracy",)).tables
+
+
+def test_numbers_are_reported_by_fifths() -> None:
+    chance = np.random.default_rng(1)
+    targets = chance.normal(size=53)
+    answers = targets + chance.normal(size=53)
+    rows = reports.of_numbers(targets.tolist(), answers.tolist()).tables["by size of the target"]
+    assert rows["all"]["pearson"] == pytest.approx(stats.pearsonr(targets, answers)[0])
+    assert rows["all"]["spearman"] == pytest.approx(stats.spearmanr(targets, answers)[0])
+    lowest = np.argsort(targets)[:11]
+    assert rows["fifth 1"]["mean answer"] == pytest.approx(answers[lowest].mean())
+    assert rows["fifth 1"]["spearman"] == pytest.approx(stats.spearmanr(targets[lowest], answers[lowest])[0])
+    assert sum(rows[f"fifth {number}"]["support"] for number in range(1, 6)) == 53
+    assert "pearson" not in reports.of_numbers([1.0, 1.0], [0.5, 0.6]).tables["by size of the target"]["all"]
+
+
+def test_answers_and_rankings_are_reported_in_groups() -> None:
+    targets = [Answers(("one",), (0,)), Answers(("one two three four",), (0,)), Answers((), ())]
+    rows = parts("spans", targets, ["one", "one two", ""]).tables["by words of the answer"]
+    assert rows["1 word"] == {"span_f1": 1.0, "exact_match": 1.0, "support": 1}
+    assert rows["4 to 7 words"]["span_f1"] == pytest.approx(2 / 3)
+    assert rows["no answer"]["exact_match"] == 1.0
+    assert rows["all"]["support"] == 3
+    found = parts("retrieval", [{0}, {1}, {9}, {500}], [[0, 1], [0, 1], [*range(20)], [1, 2]])
+    ranks = found.tables["by rank of the first relevant document"]
+    assert [row["support"] for row in ranks.values()] == [1, 1, 1, 0, 1]
+
+
+def test_what_another_package_predicts_is_reported_by_its_form() -> None:
+    assert set(reports.of_anything(["a", "b"], ["a", "a"]).tables) == {"by class"}
+    assert set(reports.of_anything([1.0, 2.0], [1, 2]).tables) == {"by size of the target"}
+    assert reports.of_anything([{1}], [{2}]).tables == {}
+
+
+def test_a_report_on_the_screen_and_in_a_folder(bench_folder: Path, tmp_path: Path, run: Run) -> None:
+    command = ("evaluate", "--model", bench_folder / "teacher", "--task", "sst2", "--data", bench_folder / "data")
+    plain, shown = run(*command), run(*command, "--report")
+    assert "precision" not in plain.out
+    for word in ("by class", "precision", "recall", "support", "macro avg", "positive"):
+        assert word in shown.out
+    folder = tmp_path / "report"
+    written = run(*command, "--report", folder)
+    assert written.code == 0
+    assert "report.json" in written.out
+    assert {path.name for path in folder.iterdir()} == {"report.json", "README.md", "confusion-dev.png"}
+    record = json.loads((folder / "report.json").read_text())
+    table = record["report"]["dev"]["tables"]["by class"]
+    assert table["accuracy"]["f1"] == pytest.approx(record["scores"]["dev"]["accuracy"])
+    assert sum(map(sum, record["report"]["dev"]["confusion"]["true by row, predicted by column"])) == 80
+    assert "| positive |" in (folder / "README.md").read_text()
+    refused(run(*command, "--report", folder), f"output {folder}", "exists", "--overwrite")
+    assert run(*command, "--report", folder, "--overwrite").code == 0
+    found = compresskit.evaluate(
+        bench_folder / "teacher", task="sst2", data=bench_folder / "data", device="cpu", report=True
+    )
+    assert found.record["report"] == record["report"]
+    assert found.folder is None
