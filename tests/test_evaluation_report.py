@@ -25,11 +25,10 @@ CLASSES = ["a", "b", "c"]
 
 def parts(kind: str, targets: list[Any], answers: Any, metrics: tuple[str, ...] = ()) -> reports.Report:
     """The report of a kind that asks no model."""
-    data: Any = SimpleNamespace(
-        task=SimpleNamespace(metrics=metrics),
-        labels=tuple(sorted({t for r in targets for t in r})) if kind == "tags" else (),
-    )
-    return KINDS.get(kind).report(None, data, Split([()] * len(targets), targets, "rows"), answers)  # type: ignore[arg-type]
+    labels = tuple(sorted({tag for tags in targets for tag in tags})) if kind == "tags" else ()
+    data: Any = SimpleNamespace(task=SimpleNamespace(metrics=metrics), labels=labels)
+    scoring: Any = None
+    return KINDS.get(kind).report(scoring, data, Split([()] * len(targets), targets, "rows"), answers)
 
 
 def same(ours: reports.Rows, theirs: dict[str, Any]) -> None:
@@ -100,6 +99,7 @@ def test_what_another_package_predicts_is_reported_by_its_form() -> None:
 
 def test_a_report_on_the_screen_and_in_a_folder(bench_folder: Path, tmp_path: Path, run: Run) -> None:
     command = ("evaluate", "--model", bench_folder / "teacher", "--task", "sst2", "--data", bench_folder / "data")
+    command = (*command, "--max-length", 32)
     plain, shown = run(*command), run(*command, "--report")
     assert "precision" not in plain.out
     for word in ("by class", "precision", "recall", "support", "macro avg", "positive"):
@@ -116,8 +116,7 @@ def test_a_report_on_the_screen_and_in_a_folder(bench_folder: Path, tmp_path: Pa
     assert "| positive |" in (folder / "README.md").read_text()
     refused(run(*command, "--report", folder), f"output {folder}", "exists", "--overwrite")
     assert run(*command, "--report", folder, "--overwrite").code == 0
-    found = compresskit.evaluate(
-        bench_folder / "teacher", task="sst2", data=bench_folder / "data", device="cpu", report=True
-    )
+    settings = {"task": "sst2", "data": bench_folder / "data", "max_length": 32, "device": "cpu"}
+    found = compresskit.evaluate(bench_folder / "teacher", report=True, **settings)
     assert found.record["report"] == record["report"]
     assert found.folder is None

@@ -89,7 +89,6 @@ def test_every_way_in_gives_the_same(
     assert answers("--file", "-") == wanted
     shown = run(*model[:-1], "--text", GOOD)
     assert GOOD in shown.out
-    assert "classification" in shown.out
     written = run(*model[:-1], "--text", GOOD, "--text", BAD, "--output", tmp_path / "b.jsonl")
     assert written.code == 0
     assert [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()] == wanted

@@ -133,5 +133,5 @@ def _print_table(found: Predicted) -> None:
         cells = ["\n".join(shown), line, *([f"{answer['cut']:,}"] if "cut" in answer else [""])]
         rows.append([escape(printable(cell)) for cell in cells])
     cut = any("cut" in answer for answer in found.answers)
-    columns = ("text", found.kind, *(("cut off",) if cut else ()))
+    columns = ("text", "answer", *(("cut off",) if cut else ()))
     out.print(table(columns, [row[: len(columns)] for row in rows], left=(0, 1)))
