@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import sklearn.metrics
-from conftest import Run, refused
+from conftest import Run, refused, tiny_model
 from scipy import stats
 from seqeval.metrics import classification_report as of_entities
+from transformers import AutoTokenizer
 
 import compresskit
 from compresskit.tasks import reports
@@ -95,6 +96,35 @@ def test_what_another_package_predicts_is_reported_by_its_form() -> None:
     assert set(reports.of_anything(["a", "b"], ["a", "a"]).tables) == {"by class"}
     assert set(reports.of_anything([1.0, 2.0], [1, 2]).tables) == {"by size of the target"}
     assert reports.of_anything([{1}], [{2}]).tables == {}
+
+
+TASKS = {
+    "multi-label": ("label: labels", "[macro_f1]", '{"text": "the film", "labels": ["b"]}', "by label"),
+    "tags": ("label: tags", "[entity_f1]", '{"text": ["the", "film"], "tags": ["O", "B-x"]}', "by type"),
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_models_of_other_kinds_are_reported(bench_folder: Path, tmp_path: Path, kind: str) -> None:
+    label, metrics, row, title = TASKS[kind]
+    (tmp_path / "own.yaml").write_text(
+        f"version: 1\nname: own\nkind: {kind}\ninputs: [text]\n{label}\nmetrics: {metrics}\nfiles: {{dev: dev.jsonl}}\n"
+    )
+    (tmp_path / "dev.jsonl").write_text(f"{row}\n{row}\n")
+    names = dict(enumerate(("a", "b") if kind == "multi-label" else ("O", "B-x", "I-x")))
+    config = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    if kind == "multi-label":
+        config["problem_type"] = "multi_label_classification"
+    model = tiny_model(head="classifier" if kind == "multi-label" else "tokens", **config)
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    settings = {"task": tmp_path / "own.yaml", "data": tmp_path, "max_length": 32, "device": "cpu"}
+    found = compresskit.evaluate(model, tokenizer=tokenizer, report=tmp_path / "report", **settings)
+    table = found.record["report"]["dev"]["tables"][title]
+    assert table["b" if kind == "multi-label" else "x"]["support"] == 2
+    assert found.record["scores"]["dev"][metrics[1:-1]] == pytest.approx(
+        table["macro avg" if kind == "multi-label" else "micro avg"]["f1"]
+    )
+    assert (tmp_path / "report" / "README.md").is_file()
 
 
 def test_a_report_on_the_screen_and_in_a_folder(bench_folder: Path, tmp_path: Path, run: Run) -> None:

@@ -16,6 +16,8 @@ from conftest import Run, refused, sentence_folder, tiny_model
 from transformers import AutoModel, AutoModelForQuestionAnswering, AutoTokenizer, pipeline
 
 import compresskit
+from compresskit import WorkError
+from compresskit.tasks.answer import Answer
 from compresskit.tasks.words import Words, entities
 
 GOOD, BAD = "the film was very good", "so bad and the plot was awful"
@@ -252,6 +254,27 @@ def test_the_task_names_inputs_and_labels(bench_folder: Path, tmp_path: Path) ->
     assert found.answers[0]["text"] == GOOD
     assert set(found.answers[0]["probabilities"]) == {"poor", "fine"}
     assert any("taken as poor, fine" in note for note in found.notes)
+
+
+def test_a_kind_that_says_no_more_than_its_answers(bench_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ranks.yaml").write_text(
+        "version: 1\nname: ranks\nkind: ranking\ninputs: [query, text]\nlabel: relevance\nmetrics: [map]\n"
+    )
+    model = headed(bench_folder, tmp_path / "one", "classifier", num_labels=1)
+    found = compresskit.predict(model, [(GOOD, BAD)], task=tmp_path / "ranks.yaml", device="cpu")
+    assert found.kind == "ranking"
+    assert found.answers[0]["answer"] == compresskit.predict(model, [(GOOD, BAD)], device="cpu").answers[0]["value"]
+    assert Answer.of(np.float32(0.5)) == Answer("0.5000", {"answer": 0.5})
+    assert Answer.of({"b": {2, 1}}) == Answer("b 1, 2", {"answer": {"b": [1, 2]}})
+    assert Answer.of(["x", ("y", 1)]).data == {"answer": ["x", ["y", 1]]}
+
+
+def test_a_model_that_computes_no_numbers(bench_folder: Path, tmp_path: Path, run: Run) -> None:
+    model = tiny_model(head="classifier", num_labels=2)
+    model.classifier.bias.data[0] = torch.inf
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    with pytest.raises(WorkError, match="NaN or infinity"):
+        compresskit.predict(model, [GOOD], tokenizer=tokenizer, device="cpu")
 
 
 def test_what_is_cut_is_counted(bench_folder: Path, run: Run, tmp_path: Path) -> None:
