@@ -113,6 +113,26 @@ def test_exports_answer_too(bench_folder: Path, tmp_path: Path, format: str, pro
         np.testing.assert_allclose(left["score"], right["score"], atol=0.05 if "int8" in format else 1e-4)
 
 
+@pytest.mark.parametrize("head", ["tokens", "questions", "vectors"])
+def test_exports_of_every_head_answer(bench_folder: Path, tmp_path: Path, run: Run, head: str) -> None:
+    pytest.importorskip("onnxruntime")
+    if head == "vectors":
+        model = sentence_folder(bench_folder / "model", tmp_path / "dense")
+    else:
+        model = headed(bench_folder, tmp_path / "dense", head)
+    small, device = tmp_path / "small", tmp_path / "device"
+    made = run("compress", "--model", model, "--method", "low-rank", "--ratio", 2, "--output", small)
+    assert made.code == 0, made
+    compresskit.export(small, output=device, format="onnx")
+    texts = [GOOD, BAD] if head == "tokens" else [(GOOD, BAD)]
+    ours, theirs = (compresskit.predict(folder, texts, device="cpu").answers for folder in (small, device))
+    for left, right in zip(ours, theirs, strict=True):
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            close = isinstance(value, float) or name == "scores"
+            assert right[name] == (pytest.approx(value, abs=1e-4) if close else value) or name == "entities"
+
+
 def test_objects_come_back_as_they_were(bench_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
     model = tiny_model(head="classifier", num_labels=3).half().train()
