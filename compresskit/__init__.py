@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compresskit.answering.answers import predict
     from compresskit.api import compress, load, plan, to_dense
     from compresskit.benchmark.runner import bench
     from compresskit.errors import CompresskitError, InputError, WorkError
@@ -34,6 +35,7 @@ _PUBLIC = {
     "to_dense": "compresskit.api",
     "bench": "compresskit.benchmark.runner",
     "export": "compresskit.exporting.exported",
+    "predict": "compresskit.answering.answers",
     "push": "compresskit.folders.publish",
     "distill": "compresskit.training.stages",
     "evaluate": "compresskit.training.stages",
@@ -62,6 +64,7 @@ __all__ = [
     "finetune",
     "load",
     "plan",
+    "predict",
     "push",
     "to_dense",
     "trim",

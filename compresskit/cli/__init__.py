@@ -13,6 +13,7 @@ from compresskit.cli.bench import bench, report
 from compresskit.cli.common import err, printable
 from compresskit.cli.compress import compress, inspect, methods
 from compresskit.cli.export import export
+from compresskit.cli.predict import predict
 from compresskit.cli.push import push
 from compresskit.cli.train import distill, evaluate, finetune, tasks
 from compresskit.cli.trim import trim
@@ -40,6 +41,7 @@ for command in (
     distill,
     finetune,
     evaluate,
+    predict,
     export,
     push,
     bench,

@@ -132,9 +132,9 @@ def progress_bar() -> Iterator[Progress]:
         yield update
 
 
-def print_notes(notes: tuple[str, ...]) -> None:
+def print_notes(notes: tuple[str, ...], console: Console = out) -> None:
     for note in notes:
-        out.print(f"Note: {printable(note)}", style="yellow", markup=False)
+        console.print(f"Note: {printable(note)}", style="yellow", markup=False)
 
 
 def printable(text: str) -> str:

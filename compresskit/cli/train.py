@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.markup import escape
 
-from compresskit.cli.common import AS_CHOICES, err, out, prepare, print_notes, progress_bar, shared
+from compresskit.cli.common import AS_CHOICES, err, out, prepare, print_notes, printable, progress_bar, shared
 from compresskit.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -257,24 +257,44 @@ def finetune(model: str | None, task: str | None, debug: bool, threads: int | No
 @click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's own.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@click.option(
+    "--report",
+    is_flag=False,
+    flag_value="",
+    metavar="[DIR]",
+    help="Also the scores in parts: by class, label, type of entity or size. DIR: a folder to write them to.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a folder of a report.")
 @shared
-def evaluate(model: str, task: str | None, debug: bool, threads: int | None, seed: int, **flags: Any) -> None:
+def evaluate(
+    model: str, task: str | None, report: str | None, debug: bool, threads: int | None, seed: int, **flags: Any
+) -> None:
     """Score a model on a task."""
     if task is None:
         raise InputError("--task is needed: what to score; `compresskit tasks` lists what is there")
     prepare(seed, threads)
     from compresskit.cli.tables import table
+    from compresskit.folders.evaluation import table_of
     from compresskit.training import stages
 
     with progress_bar() as progress:
-        result = stages.evaluate(model, task=task, progress=progress, **flags)
+        result = stages.evaluate(model, task=task, report=report or report is not None, progress=progress, **flags)
     rows = [
         (split.replace("_", " "), metric, f"{100 * value:.2f}", f"{result.record['data'][split]['rows']:,}")
         for split, values in result.record["scores"].items()
         for metric, value in values.items()
     ]
     out.print(table(("split", "metric", "score, %", "rows"), rows, left=(0, 1)))
+    for split, parts in result.record.get("report", {}).items():
+        for title, part in parts["tables"].items():
+            columns, cells = table_of(part)
+            shown = [[escape(printable(cell)) for cell in row] for row in cells]
+            out.print(table(columns, shown, left=(0,), caption=f"{split.replace('_', ' ')}, {title}"))
+        if not parts["tables"]:
+            out.print(f"{split}: this kind of task has no report beyond its metrics", markup=False)
     print_notes(result.notes)
+    if result.folder is not None:
+        out.print(f"Written to {result.folder}/ (report.json, README.md, pictures)", markup=False, soft_wrap=True)
 
 
 @click.command()

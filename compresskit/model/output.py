@@ -16,6 +16,8 @@ from compresskit.storage.writing import new_folder
 MARKER = "compression.json"
 TRAINING = "training.json"
 EXPORT = "export.json"
+#: In the folder of `evaluate --report`, with a picture for each split.
+REPORT = "report.json"
 #: Belongs to the tokenizer: it goes with it into every later folder.
 TRIM = "trim.json"
 
@@ -27,6 +29,7 @@ TOKENIZER_FILES = re.compile(
 _OUR_FILES = re.compile(
     rf"{TOKENIZER_FILES.pattern}|config\.json|generation_config\.json|model.*\.safetensors(\.index\.json)?"
     rf"|README\.md|recipe\.yaml|losses\.png|model\.onnx|{sentence.FILES.pattern}"
+    rf"|{re.escape(REPORT)}|confusion-[\w.-]*\.png"
     rf"|{re.escape(MARKER)}|{re.escape(TRAINING)}|{re.escape(EXPORT)}"
 )
 
@@ -54,7 +57,7 @@ def check_output(output: Path, overwrite: bool) -> None:
     if output.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise InputError(f"output {output}: holds the current folder, so it is not overwritten")
     found = sorted(output.iterdir())
-    if found and not any((output / marker).is_file() for marker in (MARKER, TRAINING, EXPORT, TRIM)):
+    if found and not any((output / marker).is_file() for marker in (MARKER, TRAINING, EXPORT, TRIM, REPORT)):
         raise InputError(f"output {output}: was not written by compresskit, so it is not overwritten")
     modules, exported = sentence.module_folders(output), _exported(output)
     for path in found:

@@ -195,13 +195,18 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
         if begins and line.lstrip().startswith("["):
             yield from _read_array(path)
             return
-        try:
-            row = json.loads(line, object_pairs_hook=_object)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"data {path}, line {number}: not valid JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InputError(f'data {path}, line {number}: must be a JSON object, such as {{"text": "..."}}')
-        yield row
+        yield json_row(line, f"data {path}, line {number}")
+
+
+def json_row(line: str, where: str) -> dict[str, Any]:
+    """A line as a JSON object; ``where`` names it in errors. Raises InputError: it is none, or a key comes twice."""
+    try:
+        row = json.loads(line, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise InputError(f'{where}: must be a JSON object, such as {{"text": "..."}}')
+    return row
 
 
 def _read_array(path: Path) -> Iterator[dict[str, Any]]:

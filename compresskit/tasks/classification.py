@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from compresskit.errors import InputError
 from compresskit.model.classes import Lookup, class_names, class_order, in_order, several_at_once
 from compresskit.storage.files import Rows
+from compresskit.tasks import reports
+from compresskit.tasks.answer import Answer, with_score
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.label_column import found_label, found_labels, label_text, not_a_label, refuse_joined
@@ -123,22 +125,46 @@ class Classification(TaskKind):
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[str]:
         """The most probable label; probabilities of classes that mean the same here (of a transfer) are added up."""
+        names, scores = self._weighed(scoring, data, split)
+        return [names[number] for number in scores.argmax(axis=1)]
+
+    def labels_of(self, task: Task, model: PreTrainedModel) -> tuple[str, ...]:
+        return tuple(task.labels or class_names(model.config))
+
+    def described(self, scoring: Scoring, data: TaskData, split: Split, most: int) -> list[Answer]:
+        """The most probable label, and the probabilities of the first ``most`` ones."""
+        names, scores = self._weighed(scoring, data, split)
+        found = []
+        for row in scores.astype(np.float64):
+            shares = row / row.sum()
+            first = [(names[number], float(shares[number])) for number in np.argsort(-shares, kind="stable")[:most]]
+            told = {"label": first[0][0], "score": first[0][1], "probabilities": dict(first)}
+            found.append(Answer(", ".join(with_score(*each) for each in first), told))
+        return found
+
+    def _weighed(self, scoring: Scoring, data: TaskData, split: Split) -> tuple[tuple[str, ...], np.ndarray]:
+        """The labels, and for each row (rows, labels) what is in proportion to their probabilities."""
         found = self._mapped(data, scoring.model)
         _, logits = self.logits(scoring, data, split)
         scores = np.stack(logits["logits"])
         shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
         names = found.classes
-        merged = np.stack([shifted[:, found.numbers[name]].sum(axis=1) for name in names], axis=1)
-        return [names[number] for number in merged.argmax(axis=1)]
+        return names, np.stack([shifted[:, found.numbers[name]].sum(axis=1) for name in names], axis=1)
 
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[str]) -> dict[str, float]:
         """By the classes of the model, whichever of them these rows have: in the order of the declaration, else in the
         model's own.
         """
-        found = self._mapped(data, scoring.numbered_by or scoring.model)
-        order = list(found.numbers if data.task.labels is not None else found.classes)
+        order = self._order(scoring, data)
         targets, predictions = (np.array([order.index(name) for name in names]) for names in (split.targets, answers))
         return {name: OF_CLASSES[name](targets, predictions, len(order)) for name in data.task.metrics}
+
+    def report(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[str]) -> reports.Report:
+        return reports.of_classes(split.targets, answers, self._order(scoring, data))
+
+    def _order(self, scoring: Scoring, data: TaskData) -> list[str]:
+        found = self._mapped(data, scoring.numbered_by or scoring.model)
+        return list(found.numbers if data.task.labels is not None else found.classes)
 
     @staticmethod
     def _mapped(data: TaskData, model: PreTrainedModel) -> LabelMap:

@@ -17,8 +17,10 @@ from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
 from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model, unsaid
+from compresskit.tasks.answer import Answer
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
+from compresskit.tasks.rows import Split, TaskData
 
 
 class OfVectors(TaskKind):
@@ -36,6 +38,22 @@ class OfVectors(TaskKind):
     def dtype(self, model: PreTrainedModel, folder: Path | None) -> torch.dtype:
         """As sentence-transformers: what the model is stored in, unless the folder says otherwise."""
         return read_sentence_model(folder).dtype or model.dtype
+
+    def described(self, scoring: Scoring, data: TaskData, split: Split, most: int) -> list[Answer]:
+        """The vector of each text."""
+        vectors = text_vectors(scoring, read_sentence_model(scoring.folder), [text for (text,) in split.texts])
+        found = []
+        for vector in vectors.tolist():
+            beginning = ", ".join(f"{value:.3f}" for value in vector[:4])
+            found.append(Answer(f"{len(vector)} numbers: {beginning}, ...", {"vector": vector}))
+        return found
+
+    def lost(self, scoring: Scoring, split: Split) -> list[int]:
+        """Each text of a row is read by itself, with the prompt in front of it."""
+        how = read_sentence_model(scoring.folder)
+        tokenizer = how.tokenizer(scoring.tokenizer)
+        rows = (tokenizer([how.prompt + text for text in texts], verbose=False) for texts in split.texts)
+        return [sum(max(0, len(ids) - scoring.max_length) for ids in row["input_ids"]) for row in rows]
 
     def note(self, folder: Path | None) -> str | None:
         return unsaid(folder)
@@ -75,7 +93,7 @@ def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> 
         base.eval()
         for start in range(0, len(order), scoring.batch_size):
             rows = order[start : start + scoring.batch_size]
-            batch = collate([{name: encoded[name][row] for name in columns} for row in rows]).to(base.device)
+            batch = collate([{name: encoded[name][row] for name in columns} for row in rows]).to(run.device)
             hidden = run(**fitted(base, batch))["last_hidden_state"]
             vectors = how.vectors(hidden, batch["attention_mask"], before, hidden.dtype)
             found |= dict(zip(rows, vectors.cpu(), strict=True))

@@ -21,6 +21,8 @@ from compresskit.model.heads import has_head
 from compresskit.model.tokenizer import padding_for
 from compresskit.storage import files
 from compresskit.storage.files import Rows
+from compresskit.tasks import reports
+from compresskit.tasks.answer import Answer
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.label_column import check_declared
 from compresskit.tasks.predicting import BATCH_SIZE, Logits, Progress, Runnable, predict
@@ -72,6 +74,8 @@ class TaskKind(ABC):
         takes_labels: whether a declaration may list labels.
         tables: the further tables that a declaration may name: all of them or none.
         has_documents: whether a second model may embed the documents (:attr:`Scoring.documents`).
+        window: tokens of the windows that ``predict`` reads long texts in; None where it cuts them.
+        lost_unit: what :meth:`lost` counts.
     """
 
     name: ClassVar[str]
@@ -83,6 +87,8 @@ class TaskKind(ABC):
     takes_labels: ClassVar[bool] = False
     tables: ClassVar[tuple[str, ...]] = ()
     has_documents: ClassVar[bool] = False
+    window: ClassVar[int | None] = None
+    lost_unit: ClassVar[str] = "tokens"
 
     # -- the declaration ----------------------------------------------------------------------------------------------
 
@@ -307,7 +313,16 @@ class TaskKind(ABC):
             InputError: the model's head or its labels do not fit the task.
         """
         self.check_head(data.task, scoring.model)
-        found = self.measure(scoring, data, split, self.answers(scoring, data, split))
+        return self._score_of(scoring, data, split, self.answers(scoring, data, split))
+
+    def reported(self, scoring: Scoring, data: TaskData, split: Split) -> tuple[dict[str, float], reports.Report]:
+        """:meth:`score`, and the same in parts (:meth:`report`). Raises InputError as it does."""
+        self.check_head(data.task, scoring.model)
+        answers = self.answers(scoring, data, split)
+        return self._score_of(scoring, data, split, answers), self.report(scoring, data, split, answers)
+
+    def _score_of(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> dict[str, float]:
+        found = self.measure(scoring, data, split, answers)
         return {metric: found[metric] for metric in data.task.metrics}
 
     @abstractmethod
@@ -325,6 +340,39 @@ class TaskKind(ABC):
     @abstractmethod
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> Mapping[str, float]:
         """The metrics of these answers to the split: at least those that the task names."""
+
+    def report(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> reports.Report:
+        """The scores of these answers in parts, for ``evaluate --report``. Default: by class where targets and answers
+        are names, by size where they are numbers, else nothing.
+        """
+        return reports.of_anything(split.targets, answers)
+
+    # -- answers for people -------------------------------------------------------------------------------------------
+
+    def asked(self, task: Task, row: Mapping[str, Any], where: str) -> tuple[Any, ...]:
+        """The inputs of a row that ``predict`` is asked about, as texts mostly. Default: :meth:`example`."""
+        return self.example(task, row, where)
+
+    def labels_of(self, task: Task, model: PreTrainedModel) -> tuple[str, ...]:
+        """The labels, where there are no rows to find them in. Default: those declared."""
+        return tuple(task.labels or ())
+
+    def described(self, scoring: Scoring, data: TaskData, split: Split, most: int) -> list[Answer]:
+        """What the model says of each row, as ``predict`` shows it. Default: :meth:`answers` as they are.
+
+        Args:
+            scoring: the model.
+            data: the task, with the labels of :meth:`labels_of`.
+            split: what is asked; its targets are None.
+            most: at most so many classes, or texts that were found, are told of a row.
+        """
+        return [Answer.of(answer) for answer in self.answers(scoring, data, split)]
+
+    def lost(self, scoring: Scoring, split: Split) -> list[int]:
+        """Of each row how many tokens (:attr:`lost_unit`) are not read. Default: what :meth:`windows` cuts off."""
+        columns = (list(column) for column in zip(*split.texts, strict=True))
+        read = scoring.tokenizer(*columns, verbose=False)["input_ids"]
+        return [max(0, len(ids) - scoring.max_length) for ids in read]
 
 
 def empty_note(source: str, texts: Sequence[str], what: str) -> tuple[str, ...]:

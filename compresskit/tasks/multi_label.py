@@ -17,6 +17,8 @@ from compresskit.errors import InputError, shown
 from compresskit.model.classes import class_names, cleaned, in_order
 from compresskit.model.heads import has_head
 from compresskit.storage.files import Rows
+from compresskit.tasks import reports
+from compresskit.tasks.answer import Answer, with_score
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.label_column import found_labels, is_list, label_text, not_a_label, refuse_joined
@@ -175,6 +177,22 @@ class MultiLabel(TaskKind):
         scores = np.stack(logits["logits"])[:, list(numbers.values())]
         return list(1 / (1 + np.exp(-scores.astype(np.float64))))
 
+    def labels_of(self, task: Task, model: PreTrainedModel) -> tuple[str, ...]:
+        return tuple(task.labels or class_names(model.config))
+
+    def described(self, scoring: Scoring, data: TaskData, split: Split, most: int) -> list[Answer]:
+        """The labels from the threshold on, and their probabilities with those of the first ``most`` labels."""
+        names = list(map_labels(data.task, data.labels, scoring.model, data.sources).single)
+        found = []
+        for probabilities in self.answers(scoring, data, split):
+            order = np.argsort(-probabilities, kind="stable")
+            told = {names[i]: float(probabilities[i]) for i in order}
+            given = [name for name, share in told.items() if share >= THRESHOLD]
+            told = dict(list(told.items())[: max(most, len(given))])
+            line = ", ".join(with_score(name, told[name]) for name in given) or "none of the labels"
+            found.append(Answer(line, {"labels": given, "probabilities": told}))
+        return found
+
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> dict[str, float]:
         """At the threshold 0.5, over all labels of the model, whichever of them these rows have. ``average_precision``
         is the mean over the labels that occur; it needs no threshold.
@@ -193,6 +211,11 @@ class MultiLabel(TaskKind):
             "average_precision": min(float(precision), 1.0),
             "exact_match": float((wanted == given).all(axis=1).mean()),
         }
+
+    def report(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> reports.Report:
+        order = list(map_labels(data.task, data.labels, scoring.model, data.sources).single)
+        wanted = np.array([[name in names for name in order] for names in split.targets])
+        return reports.of_labels(wanted, np.stack(answers) >= THRESHOLD, order)
 
 
 def _cells(value: Any) -> list[Any] | None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from compresskit.errors import InputError, shown
 from compresskit.model.classes import cleaned, several_at_once
+from compresskit.tasks.answer import Answer
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.metrics import OF_NUMBERS
@@ -52,6 +53,9 @@ class Regression(TaskKind):
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[float]:
         _, logits = self.logits(scoring, data, split)
         return [float(row[0]) for row in logits["logits"]]
+
+    def described(self, scoring: Scoring, data: TaskData, split: Split, most: int) -> list[Answer]:
+        return [Answer(f"{value:.4f}", {"value": value}) for value in self.answers(scoring, data, split)]
 
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
         targets, predictions = np.array(split.targets), np.array(answers)

@@ -21,7 +21,8 @@ from torch import Tensor
 from compresskit.errors import InputError
 from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model
 from compresskit.storage.files import Rows
-from compresskit.tasks import squad
+from compresskit.tasks import reports, squad
+from compresskit.tasks.answer import Answer, with_score
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.encoding import OfVectors, text_vectors
 from compresskit.tasks.kind import Scoring, empty_note
@@ -34,6 +35,14 @@ from compresskit.tasks.rows import Split, Table, TaskData
 DOCUMENTS, QUERIES = 4096, 512
 #: Documents that are kept for each query: the largest k of the metrics.
 DEPTH = 100
+#: Rows of a report: name -> ranks.
+_RANKS = {
+    "1": (1, 1),
+    "2 to 5": (2, 5),
+    "6 to 10": (6, 10),
+    f"11 to {DEPTH}": (11, DEPTH),
+    "not found": (DEPTH + 1, math.inf),
+}
 #: Id -> text.
 Texts = dict[str, str]
 
@@ -167,6 +176,37 @@ class Retrieval(OfVectors):
             self._check_widths(scoring, ask, offering, offer, split.documents[:1])
         queries = text_vectors(scoring, ask, [query for (query,) in split.texts])
         return nearest(queries, _blocks(offering, offer, split.documents), ask, DEPTH).tolist()
+
+    def described(self, scoring: Scoring, data: TaskData, split: Split, most: int) -> list[Answer]:
+        """The ``most`` nearest documents of each query, from the nearest on, numbered from 1."""
+        ask, offer = read_sentence_model(scoring.folder, "query"), read_sentence_model(scoring.folder, "document")
+        queries = text_vectors(scoring, ask, [query for (query,) in split.texts])
+        documents = torch.cat(list(_blocks(scoring, offer, split.documents)))
+        places = nearest(queries, documents.split(DOCUMENTS), ask, most)
+        answers = []
+        for query, row in zip(queries, places, strict=True):
+            near = ask.likenesses(query[None], documents[row])[0].tolist()
+            found = [
+                {"text": split.documents[place], "number": place + 1, "similarity": value}
+                for place, value in zip(row.tolist(), near, strict=True)
+            ]
+            line = "; ".join(with_score(str(one["text"]), value) for one, value in zip(found, near, strict=True))
+            answers.append(Answer(line, {"neighbours": found}))
+        return answers
+
+    def report(
+        self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Sequence[int]]
+    ) -> reports.Report:
+        """How many queries have their first relevant document at which rank."""
+        rows: reports.Rows = {}
+        firsts = [
+            next((rank for rank, place in enumerate(found, start=1) if place in wanted), math.inf)
+            for found, wanted in zip(answers, split.targets, strict=True)
+        ]
+        for name, (least, most) in _RANKS.items():
+            count = sum(least <= rank <= most for rank in firsts)
+            rows[name] = {"share": count / len(firsts), "support": count}
+        return reports.Report({"by rank of the first relevant document": rows})
 
     def _check_widths(
         self, asking: Scoring, ask: SentenceModel, offering: Scoring, offer: SentenceModel, texts: Sequence[str]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from compresskit.model.sentence_vectors import read_sentence_model
+from compresskit.tasks.answer import Answer
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.encoding import OfVectors, text_vectors
 from compresskit.tasks.kind import Scoring
@@ -33,6 +34,12 @@ class Similarity(OfVectors):
         how = read_sentence_model(scoring.folder)
         first, second = (text_vectors(scoring, how, texts) for texts in zip(*split.texts, strict=True))
         return [float(value) for value in how.likeness(first, second)]
+
+    def described(self, scoring: Scoring, data: TaskData, split: Split, most: int) -> list[Answer]:
+        """The similarity of pairs, the vectors of single texts."""
+        if any(len(texts) == 1 for texts in split.texts):
+            return super().described(scoring, data, split, most)
+        return [Answer(f"{value:.4f}", {"similarity": value}) for value in self.answers(scoring, data, split)]
 
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[float]) -> dict[str, float]:
         targets, found = np.array(split.targets), np.array(answers)

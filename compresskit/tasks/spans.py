@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -13,7 +16,8 @@ from transformers import PreTrainedModel
 
 from compresskit.model.heads import has_head
 from compresskit.storage.files import Rows
-from compresskit.tasks import losses, squad
+from compresskit.tasks import losses, reports, squad
+from compresskit.tasks.answer import Answer, with_score
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.predictions import Counts, Form, Output, Predictions
@@ -22,7 +26,11 @@ from compresskit.tasks.rows import Split, TaskData
 
 #: Tokens that two windows of one paragraph share.
 STRIDE = 128
+#: Tokens of such a window where no declaration says, as in BERT's own training on SQuAD.
+WINDOW = 384
 _SIDES = ("start", "end")
+#: Rows of a report: name -> words of an answer, at most.
+_LENGTHS = {"no answer": 0, "1 word": 1, "2 or 3 words": 3, "4 to 7 words": 7, "8 words or more": math.inf}
 
 
 class SpanPredictions(Predictions):
@@ -79,6 +87,8 @@ class Spans(TaskKind):
     metrics = ("span_f1", "exact_match")
     predictions = SpanPredictions()
     inputs = ("question", "context")
+    window = WINDOW
+    lost_unit = "tokens of their questions"
 
     def read(self, task: Task, path: Path) -> tuple[Rows, None]:
         return squad.read_rows(path), None
@@ -105,11 +115,50 @@ class Spans(TaskKind):
         """Nothing is cut: long paragraphs are split."""
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[str]:
+        return squad.best_answers(
+            *self._read(scoring, data, split), split.texts, allow_none=squad.may_lack_answers(split.targets)
+        )
+
+    def _read(
+        self, scoring: Scoring, data: TaskData, split: Split
+    ) -> tuple[list[np.ndarray], list[np.ndarray], dict[str, list[Any]]]:
+        """Logits of start and end for every window, and what the windows are of."""
         dataset, logits = self.logits(scoring, data, split)
         columns = {name: dataset[name] for name in ("example", "offsets")}
-        allow_none = squad.may_lack_answers(split.targets)
-        starts, ends = logits["start_logits"], logits["end_logits"]
-        return squad.best_answers(starts, ends, columns, split.texts, allow_none=allow_none)
+        return logits["start_logits"], logits["end_logits"], columns
 
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[str]) -> dict[str, float]:
         return squad.scores(answers, split.targets)
+
+    def report(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[str]) -> reports.Report:
+        """The metrics by how many words the shortest accepted answer has."""
+        groups: dict[str, list[int]] = {name: [] for name in (*_LENGTHS, "all")}
+        for row, accepted in enumerate(split.targets):
+            words = min((len(text.split()) for text in accepted.texts), default=0)
+            name = next(name for name, most in _LENGTHS.items() if words <= most)
+            for group in (name, "all"):
+                groups[group].append(row)
+        rows: reports.Rows = {}
+        for name, places in groups.items():
+            if places:
+                # Which of the official scripts counts is decided by all questions, not by those of a row.
+                given, wanted = [answers[row] for row in places], [split.targets[row] for row in places]
+                optional = squad.may_lack_answers(split.targets)
+                rows[name] = {**squad.scores(given, wanted, optional=optional), "support": len(places)}
+        return reports.Report({"by words of the answer": rows})
+
+    def described(self, scoring: Scoring, data: TaskData, split: Split, most: int) -> list[Answer]:
+        """The best span with its characters in the context, and the probability of no answer beside it: whether some
+        questions have none, a head does not say.
+        """
+        unknown = replace(split, targets=[squad.Answers((), ())] * len(split))
+        found = []
+        for span in squad.best_spans(*self._read(scoring, data, unknown), split.texts):
+            told = {"answer": span.text, "start": span.start, "end": span.end, "score": span.probability}
+            line = with_score(span.text, span.probability)
+            found.append(Answer(f"{line} (no answer {span.no_answer:.3f})", {**told, "no_answer": span.no_answer}))
+        return found
+
+    def lost(self, scoring: Scoring, split: Split) -> list[int]:
+        """Of long questions; contexts are read whole."""
+        return squad.lost_of_questions(scoring.tokenizer, split.texts, scoring.max_length)

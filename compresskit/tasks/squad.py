@@ -8,7 +8,7 @@ import re
 import string
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def windows(
             "tokens stand, as answers need"
         )
     limit = min(MAX_QUESTION, max_length // 2)
-    questions = _short_questions(tokenizer, [question.strip() for question, _ in texts], limit)
+    questions = [question for question, _ in _short_questions(tokenizer, texts, limit)]
     longest = max(map(len, tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]))
     room = max_length - longest - tokenizer.num_special_tokens_to_add(pair=True)
     if room < 1:
@@ -172,11 +172,20 @@ def windows(
     return columns
 
 
-def _short_questions(tokenizer: Any, questions: Sequence[str], limit: int) -> list[str]:
-    """The questions, cut after ``limit`` tokens: the context needs the room."""
-    found = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+def lost_of_questions(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int) -> list[int]:
+    """How many tokens of each question :func:`windows` leaves out."""
+    return [lost for _, lost in _short_questions(tokenizer, texts, min(MAX_QUESTION, max_length // 2))]
+
+
+def _short_questions(tokenizer: Any, texts: Sequence[tuple[str, ...]], limit: int) -> list[tuple[str, int]]:
+    """The questions, cut after ``limit`` tokens as the context needs the room, and how many tokens that cost."""
+    questions = [question.strip() for question, _ in texts]
+    found = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     spans = found["offset_mapping"]
-    return [q if len(s) <= limit else q[: s[limit - 1][1]] for q, s in zip(questions, spans, strict=True)]
+    return [
+        (q, 0) if len(s) <= limit else (q[: s[limit - 1][1]], len(s) - limit)
+        for q, s in zip(questions, spans, strict=True)
+    ]
 
 
 def _token_span(offsets: Sequence[tuple[int, int] | None], answers: Answers) -> tuple[int, int]:
@@ -189,6 +198,28 @@ def _token_span(offsets: Sequence[tuple[int, int] | None], answers: Answers) -> 
     return inside[0], inside[-1]
 
 
+@dataclass(frozen=True)
+class Span:
+    """The best span of a context, over all windows.
+
+    Attributes:
+        text: what it says; empty where no window has a span.
+        start, end: its characters in the context.
+        score: the sum of its two logits.
+        none: the same sum of the [CLS] token, which stands for no answer; the least one of the windows.
+        probability: of start times end in its window.
+        no_answer: the same of the [CLS] token in that window.
+    """
+
+    text: str = ""
+    start: int = 0
+    end: int = 0
+    score: float = -np.inf
+    none: float = np.inf
+    probability: float = 0.0
+    no_answer: float = 1.0
+
+
 def best_answers(
     start_logits: Sequence[np.ndarray],
     end_logits: Sequence[np.ndarray],
@@ -198,7 +229,24 @@ def best_answers(
     allow_none: bool,
 ) -> list[str]:
     """The best span of each question over its windows, as text; empty where no answer scores higher, if allowed."""
-    best: dict[int, tuple[float, str]] = {}
+    spans = best_spans(start_logits, end_logits, columns, texts)
+    return ["" if allow_none and span.none > span.score else span.text for span in spans]
+
+
+def best_spans(
+    start_logits: Sequence[np.ndarray],
+    end_logits: Sequence[np.ndarray],
+    columns: dict[str, list[Any]],
+    texts: Sequence[tuple[str, ...]],
+) -> list[Span]:
+    """The best span of each question over its windows.
+
+    Args:
+        start_logits, end_logits: of each window, (tokens,) or more.
+        columns: ``example`` and ``offsets`` of :func:`windows`.
+        texts: question and context of each example.
+    """
+    best: dict[int, Span] = {}
     none: dict[int, float] = {}
     for window, example in enumerate(columns["example"]):
         offsets = columns["offsets"][window]
@@ -208,27 +256,31 @@ def best_answers(
         valid = np.array([span is not None for span in offsets])
         starts = [i for i in np.argsort(-start, kind="stable")[:_BEST] if valid[i]]
         ends = [i for i in np.argsort(-end, kind="stable")[:_BEST] if valid[i]]
+        whole = float(np.logaddexp.reduce(start.astype(float)) + np.logaddexp.reduce(end.astype(float)))
         for i in starts:
             for j in ends:
                 if i <= j < i + MAX_ANSWER_TOKENS:
                     score = float(start[i] + end[j])
-                    if example not in best or score > best[example][0]:
-                        best[example] = (score, context[offsets[i][0] : offsets[j][1]])
-    answers = []
-    for example in range(len(texts)):
-        score, text = best.get(example, (-np.inf, ""))
-        answers.append("" if allow_none and none[example] > score else text)
-    return answers
+                    if example not in best or score > best[example].score:
+                        first, last = offsets[i][0], offsets[j][1]
+                        probability, no_answer = np.exp(score - whole), np.exp(float(start[0] + end[0]) - whole)
+                        best[example] = Span(
+                            context[first:last], first, last, score, 0.0, float(probability), float(no_answer)
+                        )
+    return [replace(best.get(example, Span()), none=none[example]) for example in range(len(texts))]
 
 
-def scores(predictions: Sequence[str], answers: Sequence[Answers]) -> dict[str, float]:
+def scores(predictions: Sequence[str], answers: Sequence[Answers], *, optional: bool | None = None) -> dict[str, float]:
     """``span_f1`` and ``exact_match`` by the official scripts: best over the accepted answers, mean over questions.
 
     The scripts differ in texts of which nothing is left once articles and punctuation are gone. That of SQuAD 1.1 gives
     them no F1. That of 2.0, for files whose questions may have no answer, takes such an accepted answer as none, and
     gives F1 where answer and prediction are both nothing.
+
+    Args:
+        optional: whether these are of such a file. Default: where one of them says so.
     """
-    optional = may_lack_answers(answers)
+    optional = may_lack_answers(answers) if optional is None else optional
     f1, exact = [], []
     for prediction, accepted in zip(predictions, answers, strict=True):
         texts = [text for text in accepted.texts if normalise(text)] if optional else list(accepted.texts)

@@ -11,9 +11,11 @@ from datasets import Dataset
 from transformers import DataCollatorForTokenClassification, PreTrainedModel
 
 from compresskit.errors import InputError, shown
-from compresskit.model.classes import in_order, whole_number
+from compresskit.model.classes import class_names, in_order, whole_number
 from compresskit.storage import files
 from compresskit.storage.files import Rows
+from compresskit.tasks import reports
+from compresskit.tasks.answer import Answer, with_score
 from compresskit.tasks.conll import read_sentences
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
@@ -22,6 +24,7 @@ from compresskit.tasks.labels import map_labels
 from compresskit.tasks.losses import IGNORED
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import Place, Split, TaskData
+from compresskit.tasks.words import Words, entities
 
 #: Endings of tables; every other file holds CoNLL columns.
 _TABLES = (".jsonl", ".json", ".parquet")
@@ -45,6 +48,7 @@ class Tags(TaskKind):
     head = "token-classification"
     metrics = (*_ENTITY, "accuracy")
     takes_labels = True
+    lost_unit = "words"
 
     def check(self, task: Task) -> None:
         super().check(task)
@@ -165,18 +169,55 @@ class Tags(TaskKind):
         """The most probable tag of every word. A word that was cut off is outside of every entity; where there is no
         such tag, it has none, which is wrong.
         """
+        return [[tag for tag, _ in row] for row in self._tagged(scoring, data, split)]
+
+    def _tagged(self, scoring: Scoring, data: TaskData, split: Split) -> list[list[tuple[str, float]]]:
+        """The tag of every word with its probability; 0 for a word without a token."""
         found = map_labels(data.task, data.labels, scoring.model, data.sources)
         names = {number: name for name, number in found.single.items()}
         dataset, logits = self.logits(scoring, data, split)
         nothing = OUTSIDE if OUTSIDE in names.values() else ""
         answers = []
         for (words,), owners, scores in zip(split.texts, dataset["word"], logits["logits"], strict=True):
-            tags = [nothing] * len(words)
+            tags = [(nothing, 0.0)] * len(words)
             for place, word in enumerate(owners):
                 if word >= 0:
-                    tags[word] = names[int(scores[place].argmax())]
+                    row = scores[place].astype(np.float64)
+                    best = int(scores[place].argmax())
+                    tags[word] = names[best], float(1 / np.exp(row - row[best]).sum())
             answers.append(tags)
         return answers
+
+    def asked(self, task: Task, row: Mapping[str, Any], where: str) -> tuple[Any, ...]:
+        """Words, or a text that is split into words."""
+        text = row.get(task.inputs[0])
+        return (Words.of(text),) if isinstance(text, str) else self.example(task, row, where)
+
+    def labels_of(self, task: Task, model: PreTrainedModel) -> tuple[str, ...]:
+        return tuple(task.labels or class_names(model.config))
+
+    def described(self, scoring: Scoring, data: TaskData, split: Split, most: int) -> list[Answer]:
+        """Words and tags; where the tags are those of entities, the entities. Of a text the places of an entity are
+        those of its characters, else they are numbers of words; the last one is not part of it.
+        """
+        scheme = all(_is_of_scheme(name) for name in map_labels(data.task, data.labels, scoring.model).numbers)
+        found = []
+        for (words,), tagged in zip(split.texts, self._tagged(scoring, data, split), strict=True):
+            tags = [tag for tag, _ in tagged]
+            told: dict[str, Any] = {"words": list(words), "tags": tags, "scores": [score for _, score in tagged]}
+            if scheme:
+                told["entities"] = entities(words, [(_spelt(tag, _BILOU), score) for tag, score in tagged])
+                line = ", ".join(with_score(f"{one['text']} [{one['type']}]", one["score"]) for one in told["entities"])
+                found.append(Answer(line or "no entity", told))
+            else:
+                found.append(Answer(" ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True)), told))
+        return found
+
+    def lost(self, scoring: Scoring, split: Split) -> list[int]:
+        """Words beyond the last one that has a token of its own."""
+        longest = scoring.max_length
+        rows = zip(split.texts, self.windows(split, scoring.tokenizer, longest)["word"], strict=True)
+        return [len(words) - 1 - max(read) if len(read) >= longest else 0 for (words,), read in rows]
 
     def measure(
         self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Sequence[str]]
@@ -191,6 +232,18 @@ class Tags(TaskKind):
             scores = (metrics.f1_score, metrics.precision_score, metrics.recall_score)
             found |= {name: float(f(wanted, given, zero_division=0)) for name, f in zip(_ENTITY, scores, strict=True)}
         return found
+
+    def report(
+        self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Sequence[str]]
+    ) -> reports.Report:
+        """By type of entity where entities are scored, and by tag."""
+        wanted, given = ([tag for tags in rows for tag in tags] for rows in (split.targets, answers))
+        by_tag = reports.of_classes(wanted, given, list(data.labels))
+        tables = {"by tag": by_tag.tables["by class"]}
+        if _entities(data.task):
+            spelt = ([[_spelt(tag, _BILOU) for tag in tags] for tags in rows] for rows in (split.targets, answers))
+            tables = {**reports.of_entities(*spelt).tables, **tables}
+        return reports.Report(tables, by_tag.classes, by_tag.confusion)
 
 
 def _respell(task: Task, row: dict[str, Any], place: Place) -> int:
@@ -252,6 +305,14 @@ def _parts(tag: str, where: str) -> tuple[str, str]:
     if not dash or not kind or prefix not in (*_PREFIXES, *_BILOU):
         raise InputError(f"{where}: tag {tag!r} is neither O nor of the form B-TYPE (prefixes B, I, E, S, L, U)")
     return prefix, kind
+
+
+def _is_of_scheme(tag: str) -> bool:
+    try:
+        _parts(tag, "")
+    except InputError:
+        return False
+    return True
 
 
 def _entities(task: Task) -> bool:

@@ -15,6 +15,7 @@ from compresskit.tasks.kind import Scoring
 from compresskit.tasks.predicting import BATCH_SIZE
 from compresskit.tasks.predictions import count_items
 from compresskit.tasks.registry import KINDS
+from compresskit.tasks.reports import Report
 from compresskit.tasks.rows import TRAIN, TaskData
 from compresskit.training.attention import attention_kept
 from compresskit.training.batches import MaskingCollator
@@ -37,6 +38,16 @@ def score(scoring: Scoring, data: TaskData) -> Scores:
     with mode_kept(model):
         model.eval()
         return {name: kind.score(scoring, data, split) for name, split in data.splits.items() if name != TRAIN}
+
+
+def scores_and_reports(scoring: Scoring, data: TaskData) -> tuple[Scores, dict[str, Report]]:
+    """:func:`score`, and for each split the same in parts."""
+    kind, model = KINDS.get(data.task.kind), scoring.model
+    with mode_kept(model):
+        model.eval()
+        splits = {name: split for name, split in data.splits.items() if name != TRAIN}
+        found = {name: kind.reported(scoring, data, split) for name, split in splits.items()}
+    return {name: scores for name, (scores, _) in found.items()}, {name: report for name, (_, report) in found.items()}
 
 
 def held_out_losses(

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from compresskit.data import corpus as corpora
 from compresskit.data.units import UNITS, Unit, read_units
 from compresskit.errors import InputError
+from compresskit.folders.evaluation import write_report
 from compresskit.internals.datasets import fingerprint
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
@@ -31,7 +33,7 @@ from compresskit.tasks.predicting import Progress
 from compresskit.tasks.registry import KINDS
 from compresskit.training import data as training_data
 from compresskit.training.data import Models, TrainingData
-from compresskit.training.evaluation import score
+from compresskit.training.evaluation import score, scores_and_reports
 from compresskit.training.objective import check_fit, unnamed_note
 from compresskit.training.run import Output, Result, Run
 from compresskit.training.sentences import Encoder
@@ -275,6 +277,8 @@ def evaluate(
     device: str = "auto",
     as_class: str | None = None,
     documents_model: str | Path | None = None,
+    report: bool | str | Path = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Score a model, dense or compressed, on a task: every metric on every split but ``train``.
@@ -292,15 +296,23 @@ def evaluate(
             the checkpoint's. The head must be in the checkpoint.
         documents_model: folder or hub id of another model for the documents of a ``retrieval``, such as the teacher of
             a student that embeds the queries. Their vectors are compared as ``model`` says.
+        report: also the scores in parts: precision, recall, F1 and support of every class, label or type of entity
+            (as scikit-learn and seqeval report them), correlations by fifths of the numbers, and so on. A folder to
+            write it to (report.json, pictures of the confusion of classes, README.md), or True for the record alone.
+        overwrite: replace a folder of a report that compresskit wrote.
 
     Returns:
-        ``record["scores"]`` is ``{split: {metric: score}}``, as fractions.
+        ``record["scores"]`` is ``{split: {metric: score}}``, as fractions; with ``report``, ``record["report"]`` is
+        ``{split: {"tables": {title: {row: {column: number}}}, "confusion": ...}}``.
 
     Raises:
         InputError: says what is wrong with model or data.
     """
     explicit, options = split_settings({"max_length": max_length, "batch_size": batch_size, "device": device})
     with_settings(DEFAULTS["task"], explicit)  # refuses what no stage may have
+    folder = None if isinstance(report, bool) else Path(report)
+    if folder is not None:
+        outputs.check_output(folder, overwrite)
     declared = find_task(task)
     kind = KINDS.get(declared.kind)
     if documents_model is not None and not kind.has_documents:
@@ -326,11 +338,16 @@ def evaluate(
         for each in scored:
             moved: Any = each.model
             moved.to(options.torch_device, kind.dtype(moved, each.folder))
-        found = score(scoring, examples)
+        found, reports = scores_and_reports(scoring, examples) if report else (score(scoring, examples), {})
     for one in (scoring, scoring.documents):
         notes += one.notes if one is not None else []
     said = [note for note in notes if note]
-    return Result(read.model, record | {"scores": found, "notes": said}, notes=tuple(said))
+    record |= {"scores": found, "notes": said}
+    if report:
+        record["report"] = {split: parts.record() for split, parts in reports.items()}
+    if folder is not None and PartialState().is_main_process:
+        write_report(record, reports, folder, overwrite=overwrite)
+    return Result(read.model, record, folder, notes=tuple(said))
 
 
 def _scoring(
