@@ -128,4 +128,6 @@ def test_similarity_takes_any_encoder_and_trains_none(run: Run, bench_folder: Pa
         assert -1 <= found.record["scores"]["dev"]["spearman"] <= 1
     arguments = ("finetune", "--model", bench_folder / "model", "--data", tmp_path, "--output", "out")
     refused(run(*arguments, "--task", "stsb-similarity"), "is for evaluation only (of kind similarity)")
-    refused(run("bench", "--task", "stsb-similarity", "--data", tmp_path, "--output", "out"), "is for evaluation only")
+    refused(
+        run("bench", "--task", "stsb-similarity", "--data", tmp_path, "--output", "out"), "nothing can be trained on it"
+    )

@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from compresskit.errors import InputError, one_line
-from compresskit.exporting.format import FORMATS, installed
+from compresskit.exporting.format import FORMATS
 from compresskit.folders.training import read_stages
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
@@ -68,7 +68,7 @@ def _read_export(folder: Path, as_class: str | None) -> Answering:
     name, head = record.get("format"), record.get("model_class")
     if not isinstance(name, str) or not isinstance(head, str):
         raise InputError(f"{folder / EXPORT}: says no format or no model_class: it is no record of an export")
-    chosen = installed(name)
+    chosen = FORMATS.installed(name)
     chosen.weight_files(folder)
     try:
         run = chosen.load(folder)
