@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from compresskit.folders.publish import push
     from compresskit.folders.verification import verify
     from compresskit.planning.stage import Stage
+    from compresskit.shrinking.run import shrink
     from compresskit.training.stages import distill, evaluate, finetune
     from compresskit.training.trainer import DistillationTrainer
     from compresskit.vocabulary.trimming import trim
@@ -33,6 +34,7 @@ _PUBLIC = {
     "load": "compresskit.api",
     "plan": "compresskit.api",
     "to_dense": "compresskit.api",
+    "shrink": "compresskit.shrinking.run",
     "bench": "compresskit.benchmark.runner",
     "export": "compresskit.exporting.exported",
     "predict": "compresskit.answering.answers",
@@ -66,6 +68,7 @@ __all__ = [
     "plan",
     "predict",
     "push",
+    "shrink",
     "to_dense",
     "trim",
     "verify",

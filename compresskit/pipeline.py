@@ -24,13 +24,14 @@ from compresskit.folders.compressed import write_compressed
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.measure import count_flops
+from compresskit.model.output import output_folder
 from compresskit.model.quantizer import quantizer_of
 from compresskit.model.sources import ModelWeights, check_finite
 from compresskit.model.targets import check_supported
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.choosing import Progress, silent
-from compresskit.planning.planner import Plan, Untrimmed, make_plan
+from compresskit.planning.planner import Plan, Untrimmed, check_reachable, make_plan
 from compresskit.planning.recipe import Allocation, Objective, Recipe, check_ratio, for_method, load_recipe
 from compresskit.planning.size import SizeLimit, parse_size
 from compresskit.tasks.loading import load_data, load_task
@@ -243,6 +244,11 @@ class Compression:
             progress=progress,
         )
 
+    def check_reachable(self) -> None:
+        """Refuse a ratio or size that no plan can have, before anything is computed. Raises InputError."""
+        model = self.checkpoint.model
+        check_reachable(model, self.recipe, ModelWeights(model), size=self.size)
+
     def copied(self, plan: Plan) -> Compression:
         """The same with a copy of the model, which shares only the weights that ``plan`` replaces: they are read once
         and then gone from the copy.
@@ -271,3 +277,19 @@ class Compression:
         if self.size is not None and written > self.size.most:
             raise WorkError(f"size {self.size}: the weight file has {written:,} bytes; ask for a little less")
         return megabytes
+
+    def write_to(
+        self, folder: Path, plan: Plan, *, overwrite: bool = False, progress: Progress = silent
+    ) -> tuple[Plan, tuple[float, float]]:
+        """:meth:`apply` and :meth:`write` to a folder, which appears once it is complete.
+
+        Returns:
+            The plan with measured errors; MB before and after.
+
+        Raises:
+            InputError: the folder exists and may not be overwritten, or cannot be written.
+            WorkError: see :meth:`write`.
+        """
+        with output_folder(folder, overwrite) as temporary:
+            plan = self.apply(plan, progress)
+            return plan, self.write(plan, temporary, folder.name)

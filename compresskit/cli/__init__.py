@@ -15,6 +15,7 @@ from compresskit.cli.compress import compress, inspect, methods
 from compresskit.cli.export import export
 from compresskit.cli.predict import predict
 from compresskit.cli.push import push
+from compresskit.cli.shrink import shrink
 from compresskit.cli.train import distill, evaluate, finetune, tasks
 from compresskit.cli.trim import trim
 from compresskit.cli.verify import verify
@@ -29,6 +30,7 @@ def cli() -> None:
     """Make a BERT-style checkpoint 5, 10, 20 times smaller, as a folder that transformers loads.
 
     \b
+    compresskit shrink --task sst2 --data GLUE --ratio 19 --output small/
     compresskit compress --method kronecker --ratio 19       # the embedded checkpoint, no network
     compresskit compress --model google-bert/bert-base-uncased --recipe kroneckerbert-21 --output small/
     compresskit distill --teacher google-bert/bert-base-uncased --student small/ --output general/
@@ -36,6 +38,7 @@ def cli() -> None:
 
 
 for command in (
+    shrink,
     compress,
     trim,
     distill,

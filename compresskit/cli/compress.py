@@ -64,7 +64,7 @@ def compress(
     """Compress a checkpoint into a folder that transformers loads."""
     prepare(seed, threads, options["device"])
     from compresskit.decomposers import registry
-    from compresskit.model.output import check_output, output_folder
+    from compresskit.model.output import check_output
     from compresskit.pipeline import Request
 
     request = Request(**options)
@@ -82,10 +82,8 @@ def compress(
         show(work.checkpoint, plan)
         out.print("Dry run: nothing written.")
         return
-    with output_folder(folder, overwrite) as temporary:
-        with progress_bar() as progress:
-            plan = work.apply(plan, progress)
-        megabytes = work.write(plan, temporary, folder.name)
+    with progress_bar() as progress:
+        plan, megabytes = work.write_to(folder, plan, overwrite=overwrite, progress=progress)
     show(work.checkpoint, plan, megabytes)
     out.print(f"Written to {folder}/ (weights, tokenizer, recipe.yaml, compression.json, model card)", markup=False)
     gains = any(registry.get(assignment.method).gains_by_calibration for assignment in plan.assignments)

@@ -323,10 +323,9 @@ def tasks(debug: bool) -> None:
 
 
 @contextmanager
-def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
+def training_progress(what: str) -> Iterator[dict[str, Any]]:
     """Progress of predictions and of training, for a stage."""
     from compresskit.training.progress import ProgressBar
-    from compresskit.training.working_folder import working_folder
 
     bar = ProgressBar(err, what)
     try:
@@ -338,8 +337,19 @@ def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
 
             bar.before_start = status.stop
             yield {"progress": predicting, "callbacks": [bar]}
-    except KeyboardInterrupt:
+    finally:
         bar.close()
+
+
+@contextmanager
+def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
+    """The same, and what an interrupted run keeps."""
+    from compresskit.training.working_folder import working_folder
+
+    try:
+        with training_progress(what) as tools:
+            yield tools
+    except KeyboardInterrupt:
         if working_folder(output).exists():
             err.print(
                 f"{working_folder(output)}/ keeps what was done: the same command with --resume continues it",
@@ -347,8 +357,6 @@ def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
                 soft_wrap=True,
             )
         raise
-    finally:
-        bar.close()
 
 
 def _report(result: Result, following: list[str]) -> None:

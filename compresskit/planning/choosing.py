@@ -84,7 +84,7 @@ class Chooser:
         self._blocks = blocks_of(self._proposals)
         before = count_parameters(model)
         self.dense = before - sum(proposal.group.parameters for block in self._blocks for proposal, *_ in block[0])
-        factors = sum(self._least(block) for block in self._blocks)
+        factors = sum(proposal.parameters(spec) for proposal, spec in self.smallest())
         self.least = self.dense + factors
         self._steps = ladder(before, self.dense, factors)
         self._found: dict[Step, Found] = {}
@@ -94,6 +94,10 @@ class Chooser:
     def methods(self) -> str:
         """Names of all methods that something may be factorised by, as part of a sentence."""
         return " and ".join(sorted({proposal.decomposer.name for proposal in self._proposals}))
+
+    def smallest(self) -> list[Pick]:
+        """The spec with the fewest parameters for every group. Shapes are enough, no weight is read."""
+        return [pick for block in self._blocks for pick in self._smallest(block)]
 
     def picks(self, most: int) -> list[Pick]:
         """A spec for every group, in the model's order.
@@ -118,6 +122,17 @@ class Chooser:
                 return sorted(picks, key=lambda pick: self._order[pick.proposal.group.targets[0].name])
         raise UnreachableError(f"no plan has at most {most:,} parameters")
 
+    def _smallest(self, block: Block) -> list[Pick]:
+        def size(pick: Pick) -> int:
+            return pick.proposal.parameters(pick.spec)
+
+        slow = self._recipe.allow_slow
+        partitions = [
+            [min((Pick(each, each.smallest(allow_slow=slow)) for each in part), key=size) for part in partition]
+            for partition in block
+        ]
+        return min(partitions, key=lambda picks: sum(map(size, picks)))
+
     def _options(self, step: Step, *, allow_slow: bool, fast: bool) -> Found:
         if step not in self._found:
             if self._source is None:
@@ -132,12 +147,6 @@ class Chooser:
                 progress=self._progress,
             )
         return self._found[step]
-
-    def _least(self, block: Block) -> int:
-        def least_of(proposal: Proposal) -> int:
-            return proposal.parameters(proposal.smallest(allow_slow=self._recipe.allow_slow))
-
-        return min(sum(min(map(least_of, part)) for part in partition) for partition in block)
 
 
 def _offered(proposals: list[Proposal], allow_slow: bool) -> tuple[list[Proposal], list[str]]:

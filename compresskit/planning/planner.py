@@ -192,6 +192,28 @@ def make_plan(
     return plan
 
 
+def check_reachable(
+    model: PreTrainedModel, recipe: Recipe, source: WeightSource, *, size: SizeLimit | None = None
+) -> None:
+    """Refuse what no plan for the model can have, without making one: shapes are enough, no weight is read.
+
+    Args:
+        model, recipe, source, size: as for :func:`make_plan`; the recipe without explicit shapes.
+
+    Raises:
+        InputError: a rule that matches nothing, a ratio or size out of reach.
+    """
+    chooser = Chooser(model, proposals_of(model, recipe), recipe, source, None, silent)
+    before = count_parameters(model)
+    if size is None:
+        _most(model, chooser, recipe, before)
+        return
+    _check_below_dense(model, size)
+    smallest = _student(model, chooser.smallest())
+    if size.file_size(smallest) > size.most:
+        raise _too_small(size, smallest, chooser, before)
+
+
 def _student(model: PreTrainedModel, picks: Sequence[Pick]) -> PreTrainedModel:
     """The model with these groups factorised, without memory for weights."""
     student = skeleton(model, "cpu")
@@ -202,6 +224,11 @@ def _student(model: PreTrainedModel, picks: Sequence[Pick]) -> PreTrainedModel:
 
 def _within_ratio(model: PreTrainedModel, chooser: Chooser, recipe: Recipe, before: int) -> list[Pick]:
     """What comes nearest to the recipe's ratio against ``before`` parameters and is at least that much smaller."""
+    return chooser.picks(_most(model, chooser, recipe, before))
+
+
+def _most(model: PreTrainedModel, chooser: Chooser, recipe: Recipe, before: int) -> int:
+    """How many parameters the recipe's ratio allows. Raises InputError: it is out of reach."""
     if recipe.ratio is None:
         raise InputError(f"recipe {recipe.name} gives neither shapes nor a ratio: add --ratio")
     most = math.floor(Fraction(before) / Fraction(str(recipe.ratio)))  # the ratio as it is written
@@ -217,7 +244,7 @@ def _within_ratio(model: PreTrainedModel, chooser: Chooser, recipe: Recipe, befo
             f"{math.floor(Fraction(100 * before, chooser.least)) / 100:g}x smaller "
             f"({chooser.dense:,} of its {before:,} parameters stay dense)"
         )
-    return chooser.picks(most)
+    return most
 
 
 def _within_size(
@@ -226,24 +253,33 @@ def _within_size(
     """What comes nearest to a size of the weight file and is at most that large, the student, and the ratio against
     ``before`` parameters that it amounts to.
     """
-    largest = size.file_size(model)
-    if largest <= size.most:
-        raise InputError(f"size {size}: not below the dense model's {largest / 1e6:.2f} MB")
+    _check_below_dense(model, size)
     width = max(parameter.itemsize for parameter in model.parameters())
     student, most = model, count_parameters(model)
     while (excess := size.file_size(student) - size.most) > 0:
         if most == chooser.least:
-            needed = size.file_size(student)
-            step = 10 ** max(0, len(str(needed)) - 3)  # three digits, rounded up, so that the size named can be had
-            least = math.ceil(needed / step) * step / 1e6
-            raise UnreachableError(
-                f"size {size}: too small: with {chooser.methods} this model's weight file has at least {least:g} MB "
-                f"({chooser.dense:,} of its {before:,} parameters stay dense)"
-            )
+            raise _too_small(size, student, chooser, before)
         most = max(chooser.least, count_parameters(student) - math.ceil(excess / width))
         picks = chooser.picks(most)
         student = _student(model, picks)
     return picks, student, before / most
+
+
+def _check_below_dense(model: PreTrainedModel, size: SizeLimit) -> None:
+    largest = size.file_size(model)
+    if largest <= size.most:
+        raise InputError(f"size {size}: not below the dense model's {largest / 1e6:.2f} MB")
+
+
+def _too_small(size: SizeLimit, smallest: PreTrainedModel, chooser: Chooser, before: int) -> UnreachableError:
+    """The error for a size below that of the smallest student."""
+    needed = size.file_size(smallest)
+    step = 10 ** max(0, len(str(needed)) - 3)  # three digits, rounded up, so that the size named can be had
+    least = math.ceil(needed / step) * step / 1e6
+    return UnreachableError(
+        f"size {size}: too small: with {chooser.methods} this model's weight file has at least {least:g} MB "
+        f"({chooser.dense:,} of its {before:,} parameters stay dense)"
+    )
 
 
 def _notes(plan: Plan, statistics: Calibration | None) -> Iterator[str]:

@@ -37,7 +37,7 @@ from compresskit.training.objective import Objective
 from compresskit.training.settings import Options
 from compresskit.training.terms import TERMS
 from compresskit.training.trainer import DistillationTrainer, state_of
-from compresskit.training.working_folder import WorkingFolder
+from compresskit.training.working_folder import WorkingFolder, working_folder
 
 
 @dataclass
@@ -119,7 +119,8 @@ class Run:
         if self.output is not None:
             where = self.output
             decides = {**settings, **self._content()}
-            work = WorkingFolder(where.folder, decides, resume=where.resume, overwrite=where.overwrite)
+            folder = working_folder(where.folder)
+            work = WorkingFolder(folder, decides, resume=where.resume, overwrite=where.overwrite)
         try:
             with as_it_was(*self._everyone[1:]):  # the teacher
                 return self._execute(settings, earlier, work)

@@ -24,24 +24,35 @@ def working_folder(output: Path) -> Path:
     return output.with_name(output.name + ".checkpoints")
 
 
+def check_ours(path: Path) -> None:
+    """Refuse a folder that is there and is no working folder. Raises InputError."""
+    if not (path / _SETTINGS).is_file():
+        raise InputError(f"{path}: exists and is no working folder of compresskit; move it away")
+
+
 class WorkingFolder:
-    """Where an unfinished run keeps its state: ``<output>.checkpoints``, removed once the output is written. Locked
-    until :meth:`close`, or until the process dies.
+    """Where a run keeps its state, such as ``<output>.checkpoints``. Locked until :meth:`close`, or until the process
+    dies.
+
+    Args:
+        path: the folder.
+        settings: what decides the run's result, as plain data.
+        resume: continue the run that the folder holds.
+        overwrite: forget that run.
 
     Raises:
         InputError: it exists and neither ``resume`` nor ``overwrite`` was asked for; it belongs to other settings, or
             to a process that is at work.
     """
 
-    def __init__(self, output: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-        self.path = working_folder(output)
+    def __init__(self, path: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+        self.path = path
         #: Whether there was a run to continue.
         self.found = self.path.exists()
         state = PartialState()
         text = json.dumps(settings, indent=2, sort_keys=True, default=str)
         if self.path.exists():
-            if not (self.path / _SETTINGS).is_file():
-                raise InputError(f"{self.path}: exists and is no working folder of compresskit; move it away")
+            check_ours(self.path)
             if resume:
                 self._check_same(json.loads((self.path / _SETTINGS).read_text(encoding="utf-8")), json.loads(text))
             elif not overwrite:
@@ -64,7 +75,7 @@ class WorkingFolder:
                     (part / _SETTINGS).write_text(text, encoding="utf-8")
                     part.rename(self.path)
                 except OSError as error:
-                    raise InputError(f"output {output}: cannot be written: {error.strerror or error}") from None
+                    raise InputError(f"output {self.path}: cannot be written: {error.strerror or error}") from None
                 self._acquire()
         state.wait_for_everyone()
 

@@ -1,0 +1,127 @@
+"""``shrink``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compresskit.cli.common import err, out, prepare, print_notes, progress_bar, shared
+from compresskit.cli.train import training_progress
+
+if TYPE_CHECKING:
+    from compresskit.shrinking.job import Schedule
+    from compresskit.shrinking.run import Shrunk
+    from compresskit.shrinking.steps import Step, Tools
+
+
+def _names(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...]:
+    """``onnx,onnx-int8`` as names."""
+    return tuple(filter(None, (part.strip() for part in (value or "").split(","))))
+
+
+@click.command()
+@click.option(
+    "--model",
+    metavar="FOLDER|HUB_ID",
+    help="What to make smaller. With a head for the task it is the teacher as it is, else one is fine-tuned from it. "
+    "Default: the embedded MiniLM.",
+)
+@click.option("--task", metavar="NAME|FILE", help="What it should do: one of `compresskit tasks`, or a YAML file.")
+@click.option("--data", metavar="DIR", help="Folder with the task's files. Default: the hub.")
+@click.option("--text", metavar="FILE|HUB_ID", help="Text for sentence vectors. It takes the place of --task.")
+@click.option("--ratio", type=float, help="Dense parameters / compressed parameters of the whole model, above 1.")
+@click.option(
+    "--size", metavar="SIZE", help="Largest size of the weight file, e.g. 5MB. It takes the place of --ratio."
+)
+@click.option("--method", metavar="NAME", default="auto", show_default=True, help="Method for every role.")
+@click.option("--export", callback=_names, metavar="A,B", help="Formats to write besides, such as onnx-int8.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of trainings. Default: fp32.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--overwrite", is_flag=True, help="Remove what an earlier run wrote for this output, and start again.")
+@click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
+@click.option("--dry-run", is_flag=True, help="Print the choices and the single commands. Nothing is written.")
+@shared
+def shrink(overwrite: bool, resume: bool, dry_run: bool, threads: int | None, debug: bool, **asked: Any) -> None:
+    """Make a small model in one go: teacher, compression, distillation, scores.
+
+    Every choice is made by what was measured, and said. The same by hand: --dry-run prints the single commands.
+    """
+    prepare(asked["seed"], threads)
+    from compresskit.shrinking.job import Job
+    from compresskit.shrinking.run import carry_out, check_outputs
+
+    job = Job(**asked)
+    if not dry_run:
+        check_outputs(job, overwrite=overwrite, resume=resume)
+    with err.status("reading model and data"):
+        schedule = job.schedule()
+    for choice in schedule.choices:
+        out.print(f"# {choice}", markup=False, highlight=False, soft_wrap=True)
+    commands = [_command(step, threads) for step in schedule.steps]
+    if dry_run:
+        for command in commands:
+            out.print(command, markup=False, highlight=False, soft_wrap=True)
+        return
+    try:
+        done = carry_out(schedule, overwrite=overwrite, resume=resume, watch=_Watch(len(commands)))
+    except KeyboardInterrupt:
+        if schedule.folder.exists():
+            kept = f"{schedule.folder}/ keeps what was done: the same command with --resume continues it"
+            err.print(kept, markup=False, soft_wrap=True)
+        raise
+    _report(schedule, done)
+
+
+def _command(step: Step, threads: int | None) -> str:
+    return shlex.join([*step.words(), *(["--threads", str(threads)] if threads is not None else [])])
+
+
+class _Watch:
+    """Says which step begins, and shows its progress."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.begun = steps, 0
+
+    @contextmanager
+    def __call__(self, step: Step | None) -> Iterator[Tools]:
+        from compresskit.shrinking.steps import Tools
+
+        doing = "scoring and timing" if step is None else step.doing
+        out.print(doing if step is None else f"{doing}: {step.output}/", markup=False, highlight=False, soft_wrap=True)
+        if step is not None and step.trains:
+            with training_progress(doing) as tools:
+                yield Tools(**tools)
+        else:
+            with progress_bar() as progress:
+                yield Tools(progress)
+
+
+def _report(schedule: Schedule, done: Shrunk) -> None:
+    from compresskit.cli.tables import table
+    from compresskit.shrinking.figures import Figures, cells
+
+    record = done.record
+    columns = ("", f"{record['metric']}, %", "kept", "parameters", "MB", "ms", "speed-up")
+    timed = f"ms: one text of {record['tokens']} tokens, {record['threads']} CPU threads, all models in turns"
+    rows = [cells(Figures(**row)) for row in record["rows"]]
+    out.print(table(columns, rows, left=(0,), caption=timed))
+    print_notes(done.notes)
+    folders = ", ".join(f"{folder}/" for folder in (done.folder, *done.exports.values()))
+    lines = [
+        f"Written to {folders}",
+        f"{done.working_folder}/ keeps what was made on the way, and shrink.json: choices, commands, figures. "
+        "It may be deleted.",
+    ]
+    if schedule.steps[0].command == "finetune":
+        lines.append(f"Other sizes of the same teacher: compresskit shrink --model {schedule.teacher} --ratio ...")
+    following = ["push", str(done.folder), "OWNER/NAME"]
+    if not done.exports:
+        following = ["export", str(done.folder), "--format", "onnx-int8"]
+    lines.append(f"Next: compresskit {shlex.join(following)}")
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,237 @@
+"""What is asked of ``shrink``, and the steps that this comes to, by what was measured (docs/results.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compresskit.data.corpus import find_corpus
+from compresskit.decomposers import AUTO
+from compresskit.errors import InputError
+from compresskit.exporting.format import installed
+from compresskit.model import checkpoint as checkpoints
+from compresskit.model import identity
+from compresskit.model.checkpoint import MODEL_CLASSES, Checkpoint
+from compresskit.model.heads import has_head
+from compresskit.model.positions import positions
+from compresskit.model.sentence_vectors import unsaid
+from compresskit.pipeline import Compression, Request
+from compresskit.planning.recipe import for_method
+from compresskit.planning.size import SizeLimit, parse_size
+from compresskit.planning.stage import DEFAULTS
+from compresskit.shrinking.steps import Cut, Distil, Export, FineTune, Step
+from compresskit.tasks.loading import load_data, load_task
+from compresskit.tasks.registry import KINDS
+from compresskit.tasks.rows import TRAIN, TaskData
+from compresskit.training import data as training_data
+from compresskit.training import stages
+
+#: Training rows from which on a task has many. Measured were 2,490 to 8,551 rows, and 67,349
+#: (results, "Five GLUE tasks").
+MANY = 20_000
+#: Epochs of the teacher and of the student, of a task with few rows and of one with many (the same section).
+FEW_ROWS, MANY_ROWS = (5, 4), (3, 1)
+#: Sequences per step of the student: more steps from the same rows ("Students of the teacher at 19x").
+BATCH = 8
+#: Heads that answer some task; a model with another one is none yet.
+_HEADS = tuple(name for name in MODEL_CLASSES if name not in ("base", "masked-lm"))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is to be done.
+
+    Attributes:
+        output: folder of the student.
+        steps: in their order; the student's distillation comes before its exports.
+        choices: what was decided and why, a line each.
+        decides: what decides the result, as plain data.
+        teacher: the folder or hub id of the teacher; None for the embedded checkpoint.
+        data: the task's rows; None for sentence vectors.
+        max_length: tokens of a sequence where the task's own are too many for the model.
+    """
+
+    output: Path
+    steps: tuple[Step, ...]
+    choices: tuple[str, ...]
+    decides: dict[str, Any]
+    teacher: str | Path | None
+    data: TaskData | None
+    max_length: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The working folder: the teacher, the student before it is trained, and the record of all."""
+        return working_folder_of(self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that may be asked of :func:`compresskit.shrink`, which says what it means.
+
+    Raises:
+        InputError: neither or both of task and text, or of ratio and size; data without a task, an unknown method or
+            format, a format whose packages are missing, an output that is the model.
+    """
+
+    output: Path
+    model: str | Path | None = None
+    task: str | Path | None = None
+    data: str | Path | None = None
+    text: str | Path | None = None
+    ratio: float | None = None
+    size: str | None = None
+    method: str = AUTO
+    export: Sequence[str] = ()
+    seed: int = 0
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.text is None):
+            both = "not both" if self.task is not None else "such as --task sst2 or --text texts.txt.gz"
+            raise InputError(f"give a task (what the small model should do) or a text (sentence vectors), {both}")
+        if self.text is not None and self.data is not None:
+            raise InputError("data belongs to a task; leave it out with a text")
+        Request(method=self.method, ratio=self.ratio, size=self.size)  # refuses what needs no model
+        for form in self.export:
+            installed(form)
+        if self.model is not None and Path(self.model).resolve() == self.output.resolve():
+            raise InputError(f"output {self.output}: is also the model that is read; choose another folder")
+
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """Format -> folder of every export."""
+        return {form: self.output.with_name(f"{self.output.name}-{form}") for form in dict.fromkeys(self.export)}
+
+    def schedule(self) -> Schedule:
+        """The steps, once model and data are known to allow them.
+
+        Raises:
+            InputError: data or a model that cannot be read or do not fit, a ratio or size out of reach.
+        """
+        return self._of_text() if self.task is None else self._of_task(self.task)
+
+    # -- the two kinds -------------------------------------------------------------------------------------------------
+
+    def _of_task(self, name: str | Path) -> Schedule:
+        data = load_data(load_task(name), None if self.data is None else Path(self.data))
+        whole, given = self._teacher(data)
+        self._check_reachable(whole)
+        task, kind, rows = data.task, KINDS.get(data.task.kind), len(data.splits[TRAIN])
+        limit = positions(whole.model)
+        length = limit if limit is not None and limit < task.max_length else None
+        teacher_epochs, epochs = FEW_ROWS if rows < MANY else MANY_ROWS
+        size = f"{rows:,} training rows, {'fewer than' if rows < MANY else 'at least'} {MANY:,}"
+        made = working_folder_of(self.output) / "teacher"
+        if given:
+            said = f"teacher: {whole.origin} as it is: its head answers {task.name}"
+        else:
+            said = (
+                f"teacher: {whole.origin}, fine-tuned for {teacher_epochs} epochs: it has no {kind.head} head; {size}"
+            )
+        losses = ", ".join(f"{name} {weight:g}" for name, weight in DEFAULTS["task"].losses.items())
+        short = f"{length} tokens: all positions of the model; the task's own are {task.max_length}"
+        choices = (
+            said,
+            "start: the teacher, cut down; no stage of general text (results: students of the teacher at 19x)",
+            self._method(),
+            f"calibration: the training rows of {task.name}: few rows need it (results: what each idea is worth)",
+            f"losses: {losses}: what is inside of the teacher decides (results: what each idea is worth)",
+            f"batches of {BATCH}: more steps from the same rows (results: students of the teacher at 19x)",
+            f"epochs of the student: {epochs}: {size} (results: five GLUE tasks)",
+            f"length: {short if length else f'{task.max_length} tokens: the own one of the task'}",
+        )
+        source = {"task": name, "data": self.data}
+        train = {"max_length": length, "precision": self.precision}
+        tuning = FineTune(made, {"model": self.model, **source, "epochs": teacher_epochs, **train}, self.seed)
+        teacher = self.model if given else made
+        steps = self._steps(
+            teacher,
+            first=[] if given else [tuning],
+            calibration={"calibration_task": name, "data": self.data},
+            lesson={**source, "epochs": epochs, "batch_size": BATCH, **train},
+        )
+        content = {"task": task.model_dump(mode="json", exclude_defaults=True), "rows": data.record()}
+        return Schedule(self.output, steps, choices, self._decides(whole, content), teacher, data, length)
+
+    def _of_text(self) -> Schedule:
+        corpus = find_corpus(self.text)
+        whole = checkpoints.read(self.model)
+        self._check_reachable(whole)
+        terms = ", ".join(f"{name} {weight:g}" for name, weight in DEFAULTS["sentences"].losses.items())
+        note = unsaid(whole.folder)
+        choices = (
+            f"teacher: {whole.origin} as it is{'' if note is None else f'; {note}'}",
+            self._method(),
+            "calibration: the text, so that outputs on it are kept (results: calibration, least error, auto)",
+            f"losses: {terms}, on each sentence of the text: the defaults of distill --unit",
+        )
+        steps = self._steps(
+            self.model,
+            first=[],
+            calibration={"calibration": self.text},
+            lesson={"text": self.text, "unit": "sentence", "precision": self.precision},
+        )
+        return Schedule(self.output, steps, choices, self._decides(whole, {"text": corpus.record()}), self.model, None)
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _steps(
+        self, teacher: str | Path | None, *, first: list[Step], calibration: dict[str, Any], lesson: dict[str, Any]
+    ) -> tuple[Step, ...]:
+        cut = working_folder_of(self.output) / "cut"
+        smaller = {"method": self.method, "ratio": self.ratio, "size": self.size}
+        return (
+            *first,
+            Cut(cut, {"model": teacher, **smaller, **calibration}, self.seed),
+            Distil(self.output, {"teacher": teacher, "student": cut, **lesson}, self.seed),
+            *(Export(folder, {"format": form}, model=self.output) for form, folder in self.outputs.items()),
+        )
+
+    def _method(self) -> str:
+        if self.method == AUTO:
+            return f"method: {AUTO}: keeps most, or as much as any (results: five GLUE tasks)"
+        return f"method: {self.method}: as asked; {AUTO} keeps most, or as much as any (results: five GLUE tasks)"
+
+    def _teacher(self, data: TaskData) -> tuple[Checkpoint, bool]:
+        """The model in the class that the task needs, and whether its own head answers the task.
+
+        Raises:
+            InputError: it has the head of another task, or one for other labels.
+        """
+        kind = KINDS.get(data.task.kind)
+        read = checkpoints.read(self.model)
+        if any(has_head(read.model, head) for head in _HEADS):
+            training_data.check_head(kind, data.task, read)
+            if _trained(read):
+                kind.match(data, read.model)
+                return read, True
+        whole = stages.with_new_head(self.model, data.task, data.labels)
+        if _trained(whole):
+            raise InputError(f"model {read.origin}: {read.unused_head}; name its class there, under architectures")
+        return whole, False
+
+    def _check_reachable(self, whole: Checkpoint) -> None:
+        """Refuse a ratio or size before hours of training. Raises InputError."""
+        size = None if self.size is None else SizeLimit(parse_size(self.size), whole.kept)
+        Compression(whole, for_method(self.method, self.ratio), size=size).check_reachable()
+
+    def _decides(self, whole: Checkpoint, content: dict[str, Any]) -> dict[str, Any]:
+        asked = {name: asdict(self)[name] for name in ("method", "ratio", "size", "seed", "precision")}
+        model = {"name": whole.origin, "content": identity.of_checkpoint(whole)}
+        return {"model": model, **content, **asked, "export": sorted(self.outputs)}
+
+
+def working_folder_of(output: Path) -> Path:
+    """The folder beside ``output`` for what is made on the way."""
+    return output.with_name(output.name + ".shrink")
+
+
+def _trained(checkpoint: Checkpoint) -> bool:
+    try:
+        training_data.check_trained(checkpoint)
+    except InputError:
+        return False
+    return True

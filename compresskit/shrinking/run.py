@@ -1,0 +1,164 @@
+"""``compresskit.shrink``: carry out the steps, where they stopped, and say what came of them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compresskit.decomposers import AUTO
+from compresskit.errors import InputError
+from compresskit.model import output as outputs
+from compresskit.shrinking.figures import figures
+from compresskit.shrinking.job import Job, Schedule, working_folder_of
+from compresskit.shrinking.steps import Step, Tools
+from compresskit.training.working_folder import WorkingFolder, check_ours, working_folder
+
+#: What is written last: the record of a shrinking.
+_RECORD = "shrink"
+
+#: Called with what begins, a step or None for the closing figures; its block lasts as long as that.
+Watch = Callable[[Step | None], AbstractContextManager[Tools]]
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What a shrinking made.
+
+    Attributes:
+        folder: of the student.
+        exports: format -> folder.
+        working_folder: holds the teacher, if one was made, the student before it was trained, and ``shrink.json``.
+        record: what ``shrink.json`` holds: choices, commands, and a row of figures for teacher, student and exports.
+        notes: what the user should know.
+    """
+
+    folder: Path
+    exports: dict[str, Path]
+    working_folder: Path
+    record: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def unwatched(_step: Step | None) -> Iterator[Tools]:
+    """A :data:`Watch` that shows nothing."""
+    yield Tools()
+
+
+def shrink(
+    model: str | Path | None = None,
+    *,
+    output: str | Path,
+    task: str | Path | None = None,
+    data: str | Path | None = None,
+    text: str | Path | None = None,
+    ratio: float | None = None,
+    size: str | None = None,
+    method: str = AUTO,
+    export: Sequence[str] = (),
+    seed: int = 0,
+    precision: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Shrunk:
+    """Make a small model of a checkpoint in the best way that was measured: teacher, compression, distillation, scores.
+
+    Args:
+        model: folder or hub id. With a trained head for the task it is the teacher as it is; otherwise a teacher is
+            fine-tuned from it. Default: the embedded checkpoint.
+        output: folder of the small model. Beside it ``<output>.shrink`` keeps what was made on the way, and
+            ``<output>-<format>`` each export.
+        task: what the small model should do: the name of a shipped task or a YAML file.
+        data: folder with the task's files; without one they come from the hub.
+        text: instead of a task: text whose sentences' vectors the small model learns from ``model``.
+        ratio: dense parameters / compressed parameters of the whole model, above 1.
+        size: instead of ``ratio``: the largest size of the weight file, such as ``5MB``.
+        method: as for :func:`compresskit.compress`.
+        export: formats that the small model is written in besides, such as ``onnx-int8``.
+        seed: of every random choice.
+        precision: ``fp32`` (default) or ``bf16``, of trainings.
+        overwrite: remove what an earlier run for the same output wrote, and start again.
+        resume: continue a run that was stopped.
+
+    Raises:
+        InputError: refused before anything is trained: says what is wrong with model, data, ratio, formats or output.
+        WorkError: a loss that is not finite, an export that computes something else than torch.
+    """
+    job = Job(
+        output=Path(output),
+        model=model,
+        task=task,
+        data=data,
+        text=text,
+        ratio=ratio,
+        size=size,
+        method=method,
+        export=tuple(export),
+        seed=seed,
+        precision=precision,
+    )
+    check_outputs(job, overwrite=overwrite, resume=resume)
+    return carry_out(job.schedule(), overwrite=overwrite, resume=resume)
+
+
+def check_outputs(job: Job, *, overwrite: bool, resume: bool) -> None:
+    """Refuse what is in the way of the outputs, before models and data are read. Raises InputError."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("shrink runs as one process; --dry-run shows its single commands, for torchrun")
+    if resume and overwrite:
+        raise InputError("give --resume (continue a run) or --overwrite (start again), not both")
+    work = working_folder_of(job.output)
+    written = (job.output, *job.outputs.values())
+    if work.exists():
+        check_ours(work)
+    if resume:
+        if not work.exists():
+            raise InputError(f"{work}: is not there, so there is nothing to resume; leave --resume out")
+        if (work / f"{_RECORD}.json").is_file() and all(folder.exists() for folder in written):
+            raise InputError(f"output {job.output}: exists, so the run is finished: nothing to resume")
+        return
+    for folder in written:
+        outputs.check_output(folder, overwrite)
+    if working_folder(job.output).exists() and not overwrite:
+        raise InputError(f"{working_folder(job.output)}: holds an unfinished run of distill; choose another output")
+    if work.exists() and not overwrite:
+        raise InputError(f"{work}: is there from an earlier run; --resume continues it, --overwrite starts it again")
+
+
+def carry_out(schedule: Schedule, *, overwrite: bool = False, resume: bool = False, watch: Watch = unwatched) -> Shrunk:
+    """Take every step whose output is not there yet, then the closing figures. :func:`shrink` says what it raises."""
+    if overwrite:
+        _remove(schedule)
+    work = WorkingFolder(schedule.folder, schedule.decides, resume=resume, overwrite=overwrite)
+    notes: list[str] = []
+    try:
+        for step in schedule.steps:
+            if not step.output.exists():
+                with watch(step) as tools:
+                    notes += step.run(tools)
+        with watch(None) as tools:
+            record = work.once(_RECORD, lambda: _record(schedule, tools))
+    finally:
+        work.close()
+    exports = {step.settings["format"]: step.output for step in schedule.steps if step.command == "export"}
+    return Shrunk(schedule.output, exports, schedule.folder, record, tuple(dict.fromkeys(notes)))
+
+
+def _record(schedule: Schedule, tools: Tools) -> dict[str, Any]:
+    commands = [shlex.join(step.words()) for step in schedule.steps]
+    found = figures(schedule, tools.progress)
+    return {"choices": list(schedule.choices), "commands": commands, **found}
+
+
+def _remove(schedule: Schedule) -> None:
+    """Remove the outputs of an earlier run: what stayed would pass for done."""
+    written = [step.output for step in schedule.steps if schedule.folder not in step.output.parents]
+    for folder in (*written, working_folder(schedule.output)):
+        if folder.exists():
+            shutil.rmtree(folder)
