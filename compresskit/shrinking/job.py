@@ -119,41 +119,37 @@ class Job:
         data = load_data(load_task(name), None if self.data is None else Path(self.data))
         whole, given = self._teacher(data)
         self._check_reachable(whole)
-        task, kind, rows = data.task, KINDS.get(data.task.kind), len(data.splits[TRAIN])
-        limit = positions(whole.model)
+        task, rows, limit = data.task, len(data.splits[TRAIN]), positions(whole.model)
         length = limit if limit is not None and limit < task.max_length else None
         teacher_epochs, epochs = FEW_ROWS if rows < MANY else MANY_ROWS
-        size = f"{rows:,} training rows, {'fewer than' if rows < MANY else 'at least'} {MANY:,}"
+        source = {"task": name, "data": self.data}
+        how = {"max_length": length, "precision": self.precision}
         made = working_folder_of(self.output) / "teacher"
-        if given:
-            said = f"teacher: {whole.origin} as it is: its head answers {task.name}"
-        else:
-            said = (
-                f"teacher: {whole.origin}, fine-tuned for {teacher_epochs} epochs: it has no {kind.head} head; {size}"
-            )
-        losses = ", ".join(f"{name} {weight:g}" for name, weight in DEFAULTS["task"].losses.items())
-        short = f"{length} tokens: all positions of the model; the task's own are {task.max_length}"
+        teacher = self.model if given else made
+        tuning = FineTune(made, {"model": self.model, **source, "epochs": teacher_epochs, **how}, self.seed)
+        steps = self._steps(
+            teacher,
+            calibration={"calibration_task": name, "data": self.data},
+            lesson={**source, "epochs": epochs, "batch_size": BATCH, **how},
+        )
+        size = f"{rows:,} training rows, {'fewer than' if rows < MANY else 'at least'} {MANY:,}"
+        head = f"as it is: its head answers {task.name}"
+        no_head = f"fine-tuned for {teacher_epochs} epochs: it has no head for {task.name}; {size}"
+        losses = ", ".join(f"{term} {weight:g}" for term, weight in DEFAULTS["task"].losses.items())
+        own = f"{task.max_length} tokens, as {task.name} says"
+        short = f"{length} tokens, all positions of the model; {task.name} has {task.max_length}"
         choices = (
-            said,
+            f"teacher: {whole.origin}, {head if given else no_head}",
             "start: the teacher, cut down; no stage of general text (results: students of the teacher at 19x)",
             self._method(),
             f"calibration: the training rows of {task.name}: few rows need it (results: what each idea is worth)",
             f"losses: {losses}: what is inside of the teacher decides (results: what each idea is worth)",
             f"batches of {BATCH}: more steps from the same rows (results: students of the teacher at 19x)",
             f"epochs of the student: {epochs}: {size} (results: five GLUE tasks)",
-            f"length: {short if length else f'{task.max_length} tokens: the own one of the task'}",
-        )
-        source = {"task": name, "data": self.data}
-        train = {"max_length": length, "precision": self.precision}
-        tuning = FineTune(made, {"model": self.model, **source, "epochs": teacher_epochs, **train}, self.seed)
-        teacher = self.model if given else made
-        steps = self._steps(
-            teacher,
-            first=[] if given else [tuning],
-            calibration={"calibration_task": name, "data": self.data},
-            lesson={**source, "epochs": epochs, "batch_size": BATCH, **train},
+            f"length: {short if length else own}",
         )
         content = {"task": task.model_dump(mode="json", exclude_defaults=True), "rows": data.record()}
+        steps = steps if given else (tuning, *steps)
         return Schedule(self.output, steps, choices, self._decides(whole, content), teacher, data, length)
 
     def _of_text(self) -> Schedule:
@@ -170,7 +166,6 @@ class Job:
         )
         steps = self._steps(
             self.model,
-            first=[],
             calibration={"calibration": self.text},
             lesson={"text": self.text, "unit": "sentence", "precision": self.precision},
         )
@@ -179,12 +174,12 @@ class Job:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _steps(
-        self, teacher: str | Path | None, *, first: list[Step], calibration: dict[str, Any], lesson: dict[str, Any]
+        self, teacher: str | Path | None, *, calibration: dict[str, Any], lesson: dict[str, Any]
     ) -> tuple[Step, ...]:
+        """From the teacher on."""
         cut = working_folder_of(self.output) / "cut"
         smaller = {"method": self.method, "ratio": self.ratio, "size": self.size}
         return (
-            *first,
             Cut(cut, {"model": teacher, **smaller, **calibration}, self.seed),
             Distil(self.output, {"teacher": teacher, "student": cut, **lesson}, self.seed),
             *(Export(folder, {"format": form}, model=self.output) for form, folder in self.outputs.items()),

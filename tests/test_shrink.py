@@ -1,0 +1,241 @@
+"""``shrink``: its choices, the single commands that it stands for, stopping and continuing, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run, refused, reviews, same, sentence_folder, tiny_model, write_tsv
+from transformers import TrainerCallback
+
+import compresskit
+from compresskit.errors import InputError
+from compresskit.shrinking.job import Job
+from compresskit.shrinking.run import carry_out
+from compresskit.shrinking.steps import Step, Tools
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few rows of sst2."""
+    root = tmp_path_factory.mktemp("data")
+    for seed, (split, rows) in enumerate({"train": 80, "dev": 40}.items()):
+        write_tsv(root / "SST-2" / f"{split}.tsv", "sentence\tlabel", reviews(rows, seed))
+    return root
+
+
+@pytest.fixture
+def sst2(bench_folder: Path, data: Path) -> list[Any]:
+    """Flags of a task whose teacher is there already."""
+    return ["--model", bench_folder / "teacher", "--task", "sst2", "--data", data, "--ratio", 3]
+
+
+def copy_tokenizer(folder: Path, model: Path) -> Path:
+    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / "model" / file, model / file)
+    return model
+
+
+def commands(output: str) -> list[list[str]]:
+    """The commands of a dry run, which a shell would run as they stand: all else is a comment."""
+    return [words for line in output.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def by_hand(run: Run, output: str) -> list[str]:
+    """Type every command of a dry run; their names."""
+    for program, *arguments in commands(output):
+        assert program == "compresskit"
+        result = run(*arguments)
+        assert result.code == 0, result.err
+    return [words[1] for words in commands(output)]
+
+
+@pytest.mark.slow
+def test_it_does_what_its_single_commands_do(run: Run, bench_folder: Path, data: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    flags = ["--model", bench_folder / "model", "--task", "sst2", "--data", data, "--ratio", 3]
+    flags += ["--seed", 1, "--threads", 1, "--precision", "bf16", "--export", "onnx-int8"]
+    planned = run("shrink", *flags, "--output", "hand", "--dry-run")
+    assert planned.code == 0, planned.err
+    assert list(Path.cwd().iterdir()) == []
+    assert by_hand(run, planned.out) == ["finetune", "compress", "distill", "export"]
+    done = run("shrink", *flags, "--output", "small")
+    assert done.code == 0, done.err
+    assert same(Path("hand.shrink/teacher"), Path("small.shrink/teacher"))
+    assert same(Path("hand.shrink/cut"), Path("small.shrink/cut"))
+    assert same(Path("hand"), Path("small"))
+    assert Path("hand-onnx-int8/model.onnx").read_bytes() == Path("small-onnx-int8/model.onnx").read_bytes()
+    assert compresskit.verify("small") == []
+
+    record = json.loads(Path("small.shrink/shrink.json").read_text())
+    assert [shlex.split(command) for command in record["commands"]] == [
+        [word.replace("hand", "small") for word in words if word not in ("--threads",)][: len(words) - 2]
+        for words in commands(planned.out)
+    ]
+    teacher, student, exported = record["rows"]
+    scores = json.loads(Path("small/training.json").read_text())["stages"][-1]["scores"]
+    assert student["score"] == scores["student_after"]["dev"]["accuracy"]
+    assert student["kept"] == student["score"] / teacher["score"]
+    assert teacher["parameters"] / student["parameters"] >= 3
+    assert teacher["megabytes"] > student["megabytes"] > exported["megabytes"]
+    assert exported["score"] == pytest.approx(student["score"], abs=0.05)
+    assert teacher["speedup"] == 1
+    assert student["milliseconds"] > 0 < exported["milliseconds"]
+    for words in ("teacher", "student", "onnx-int8", "kept", f"{student['parameters']:,}", "Next: compresskit push"):
+        assert words in done.out
+    for choice in record["choices"]:
+        assert choice in done.out
+        assert choice in planned.out
+    refused_here(run("shrink", *flags, "--output", "small"), "output small: exists")
+    refused_here(run("shrink", *flags, "--output", "small", "--resume"), "finished: nothing to resume")
+
+
+def refused_here(result: Any, *words: str) -> None:
+    """As ``refused``, in a folder that holds something."""
+    assert result.code == 2, result
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.err
+
+
+def test_a_model_with_the_head_is_the_teacher_as_it_is(run: Run, sst2: list[Any]) -> None:
+    result = run("shrink", *sst2, "--output", "small", "--dry-run", "--method", "low-rank")
+    assert result.code == 0, result.err
+    cut, lesson = commands(result.out)
+    teacher = str(sst2[1])
+    assert cut[:4] == ["compresskit", "compress", "--model", teacher]
+    assert lesson[:4] == ["compresskit", "distill", "--teacher", teacher]
+    assert "as it is" in result.out
+    assert "low-rank: as asked" in result.out
+    # The task's own length is more than the model takes.
+    assert lesson[lesson.index("--max-length") + 1] == "40"
+
+
+def test_many_rows_take_fewer_epochs(bench_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(output=Path("small"), model=bench_folder / "model", task="sst2", data=data, ratio=3)
+    few = [step.settings.get("epochs") for step in job.schedule().steps]
+    monkeypatch.setattr("compresskit.shrinking.job.MANY", 80)
+    many = [step.settings.get("epochs") for step in job.schedule().steps]
+    assert (few, many) == ([5, None, 4], [3, None, 1])
+
+
+@pytest.mark.slow
+def test_sentence_vectors(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    teacher = sentence_folder(bench_folder / "model", tmp_path / "teacher")
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"{review.capitalize()}." for review, _ in reviews(300, seed=4)), encoding="utf-8")
+    flags = ["--model", teacher, "--text", text, "--size", "80kB", "--method", "low-rank"]
+    planned = run("shrink", *flags, "--output", "hand", "--dry-run")
+    assert by_hand(run, planned.out) == ["compress", "distill"]
+    done = run("shrink", *flags, "--output", "small")
+    assert done.code == 0, done.err
+    assert same(Path("hand"), Path("small"))
+    assert Path("small/modules.json").is_file()
+    assert Path("small/model.safetensors").stat().st_size <= 80_000
+    teacher_row, student = json.loads(Path("small.shrink/shrink.json").read_text())["rows"]
+    assert teacher_row["score"] == pytest.approx(1)
+    assert 0 < student["score"] < 1
+    assert "similarity, %" in done.out
+    assert "Next: compresskit export small" in done.out
+
+
+class _Stop(TrainerCallback):
+    """An interrupt in the middle of a training."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 20:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_stopped_run_continues_to_the_same_weights(run: Run, sst2: list[Any], data: Path) -> None:
+    asked = {"model": sst2[1], "task": "sst2", "data": data, "ratio": 3.0, "method": "low-rank"}
+    flags = [*sst2, "--method", "low-rank", "--output", "small"]
+    schedule = Job(output=Path("small"), **asked).schedule()
+
+    @contextmanager
+    def watch(step: Step | None) -> Iterator[Tools]:
+        yield Tools(callbacks=[_Stop()])
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(schedule, watch=watch)
+    assert Path("small.shrink/cut").is_dir()
+    assert Path("small.checkpoints").is_dir()
+    refused_here(run("shrink", *flags), "small.checkpoints: holds an unfinished run")
+    refused_here(run("shrink", *flags, "--seed", 7, "--resume"), "another seed (0; now 7)")
+    refused_here(run("shrink", *flags, "--overwrite", "--resume"), "not both")
+    cut = Path("small.shrink/cut/model.safetensors").stat().st_mtime_ns
+    assert run("shrink", *flags, "--resume").code == 0
+    assert Path("small.shrink/cut/model.safetensors").stat().st_mtime_ns == cut
+    whole = compresskit.shrink(output="whole", **asked)
+    assert same(Path("small"), whole.folder)
+    assert [row["name"] for row in whole.record["rows"]] == ["teacher", "student"]
+
+    assert run("shrink", *flags[:-4], "--method", "kronecker", "--output", "small", "--overwrite").code == 0
+    assert not same(Path("small"), whole.folder)
+    shutil.rmtree("small")  # what is missing of a finished run is made again
+    refused_here(run("shrink", *flags), "small.shrink: is there from an earlier run")
+    assert run("shrink", *flags[:-4], "--method", "kronecker", "--output", "small", "--resume").code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--task": None, "--data": None}, ["give a task", "or a text"]),
+        ({"--text": "text.txt", "--data": None}, ["not both"]),
+        ({"--text": "text.txt", "--task": None}, ["data belongs to a task"]),
+        ({"--task": "stsb-similarity"}, ["evaluation only"]),
+        ({"--task": "sst3"}, ["unknown task 'sst3'", "sst2"]),
+        ({"--ratio": None}, ["needs a ratio or a size"]),
+        ({"--ratio": 1}, ["above 1"]),
+        ({"--size": "1MB"}, ["not both"]),
+        ({"--ratio": 4000}, ["ratio 4000 is out of reach", "at most"]),
+        ({"--ratio": None, "--size": "6kB"}, ["size 0.006 MB: too small", "at least"]),
+        ({"--ratio": None, "--size": "1GB"}, ["not below the dense model's"]),
+        ({"--method": "low-rnak"}, ["did you mean 'low-rank'"]),
+        ({"--export": "onnx-int9"}, ["unknown format 'onnx-int9'", "onnx-int8"]),
+        ({"--output": None}, ["--output"]),
+        ({"--resume": ""}, ["small.shrink: is not there, so there is nothing to resume"]),
+    ],
+)
+def test_bad_input(run: Run, bench_folder: Path, data: Path, change: dict[str, Any], words: list[str]) -> None:
+    """Refused before a teacher is trained: nothing is written."""
+    flags = {"--model": bench_folder / "model", "--task": "sst2", "--data": data, "--ratio": 3}
+    flags |= {"--output": "small", **change}
+    given = [word for flag, value in flags.items() if value is not None for word in (flag, value) if word != ""]
+    refused(run("shrink", *given), *words)
+
+
+def test_heads_that_do_not_fit(run: Run, bench_folder: Path, sst2: list[Any], tmp_path: Path) -> None:
+    for head, words in (("tokens", "has another head"), ("questions", "has another head")):
+        tiny_model(head=head).save_pretrained(tmp_path / head)
+        model = copy_tokenizer(bench_folder, tmp_path / head)
+        refused(run("shrink", "--model", model, *sst2[2:], "--output", "small"), "task sst2 needs", words)
+    three = tmp_path / "three"
+    tiny_model(head="classifier", id2label={0: "bad", 1: "fair", 2: "good"}).save_pretrained(three)
+    copy_tokenizer(bench_folder, three)
+    refused(run("shrink", "--model", three, *sst2[2:], "--output", "small"), "bad, fair, good", "negative")
+    student = bench_folder / "student"
+    refused(run("shrink", "--model", student, *sst2[2:], "--output", "small"), "is compressed already")
+    unseen = shutil.copytree(bench_folder / "teacher", tmp_path / "unseen")
+    config = json.loads((unseen / "config.json").read_text())
+    (unseen / "config.json").write_text(json.dumps(config | {"architectures": ["BertModel"]}))
+    refused(run("shrink", "--model", unseen, *sst2[2:], "--output", "small"), "announces no such head", "architectures")
+
+
+def test_what_stands_in_the_way(run: Run, sst2: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("small-onnx").mkdir()
+    refused_here(run("shrink", *sst2, "--output", "small", "--export", "onnx"), "output small-onnx: exists")
+    Path("small.shrink").mkdir()
+    for flag in ("--overwrite", "--resume"):
+        refused_here(run("shrink", *sst2, "--output", "small", flag), "small.shrink: exists and is no working folder")
+    refused_here(run("shrink", *sst2, "--output", sst2[1]), "is also the model that is read")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        compresskit.shrink(sst2[1], task="sst2", data=sst2[5], ratio=3, output="other")
