@@ -86,6 +86,17 @@ def test_a_size_out_of_reach_names_one_that_can_be_had() -> None:
     assert Request(model=tiny_model(), method="group-reduce", size=f"{size}MB").read().plan().ratio > 1
 
 
+@pytest.mark.parametrize("asked", [{"ratio": 400}, {"size": "9kB"}, {"size": "1GB"}])
+def test_what_is_out_of_reach_is_known_without_a_plan(asked: dict[str, Any]) -> None:
+    work = Request(model=tiny_model(), method="group-reduce", **asked).read()
+    with pytest.raises(InputError) as planned:
+        work.plan()
+    with pytest.raises(InputError) as known:
+        work.check_reachable()
+    assert str(known.value) == str(planned.value)
+    Request(model=tiny_model(), method="group-reduce", ratio=3).read().check_reachable()
+
+
 def test_a_size_amounts_to_a_ratio() -> None:
     plan = Request(model=tiny_model(), method="low-rank", size="90kB").read().plan()
     assert plan.ratio_asked == pytest.approx(3.4, abs=0.4)

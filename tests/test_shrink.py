@@ -220,13 +220,18 @@ def test_heads_that_do_not_fit(run: Run, bench_folder: Path, sst2: list[Any], tm
     three = tmp_path / "three"
     tiny_model(head="classifier", id2label={0: "bad", 1: "fair", 2: "good"}).save_pretrained(three)
     copy_tokenizer(bench_folder, three)
-    refused(run("shrink", "--model", three, *sst2[2:], "--output", "small"), "bad, fair, good", "negative")
+    refused(run("shrink", "--model", three, *sst2[2:], "--output", "small"), "bad, fair, good", "--new-head")
     student = bench_folder / "student"
     refused(run("shrink", "--model", student, *sst2[2:], "--output", "small"), "is compressed already")
     unseen = shutil.copytree(bench_folder / "teacher", tmp_path / "unseen")
     config = json.loads((unseen / "config.json").read_text())
     (unseen / "config.json").write_text(json.dumps(config | {"architectures": ["BertModel"]}))
     refused(run("shrink", "--model", unseen, *sst2[2:], "--output", "small"), "announces no such head", "architectures")
+
+
+def test_what_a_step_refuses_leaves_nothing(run: Run, bench_folder: Path, sst2: list[Any], tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "mute")
+    refused(run("shrink", "--model", tmp_path / "mute", *sst2[2:], "--output", "small"), "tokenizer")
 
 
 def test_what_stands_in_the_way(run: Run, sst2: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,14 +61,13 @@ def shrink(overwrite: bool, resume: bool, dry_run: bool, threads: int | None, de
     with err.status("reading model and data"):
         schedule = job.schedule()
     for choice in schedule.choices:
-        out.print(f"# {choice}", markup=False, highlight=False, soft_wrap=True)
-    commands = [_command(step, threads) for step in schedule.steps]
-    if dry_run:
-        for command in commands:
-            out.print(command, markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{'# ' * dry_run}{choice}", markup=False, highlight=False, soft_wrap=True)
+    if dry_run:  # a script
+        for step in schedule.steps:
+            out.print(_command(step, threads), markup=False, highlight=False, soft_wrap=True)
         return
     try:
-        done = carry_out(schedule, overwrite=overwrite, resume=resume, watch=_Watch(len(commands)))
+        done = carry_out(schedule, overwrite=overwrite, resume=resume, watch=_watch)
     except KeyboardInterrupt:
         if schedule.folder.exists():
             kept = f"{schedule.folder}/ keeps what was done: the same command with --resume continues it"
@@ -81,24 +80,19 @@ def _command(step: Step, threads: int | None) -> str:
     return shlex.join([*step.words(), *(["--threads", str(threads)] if threads is not None else [])])
 
 
-class _Watch:
-    """Says which step begins, and shows its progress."""
+@contextmanager
+def _watch(step: Step | None) -> Iterator[Tools]:
+    """Says what begins, and shows its progress."""
+    from compresskit.shrinking.steps import Tools
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.begun = steps, 0
-
-    @contextmanager
-    def __call__(self, step: Step | None) -> Iterator[Tools]:
-        from compresskit.shrinking.steps import Tools
-
-        doing = "scoring and timing" if step is None else step.doing
-        out.print(doing if step is None else f"{doing}: {step.output}/", markup=False, highlight=False, soft_wrap=True)
-        if step is not None and step.trains:
-            with training_progress(doing) as tools:
-                yield Tools(**tools)
-        else:
-            with progress_bar() as progress:
-                yield Tools(progress)
+    doing = "scoring and timing" if step is None else step.doing
+    out.print(doing if step is None else f"{doing}: {step.output}/", markup=False, highlight=False, soft_wrap=True)
+    if step is not None and step.trains:
+        with training_progress(doing) as tools:
+            yield Tools(**tools)
+    else:
+        with progress_bar() as progress:
+            yield Tools(progress)
 
 
 def _report(schedule: Schedule, done: Shrunk) -> None:

@@ -201,7 +201,11 @@ class Job:
         if any(has_head(read.model, head) for head in _HEADS):
             training_data.check_head(kind, data.task, read)
             if _trained(read):
-                kind.match(data, read.model)
+                try:
+                    kind.match(data, read.model)
+                except InputError as error:
+                    advice = "`compresskit finetune --new-head` makes a teacher of it"
+                    raise InputError(f"model {read.origin}: {error}; {advice}") from None
                 return read, True
         whole = stages.with_new_head(self.model, data.task, data.labels)
         if _trained(whole):

@@ -61,7 +61,7 @@ def shrink(
     ratio: float | None = None,
     size: str | None = None,
     method: str = AUTO,
-    export: Sequence[str] = (),
+    export: str | Sequence[str] = (),
     seed: int = 0,
     precision: str | None = None,
     overwrite: bool = False,
@@ -99,7 +99,7 @@ def shrink(
         ratio=ratio,
         size=size,
         method=method,
-        export=tuple(export),
+        export=(export,) if isinstance(export, str) else tuple(export),
         seed=seed,
         precision=precision,
     )
@@ -125,8 +125,11 @@ def check_outputs(job: Job, *, overwrite: bool, resume: bool) -> None:
         return
     for folder in written:
         outputs.check_output(folder, overwrite)
-    if working_folder(job.output).exists() and not overwrite:
-        raise InputError(f"{working_folder(job.output)}: holds an unfinished run of distill; choose another output")
+    training = working_folder(job.output)
+    if training.exists():
+        check_ours(training)
+    if training.exists() and not overwrite:
+        raise InputError(f"{training}: holds an unfinished run of distill; choose another output")
     if work.exists() and not overwrite:
         raise InputError(f"{work}: is there from an earlier run; --resume continues it, --overwrite starts it again")
 
@@ -144,6 +147,10 @@ def carry_out(schedule: Schedule, *, overwrite: bool = False, resume: bool = Fal
                     notes += step.run(tools)
         with watch(None) as tools:
             record = work.once(_RECORD, lambda: _record(schedule, tools))
+    except InputError:
+        if not any(path.exists() for step in schedule.steps for path in (step.output, working_folder(step.output))):
+            work.remove()  # the first step was refused
+        raise
     finally:
         work.close()
     exports = {step.settings["format"]: step.output for step in schedule.steps if step.command == "export"}
