@@ -28,9 +28,9 @@ from compresskit.tasks.rows import TRAIN, TaskData
 from compresskit.training import data as training_data
 from compresskit.training import stages
 
-#: Training rows from which on a task has many. Measured were 2,490 to 8,551 rows, and 67,349
-#: (results, "Five GLUE tasks").
-MANY = 20_000
+#: Training rows from which on a task has many, and the fewest of a task that was measured. Measured were 2,490 to
+#: 8,551 rows, and 67,349 (results, "Five GLUE tasks").
+MANY, FEWEST = 20_000, 2_490
 #: Epochs of the teacher and of the student, of a task with few rows and of one with many (the same section).
 FEW_ROWS, MANY_ROWS = (5, 4), (3, 1)
 #: Sequences per step of the student: more steps from the same rows ("Students of the teacher at 19x").
@@ -133,6 +133,7 @@ class Job:
             lesson={**source, "epochs": epochs, "batch_size": BATCH, **how},
         )
         size = f"{rows:,} training rows, {'fewer than' if rows < MANY else 'at least'} {MANY:,}"
+        unknown = f"; fewer than {FEWEST:,} were not measured" * (rows < FEWEST)
         head = f"as it is: its head answers {task.name}"
         no_head = f"fine-tuned for {teacher_epochs} epochs: it has no head for {task.name}; {size}"
         losses = ", ".join(f"{term} {weight:g}" for term, weight in DEFAULTS["task"].losses.items())
@@ -142,10 +143,10 @@ class Job:
             f"teacher: {whole.origin}, {head if given else no_head}",
             "start: the teacher, cut down; no stage of general text (results: students of the teacher at 19x)",
             self._method(),
-            f"calibration: the training rows of {task.name}: few rows need it (results: what each idea is worth)",
+            f"calibration: the training rows of {task.name} (results: what predictions depend on, what each idea is worth)",
             f"losses: {losses}: what is inside of the teacher decides (results: what each idea is worth)",
             f"batches of {BATCH}: more steps from the same rows (results: students of the teacher at 19x)",
-            f"epochs of the student: {epochs}: {size} (results: five GLUE tasks)",
+            f"epochs of the student: {epochs}: {size}{unknown} (results: five GLUE tasks)",
             f"length: {short if length else own}",
         )
         content = {"task": task.model_dump(mode="json", exclude_defaults=True), "rows": data.record()}
