@@ -87,7 +87,7 @@ def test_it_does_what_its_single_commands_do(run: Run, bench_folder: Path, data:
     assert exported["score"] == pytest.approx(student["score"], abs=0.05)
     assert teacher["speedup"] == 1
     assert student["milliseconds"] > 0 < exported["milliseconds"]
-    for words in ("teacher", "student", "onnx-int8", "kept", f"{student['parameters']:,}", "Next: compresskit push"):
+    for words in ("teacher", "student", "onnx-int8", "kept", f"{student['parameters']:,}", "Next: compresskit predict"):
         assert words in done.out
     for choice in record["choices"]:
         assert choice in done.out
@@ -142,7 +142,7 @@ def test_sentence_vectors(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     assert teacher_row["score"] == pytest.approx(1)
     assert 0 < student["score"] < 1
     assert "similarity, %" in done.out
-    assert "Next: compresskit export small" in done.out
+    assert "Next: compresskit predict --model small" in done.out
 
 
 class _Stop(TrainerCallback):

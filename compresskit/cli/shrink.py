@@ -114,9 +114,9 @@ def _report(schedule: Schedule, done: Shrunk) -> None:
     ]
     if schedule.steps[0].command == "finetune":
         lines.append(f"Other sizes of the same teacher: compresskit shrink --model {schedule.teacher} --ratio ...")
-    following = ["push", str(done.folder), "OWNER/NAME"]
-    if not done.exports:
-        following = ["export", str(done.folder), "--format", "onnx-int8"]
+    pairs = schedule.data is not None and len(schedule.data.task.inputs) == 2
+    texts = ["--pair", "TEXT", "TEXT"] if pairs else ["--text", "TEXT"]
+    following = ["predict", "--model", str(done.folder), *texts]
     lines.append(f"Next: compresskit {shlex.join(following)}")
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)

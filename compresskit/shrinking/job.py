@@ -10,7 +10,7 @@ from typing import Any
 from compresskit.data.corpus import find_corpus
 from compresskit.decomposers import AUTO
 from compresskit.errors import InputError
-from compresskit.exporting.format import installed
+from compresskit.exporting.format import FORMATS
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import identity
 from compresskit.model.checkpoint import MODEL_CLASSES, Checkpoint
@@ -96,7 +96,7 @@ class Job:
             raise InputError("data belongs to a task; leave it out with a text")
         Request(method=self.method, ratio=self.ratio, size=self.size)  # refuses what needs no model
         for form in self.export:
-            installed(form)
+            FORMATS.installed(form)
         if self.model is not None and Path(self.model).resolve() == self.output.resolve():
             raise InputError(f"output {self.output}: is also the model that is read; choose another folder")
 
@@ -143,7 +143,7 @@ class Job:
             f"teacher: {whole.origin}, {head if given else no_head}",
             "start: the teacher, cut down; no stage of general text (results: students of the teacher at 19x)",
             self._method(),
-            f"calibration: the training rows of {task.name} (results: what predictions depend on, what each idea is worth)",
+            f"calibration: the training rows of {task.name} (results: what predictions depend on)",
             f"losses: {losses}: what is inside of the teacher decides (results: what each idea is worth)",
             f"batches of {BATCH}: more steps from the same rows (results: students of the teacher at 19x)",
             f"epochs of the student: {epochs}: {size}{unknown} (results: five GLUE tasks)",
