@@ -30,10 +30,10 @@ from compresskit.model.sources import ModelWeights, check_finite
 from compresskit.model.targets import check_supported
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.apply import apply_plan
-from compresskit.planning.choosing import Progress, silent
 from compresskit.planning.planner import Plan, Untrimmed, check_reachable, make_plan
 from compresskit.planning.recipe import Allocation, Objective, Recipe, check_ratio, for_method, load_recipe
 from compresskit.planning.size import SizeLimit, parse_size
+from compresskit.progress import Progress, silent
 from compresskit.tasks.loading import load_data, load_task
 from compresskit.tasks.rows import TaskData
 from compresskit.vocabulary.choice import Asked

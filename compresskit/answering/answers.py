@@ -16,10 +16,10 @@ from compresskit.model.kept import as_it_was
 from compresskit.model.sentence_vectors import SentenceModel
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import DEFAULTS
+from compresskit.progress import Progress
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.loading import find_task
-from compresskit.tasks.predicting import Progress
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import Split, TaskData
 from compresskit.training import data as training_data

@@ -17,6 +17,7 @@ from torch.utils.benchmark import Timer
 from compresskit.benchmark.records import Latency, Timing
 from compresskit.model.inputs import fitted
 from compresskit.model.positions import shortened
+from compresskit.progress import Progress
 from compresskit.tasks.predicting import Runnable
 
 #: Sequences at a time; the first one is the table's ``latency``.
@@ -24,8 +25,6 @@ BATCHES = (1, 32)
 TOKENS = 128
 #: Seconds that one timing of one model takes at least.
 LEAST = 0.05
-
-Progress = Callable[[str, int, int], None]
 
 
 def time_models(

@@ -23,6 +23,7 @@ from compresskit.model.positions import positions
 from compresskit.model.sources import check_weights
 from compresskit.model.targets import find_targets, users
 from compresskit.model.tokenizer import padding_for
+from compresskit.progress import Progress
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import TRAIN, TaskData
 
@@ -30,8 +31,6 @@ from compresskit.tasks.rows import TRAIN, TaskData
 TOKENS = 65_536
 #: Tokens in a sequence, and sequences in a batch.
 _LENGTH, _BATCH = 128, 16
-
-Progress = Callable[[str, int, int], None]
 
 
 class Calibration:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
-    from compresskit.planning.planner import Progress
+    from compresskit.progress import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -12,7 +12,7 @@ from compresskit.cli.tables import table
 from compresskit.decomposers import Target, linalg, row_blocks
 from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import convolutions, count_parameters, find_targets, tied_heads
-from compresskit.planning.planner import Progress
+from compresskit.progress import Progress
 
 #: Share of the squared norm that the column "rank 90 %" asks for.
 ENERGY = 0.9

@@ -325,7 +325,7 @@ def tasks(debug: bool) -> None:
 @contextmanager
 def training_progress(what: str) -> Iterator[dict[str, Any]]:
     """Progress of predictions and of training, for a stage."""
-    from compresskit.training.progress import ProgressBar
+    from compresskit.cli.training_bar import ProgressBar
 
     bar = ProgressBar(err, what)
     try:

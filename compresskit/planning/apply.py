@@ -19,8 +19,8 @@ from compresskit.model.quantizer import CompresskitConfig, CompresskitHfQuantize
 from compresskit.model.sharing import tie, undeclared_ties
 from compresskit.model.sources import ModelWeights, check_weights
 from compresskit.model.swap import assign, mount
-from compresskit.planning.choosing import Progress, silent
 from compresskit.planning.planner import Plan
+from compresskit.progress import Progress, silent
 
 
 @torch.no_grad()

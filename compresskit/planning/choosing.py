@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 
 from transformers import PreTrainedModel
@@ -15,12 +14,7 @@ from compresskit.planning.blocks import Block, Found, Pick, Proposal, blocks_of,
 from compresskit.planning.budgets import Step, ladder, windows
 from compresskit.planning.recipe import Recipe, apply_rules
 from compresskit.planning.uniform import uniform
-
-Progress = Callable[[str, int, int], None]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+from compresskit.progress import Progress
 
 
 def proposals_of(model: PreTrainedModel, recipe: Recipe) -> list[Proposal]:

@@ -21,9 +21,10 @@ from compresskit.model.swap import mount
 from compresskit.model.targets import count_parameters, find_targets, skeleton
 from compresskit.planning.blocks import Pick, Proposal
 from compresskit.planning.budgets import SLACK
-from compresskit.planning.choosing import Chooser, Progress, proposals_of, silent
+from compresskit.planning.choosing import Chooser, proposals_of
 from compresskit.planning.recipe import Recipe
 from compresskit.planning.size import SizeLimit
+from compresskit.progress import Progress, silent
 
 
 @dataclass(frozen=True)

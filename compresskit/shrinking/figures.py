@@ -17,7 +17,7 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint, weight_files
 from compresskit.model.targets import count_parameters
 from compresskit.model.tokenizer import find_tokenizer
-from compresskit.planning.choosing import Progress
+from compresskit.progress import Progress
 from compresskit.scores import kept_over_splits, mean_over_splits
 from compresskit.shrinking.job import Schedule
 from compresskit.shrinking.steps import Export

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from compresskit.exporting.exported import export
 from compresskit.pipeline import Request
-from compresskit.planning.choosing import Progress, silent
+from compresskit.progress import Progress, silent
 from compresskit.training import stages
 from compresskit.training.working_folder import working_folder
 

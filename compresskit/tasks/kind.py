@@ -19,13 +19,14 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 from compresskit.errors import InputError, no_panic, unknown
 from compresskit.model.heads import has_head
 from compresskit.model.tokenizer import padding_for
+from compresskit.progress import Progress
 from compresskit.storage import files
 from compresskit.storage.files import Rows
 from compresskit.tasks import reports
 from compresskit.tasks.answer import Answer
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.label_column import check_declared
-from compresskit.tasks.predicting import BATCH_SIZE, Logits, Progress, Runnable, predict
+from compresskit.tasks.predicting import BATCH_SIZE, Logits, Runnable, predict
 from compresskit.tasks.predictions import PLAIN, Predictions
 from compresskit.tasks.rows import Place, Split, Table, TaskData, placed
 

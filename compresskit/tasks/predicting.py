@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +14,10 @@ from transformers import DataCollatorWithPadding
 
 from compresskit.errors import WorkError
 from compresskit.model.inputs import fitted
+from compresskit.progress import Progress
 
 #: Sequences at a time where nobody says.
 BATCH_SIZE = 32
-Progress = Callable[[str, int, int], None]
 #: Name of an output -> the logits of every row.
 Logits = dict[str, list[np.ndarray]]
 

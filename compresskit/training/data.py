@@ -19,10 +19,10 @@ from compresskit.model.positions import check_length, positions
 from compresskit.model.targets import base_prefix
 from compresskit.model.tokenizer import padding_for
 from compresskit.planning.stage import Stage
+from compresskit.progress import Progress
 from compresskit.tasks.class_weights import class_weights
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
-from compresskit.tasks.predicting import Progress
 from compresskit.tasks.predictions import PLAIN, Predictions
 from compresskit.tasks.registry import KINDS, predictions_of
 from compresskit.tasks.rows import DEV, TRAIN, Split, TaskData

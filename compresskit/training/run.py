@@ -26,7 +26,7 @@ from compresskit.model import identity
 from compresskit.model import output as outputs
 from compresskit.model.kept import as_it_was
 from compresskit.planning.stage import Stage
-from compresskit.tasks.predicting import Progress
+from compresskit.progress import Progress
 from compresskit.training.arguments import checkpointing_kept
 from compresskit.training.attention import attention_kept
 from compresskit.training.batches import LengthBatchSampler

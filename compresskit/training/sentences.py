@@ -25,9 +25,9 @@ from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.positions import check_length
 from compresskit.model.sentence_vectors import SentenceModel, has_sentence_model
 from compresskit.planning.stage import Stage
+from compresskit.progress import Progress
 from compresskit.tasks.encoding import text_vectors
 from compresskit.tasks.kind import Scoring
-from compresskit.tasks.predicting import Progress
 from compresskit.training.vectors import keep_vectors
 
 #: Texts that are held out, to compare the student before and after.

@@ -26,10 +26,10 @@ from compresskit.model.sentence_vectors import has_sentence_model, read_sentence
 from compresskit.model.targets import check_supported
 from compresskit.model.tokenizer import find_tokenizer, load_tokenizer
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
+from compresskit.progress import Progress
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.loading import find_task, load_data
-from compresskit.tasks.predicting import Progress
 from compresskit.tasks.registry import KINDS
 from compresskit.training import data as training_data
 from compresskit.training.data import Models, TrainingData
