@@ -137,6 +137,18 @@ def test_vectors_are_computed_once_and_a_stopped_pass_goes_on(tmp_path: Path) ->
     assert sum(calls) == 3 * 5001
 
 
+@pytest.mark.parametrize("size", [None, 0, 8])
+def test_vectors_that_are_gone_are_computed_again(tmp_path: Path, size: int | None) -> None:
+    """Mapping a file that lacks rows makes them of zeros, which would be trained on."""
+    keep_vectors(encoder([]), ["1", "2"], tmp_path, [])
+    (file,) = tmp_path.rglob("vectors.float32")
+    if size is None:
+        file.unlink()
+    else:
+        os.truncate(file, size)
+    assert keep_vectors(encoder([]), ["1", "2"], tmp_path, []).tolist() == [[1.0, 1.0], [2.0, 1.0]]
+
+
 def test_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
