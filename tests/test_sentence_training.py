@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run, same, sentence_folder, tiny_model, weights
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional
@@ -294,6 +295,37 @@ def test_vectors_of_another_length(bench_folder: Path, pair: tuple[Path, Path], 
     assert again.record["scores"]["student_before"]["held_out"]["cosine"] == pytest.approx(after["cosine"], abs=1e-4)
     alone = compresskit.distill(pair[0], tmp_path / "wide", losses={"pooled": 0}, max_steps=1, **options)
     assert set(alone.record["scores"]["student_after"]["held_out"]) == {"similarity"}
+
+
+def test_projection_of_a_prefix(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """A student whose folder cuts its vectors: sentence-transformers cuts behind all modules, the projection comes
+    after the cut.
+    """
+    shutil.copytree(pair[1], tmp_path / "wide")
+    tiny_model(hidden_size=64).save_pretrained(tmp_path / "wide")
+    shutil.copytree(pair[0], tmp_path / "cut")
+    (tmp_path / "cut" / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": 24}))
+    options = {"text": texts(bench_folder), **SETTINGS, "max_steps": 2}
+    result = compresskit.distill(tmp_path / "cut", tmp_path / "wide", output=tmp_path / "out", **options)
+    after = result.record["scores"]["student_after"]["held_out"]
+    assert SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(["a film"]).shape == (1, 64)
+    again = compresskit.distill(tmp_path / "out", tmp_path / "wide", **options)
+    assert again.record["scores"]["student_before"]["held_out"] == pytest.approx(after, abs=1e-4)
+
+
+def test_layers_of_a_wider_teacher_are_refused(bench_folder: Path, tmp_path: Path) -> None:
+    """A student without modules takes its teacher's; a Dense layer may be made for longer vectors."""
+    tiny_model(hidden_size=64).save_pretrained(tmp_path / "model")
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bench_folder / "model" / name, tmp_path / "model" / name)
+    wide = sentence_folder(tmp_path / "model", tmp_path / "wide", behind=("Dense",))
+    (wide / "2_Dense" / "config.json").write_text(json.dumps({"in_features": 64, "out_features": 32}))
+    layer = torch.nn.Linear(64, 32)
+    save_file({f"linear.{n}": p.detach() for n, p in layer.named_parameters()}, wide / "2_Dense" / "model.safetensors")
+    with pytest.raises(
+        InputError, match="the Dense layer behind the pooling takes 64 numbers, the vectors there have 48"
+    ):
+        compresskit.distill(bench_folder / "student", wide, text=texts(bench_folder), max_steps=1, **SETTINGS)
 
 
 def test_output_says_how_it_was_trained(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -205,9 +205,11 @@ class Sentences:
         if not has_sentence_model(folder) and taught_by is not None and has_sentence_model(taught_by):
             sentence.copy(taught_by, folder)
         if self.projection is not None:
+            whole = replace(self.student, how=replace(self.student.how, size=None)).encode(self.held_out[:1])
             sentence.append_linear(
                 folder,
                 self.projection.weight,
+                width=whole.shape[1],
                 normalised=_lengths_are_one(self._teacher_vectors),
                 hidden_size=own.model.config.hidden_size,
             )
