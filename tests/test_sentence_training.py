@@ -24,6 +24,7 @@ from compresskit.data.corpus import find_corpus
 from compresskit.data.units import read_units
 from compresskit.errors import InputError, WorkError
 from compresskit.training import losses
+from compresskit.training.sentences import agreement
 from compresskit.training.vectors import keep_vectors
 
 PROMPT = {"prompts": {"q": "the of and "}, "default_prompt_name": "q"}
@@ -51,6 +52,13 @@ def test_pooled_loss() -> None:
     ours, theirs = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 2.0]])
     assert float(losses.pooled_loss(ours, theirs, 2, form="cosine")) == pytest.approx((1 - 0.6 + 1 - 0) / 2)
     assert float(losses.pooled_loss(ours, theirs, 2, form="mse")) == pytest.approx((16 / 9 + 5 / 4) / 2)
+
+
+def test_what_has_no_correlation_is_scored_as_none() -> None:
+    """One pair of texts, or pairs that are all alike, as for other tasks; a score that is no number is no JSON."""
+    pair = torch.eye(2)
+    assert agreement(pair, pair) == {"similarity": 0, "cosine": 1}
+    assert agreement(torch.ones(5, 2), torch.rand(5, 3)) == {"similarity": 0}
 
 
 @pytest.mark.parametrize("form", ["mse", "kl"])
@@ -245,14 +253,25 @@ def test_teacher_of_another_family_and_vocabulary(bench_folder: Path, pair: tupl
     [
         ({"unit": "word"}, "unit 'word': is unknown; known: sentence, passage, line"),
         ({"fields": ["phrase"]}, "has none of the fields phrase; it has sentence, label"),
-        ({"unit": None}, "fields are read in units alone"),
+        ({"unit": None}, "fields, max_texts and language belong to unit"),
+        ({"unit": None, "fields": (), "max_texts": 9}, "fields, max_texts and language belong to unit"),
+        ({"unit": None, "task": "sst2", "text": None}, "fields, max_texts and language belong to unit"),
+        ({"text": None}, "fields are columns of tables; text python-help"),
+        ({"language": "de"}, "language de: is that of sentences; unit line has none"),
+        ({"unit": "sentence", "language": "English"}, "language 'English': give a code of ISO 639"),
+        ({"max_texts": -5}, "max texts -5: give an integer of at least 2"),
+        ({"max_texts": 1.5}, "max texts 1.5: give an integer of at least 2"),
+        ({"data": "GLUE"}, "data belongs to a task"),
+        ({"dims": [24], "losses": {"similarity": 0}}, "dims: are prefixes that loss similarity compares"),
+        ({"temperature": 2.0}, "temperature: no loss reads this with unit"),
+        ({"unit": None, "fields": (), "dims": [24]}, "dims: no loss reads this without unit"),
         ({"unit": None, "fields": (), "text": None, "losses": {"pooled": 1}, "max_length": 32}, "texts cut into units"),
         ({"task": "sst2", "text": None}, "unit belongs to text"),
         ({"dims": [48]}, "dims 48: the student's vectors have 48 numbers"),
         ({"max_length": 400}, "has 40 positions"),
         ({"max_texts": 3}, "3 texts are too few"),
     ],
-    ids=["unit", "field", "fields without units", "losses without units", "task", "dims", "length", "few texts"],
+    ids=lambda value: value[:16] if isinstance(value, str) else "",
 )
 def test_bad_input(bench_folder: Path, pair: tuple[Path, Path], changes: dict[str, Any], message: str) -> None:
     options: dict[str, Any] = {"text": texts(bench_folder), "max_steps": 1, **SETTINGS, **changes}

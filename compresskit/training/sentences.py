@@ -14,7 +14,6 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -27,6 +26,7 @@ from compresskit.model.sentence_vectors import SentenceModel, has_sentence_model
 from compresskit.planning.stage import Stage
 from compresskit.tasks.encoding import text_vectors
 from compresskit.tasks.kind import Scoring
+from compresskit.tasks.metrics import OF_NUMBERS
 from compresskit.tasks.predicting import Progress
 from compresskit.training.vectors import keep_vectors
 
@@ -231,12 +231,12 @@ class Sentences:
 def agreement(ours: Tensor, theirs: Tensor) -> dict[str, float]:
     """Two figures for vectors (N, D) and (N, D') of the same texts.
 
-    ``similarity``: Spearman correlation of the cosines of all pairs of texts. ``cosine``: mean cosine of the two
-    vectors of a text, where they are equally long.
+    ``similarity``: Spearman correlation of the cosines of all pairs of texts; 0 where one pair alone, or cosines that
+    are all alike, have none. ``cosine``: mean cosine of the two vectors of a text, where they are equally long.
     """
     upper = np.triu_indices(len(ours), 1)
     first, second = ((unit @ unit.T).numpy()[upper] for unit in map(_unit, (ours, theirs)))
-    found = {"similarity": float(spearmanr(first, second).statistic)}
+    found = {"similarity": OF_NUMBERS["spearman"](first, second, 0)}
     if ours.shape == theirs.shape:
         found["cosine"] = float(functional.cosine_similarity(ours, theirs, dim=1).mean())
     return found
