@@ -75,6 +75,20 @@ def declared(**changes: Any) -> Task:
     return Task.model_validate(TASK | changes)
 
 
+def test_relevance_under_another_name_is_not_passed_over(tmp_path: Path) -> None:
+    """Without the column of the label all pairs are relevant, so one that is called otherwise must not be missed."""
+    write(tmp_path)
+    file = tmp_path / "qrels" / "test.tsv"
+    file.write_text(file.read_text().replace("score", "relevance", 1))
+    with pytest.raises(InputError, match="has no column 'score'; column 'relevance' seems to say which pairs"):
+        load_data(declared(), tmp_path, train=False)
+    assert load_data(declared(label="relevance"), tmp_path, train=False).splits["dev"].targets
+    rows = [{"query": "a film", "passage": f"{number}", "score": 0} for number in range(3)]
+    write_json(tmp_path / "pairs.json", [*rows, {"query": "a film", "passage": "it"}])
+    with pytest.raises(InputError, match=r"pairs.json, row 4: has no column 'score', as other rows have"):
+        load_data(Task.model_validate(PAIRS), tmp_path, train=False)
+
+
 # -- scores -----------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run, same, sentence_folder, tiny_model, weights
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +24,7 @@ from compresskit.data.corpus import find_corpus
 from compresskit.data.units import read_units
 from compresskit.errors import InputError, WorkError
 from compresskit.training import losses
+from compresskit.training.sentences import agreement
 from compresskit.training.vectors import keep_vectors
 
 PROMPT = {"prompts": {"q": "the of and "}, "default_prompt_name": "q"}
@@ -50,6 +52,13 @@ def test_pooled_loss() -> None:
     ours, theirs = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 2.0]])
     assert float(losses.pooled_loss(ours, theirs, 2, form="cosine")) == pytest.approx((1 - 0.6 + 1 - 0) / 2)
     assert float(losses.pooled_loss(ours, theirs, 2, form="mse")) == pytest.approx((16 / 9 + 5 / 4) / 2)
+
+
+def test_what_has_no_correlation_is_scored_as_none() -> None:
+    """One pair of texts, or pairs that are all alike, as for other tasks; a score that is no number is no JSON."""
+    pair = torch.eye(2)
+    assert agreement(pair, pair) == {"similarity": 0, "cosine": 1}
+    assert agreement(torch.ones(5, 2), torch.rand(5, 3)) == {"similarity": 0}
 
 
 @pytest.mark.parametrize("form", ["mse", "kl"])
@@ -135,6 +144,18 @@ def test_vectors_are_computed_once_and_a_stopped_pass_goes_on(tmp_path: Path) ->
     keep_vectors(encoder(calls), numbers, tmp_path, ["another teacher"])
     keep_vectors(encoder(calls), numbers[::-1], tmp_path, ["a"])
     assert sum(calls) == 3 * 5001
+
+
+@pytest.mark.parametrize("size", [None, 0, 8])
+def test_vectors_that_are_gone_are_computed_again(tmp_path: Path, size: int | None) -> None:
+    """Mapping a file that lacks rows makes them of zeros, which would be trained on."""
+    keep_vectors(encoder([]), ["1", "2"], tmp_path, [])
+    (file,) = tmp_path.rglob("vectors.float32")
+    if size is None:
+        file.unlink()
+    else:
+        os.truncate(file, size)
+    assert keep_vectors(encoder([]), ["1", "2"], tmp_path, []).tolist() == [[1.0, 1.0], [2.0, 1.0]]
 
 
 def test_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,14 +253,25 @@ def test_teacher_of_another_family_and_vocabulary(bench_folder: Path, pair: tupl
     [
         ({"unit": "word"}, "unit 'word': is unknown; known: sentence, passage, line"),
         ({"fields": ["phrase"]}, "has none of the fields phrase; it has sentence, label"),
-        ({"unit": None}, "fields are read in units alone"),
+        ({"unit": None}, "fields, max_texts and language belong to unit"),
+        ({"unit": None, "fields": (), "max_texts": 9}, "fields, max_texts and language belong to unit"),
+        ({"unit": None, "task": "sst2", "text": None}, "fields, max_texts and language belong to unit"),
+        ({"text": None}, "fields are columns of tables; text python-help"),
+        ({"language": "de"}, "language de: is that of sentences; unit line has none"),
+        ({"unit": "sentence", "language": "English"}, "language 'English': give a code of ISO 639"),
+        ({"max_texts": -5}, "max texts -5: give an integer of at least 2"),
+        ({"max_texts": 1.5}, "max texts 1.5: give an integer of at least 2"),
+        ({"data": "GLUE"}, "data belongs to a task"),
+        ({"dims": [24], "losses": {"similarity": 0}}, "dims: are prefixes that loss similarity compares"),
+        ({"temperature": 2.0}, "temperature: no loss reads this with unit"),
+        ({"unit": None, "fields": (), "dims": [24]}, "dims: no loss reads this without unit"),
         ({"unit": None, "fields": (), "text": None, "losses": {"pooled": 1}, "max_length": 32}, "texts cut into units"),
         ({"task": "sst2", "text": None}, "unit belongs to text"),
         ({"dims": [48]}, "dims 48: the student's vectors have 48 numbers"),
         ({"max_length": 400}, "has 40 positions"),
         ({"max_texts": 3}, "3 texts are too few"),
     ],
-    ids=["unit", "field", "fields without units", "losses without units", "task", "dims", "length", "few texts"],
+    ids=lambda value: value[:16] if isinstance(value, str) else "",
 )
 def test_bad_input(bench_folder: Path, pair: tuple[Path, Path], changes: dict[str, Any], message: str) -> None:
     options: dict[str, Any] = {"text": texts(bench_folder), "max_steps": 1, **SETTINGS, **changes}
@@ -282,6 +314,37 @@ def test_vectors_of_another_length(bench_folder: Path, pair: tuple[Path, Path], 
     assert again.record["scores"]["student_before"]["held_out"]["cosine"] == pytest.approx(after["cosine"], abs=1e-4)
     alone = compresskit.distill(pair[0], tmp_path / "wide", losses={"pooled": 0}, max_steps=1, **options)
     assert set(alone.record["scores"]["student_after"]["held_out"]) == {"similarity"}
+
+
+def test_projection_of_a_prefix(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """A student whose folder cuts its vectors: sentence-transformers cuts behind all modules, the projection comes
+    after the cut.
+    """
+    shutil.copytree(pair[1], tmp_path / "wide")
+    tiny_model(hidden_size=64).save_pretrained(tmp_path / "wide")
+    shutil.copytree(pair[0], tmp_path / "cut")
+    (tmp_path / "cut" / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": 24}))
+    options = {"text": texts(bench_folder), **SETTINGS, "max_steps": 2}
+    result = compresskit.distill(tmp_path / "cut", tmp_path / "wide", output=tmp_path / "out", **options)
+    after = result.record["scores"]["student_after"]["held_out"]
+    assert SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(["a film"]).shape == (1, 64)
+    again = compresskit.distill(tmp_path / "out", tmp_path / "wide", **options)
+    assert again.record["scores"]["student_before"]["held_out"] == pytest.approx(after, abs=1e-4)
+
+
+def test_layers_of_a_wider_teacher_are_refused(bench_folder: Path, tmp_path: Path) -> None:
+    """A student without modules takes its teacher's; a Dense layer may be made for longer vectors."""
+    tiny_model(hidden_size=64).save_pretrained(tmp_path / "model")
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bench_folder / "model" / name, tmp_path / "model" / name)
+    wide = sentence_folder(tmp_path / "model", tmp_path / "wide", behind=("Dense",))
+    (wide / "2_Dense" / "config.json").write_text(json.dumps({"in_features": 64, "out_features": 32}))
+    layer = torch.nn.Linear(64, 32)
+    save_file({f"linear.{n}": p.detach() for n, p in layer.named_parameters()}, wide / "2_Dense" / "model.safetensors")
+    with pytest.raises(
+        InputError, match="the Dense layer behind the pooling takes 64 numbers, the vectors there have 48"
+    ):
+        compresskit.distill(bench_folder / "student", wide, text=texts(bench_folder), max_steps=1, **SETTINGS)
 
 
 def test_output_says_how_it_was_trained(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,8 +15,13 @@ from compresskit.errors import InputError
 
 Unit = Literal["sentence", "passage", "line"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
+#: Of sentences, where nobody says.
+LANGUAGE = "en"
+_CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 #: Sentences of a passage: the least and the most.
 _PASSAGE = (2, 6)
+#: Units that are made of sentences.
+_OF_SENTENCES = frozenset(("sentence", "passage"))
 #: Documents between two reports of progress.
 _REPORT = 500
 
@@ -39,7 +45,7 @@ def read_units(
     corpora: Sequence[Corpus],
     units: Sequence[Unit],
     *,
-    language: str = "en",
+    language: str = LANGUAGE,
     limit: int | None = None,
     seed: int = 0,
     progress: Any = None,
@@ -56,13 +62,20 @@ def read_units(
         progress: called with (what, done, total); the total is 0, as it is not known.
 
     Raises:
-        InputError: an unknown unit, no unit, fewer than two texts.
+        InputError: an unknown unit, no unit, a language that is no code or that no unit reads, a limit below two, fewer
+            than two texts.
     """
     for unit in units:
         if unit not in UNITS:
             raise InputError(f"unit {unit!r}: is unknown; known: {', '.join(UNITS)}")
     if not units:
         raise InputError(f"unit: give one or more of {', '.join(UNITS)}")
+    if not _CODE.fullmatch(language):  # sentencex would take it for English
+        raise InputError(f"language {language!r}: give a code of ISO 639, such as en or de")
+    if language != LANGUAGE and not _OF_SENTENCES & set(units):
+        raise InputError(f"language {language}: is that of sentences; unit {', '.join(units)} has none: leave it out")
+    if limit is not None and (not isinstance(limit, int) or limit < 2):
+        raise InputError(f"max texts {limit}: give an integer of at least 2")
     generator = np.random.default_rng(seed)
     seen: set[bytes] = set()
     texts: list[str] = []
@@ -94,7 +107,7 @@ def read_units(
 
 
 def _cut(document: str, units: Sequence[Unit], language: str, generator: np.random.Generator) -> Iterator[str]:
-    sentences = _sentences(document, language) if {"sentence", "passage"} & set(units) else []
+    sentences = _sentences(document, language) if _OF_SENTENCES & set(units) else []
     if "sentence" in units:
         yield from sentences
     if "passage" in units:

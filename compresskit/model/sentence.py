@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
 #: Lists the modules; has prompts and similarity.
 MODULES, CONFIG = "modules.json", "config_sentence_transformers.json"
@@ -44,12 +45,14 @@ def modules_behind(folder: Path) -> list[str]:
         return []
 
 
-def append_linear(folder: Path, weight: Tensor, *, normalised: bool, hidden_size: int) -> None:
+def append_linear(folder: Path, weight: Tensor, *, width: int, normalised: bool, hidden_size: int) -> None:
     """Let the vectors of a model pass through one more linear map, as a ``Dense`` module behind all that is there.
 
     Args:
         folder: of the model. One that says nothing of sentence vectors says from now on: the mean over the tokens.
         weight: (D', D), applied to the vectors of length D.
+        width: their length before ``truncate_dim`` of the folder cuts them to D. That comes last in
+            sentence-transformers, so the map leaves out the rest instead, and ``truncate_dim`` goes.
         normalised: bring the result to length 1.
         hidden_size: of the encoder, for a folder that says nothing yet.
     """
@@ -67,14 +70,25 @@ def append_linear(folder: Path, weight: Tensor, *, normalised: bool, hidden_size
     if not modules:
         add("Transformer", "", {})
         add("Pooling", "1_Pooling", {"word_embedding_dimension": hidden_size, "pooling_mode_mean_tokens": True})
+    weight = functional.pad(weight.detach().float().cpu(), (0, width - weight.shape[1]))
+    _keep_all(folder)
     outside, inside = weight.shape
     identity = "torch.nn.modules.linear.Identity"
     settings = {"in_features": inside, "out_features": outside, "bias": False, "activation_function": identity}
     dense = add("Dense", f"{len(modules)}_Dense", settings)
-    save_file({"linear.weight": weight.detach().float().cpu().contiguous()}, dense / "model.safetensors")
+    save_file({"linear.weight": weight.contiguous()}, dense / "model.safetensors")
     if normalised:
         add("Normalize", f"{len(modules)}_Normalize", {})
     (folder / MODULES).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+
+
+def _keep_all(folder: Path) -> None:
+    """Vectors keep all of their numbers."""
+    if not (folder / CONFIG).is_file():
+        return
+    general = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if general.pop("truncate_dim", None) is not None:
+        (folder / CONFIG).write_text(json.dumps(general, indent=2) + "\n", encoding="utf-8")
 
 
 def copy(source: Path, destination: Path) -> None:

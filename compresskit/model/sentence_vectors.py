@@ -116,9 +116,13 @@ class SentenceModel:
 
         Like sentence-transformers, pooling adds up in float32 and gives vectors in ``dtype``, that of a model that is
         stored in 16 bits, in which the layers behind it compute too; similarities are then taken in float32.
+
+        Raises:
+            InputError: a layer behind the pooling is made for vectors of another length.
         """
         pooled = pool(hidden.float(), mask, self.modes, prompt_tokens).to(dtype)
         for layer in self.layers:
+            _check_width(layer, pooled.shape[1])
             pooled = layer.to(pooled.device, dtype)(pooled)
         return pooled[:, : self.size].float()
 
@@ -192,6 +196,19 @@ class _Dense(nn.Module):
 class _Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # x: (B, H) -> (B, H)
         return nn.functional.normalize(x, dim=-1)
+
+
+def _check_width(layer: nn.Module, width: int) -> None:
+    inner = layer.linear if isinstance(layer, _Dense) else layer
+    takes = inner.in_features if isinstance(inner, nn.Linear) else None
+    takes = inner.normalized_shape[-1] if isinstance(inner, nn.LayerNorm) else takes
+    if takes not in (None, width):
+        kind = type(inner).__name__.replace("Linear", "Dense")
+        raise InputError(
+            f"sentence vectors: the {kind} layer behind the pooling takes {takes} numbers, the vectors there have "
+            f"{width}: the layers belong to another model; give this one a {MODULES} of its own, such as one with "
+            "Transformer and Pooling alone"
+        )
 
 
 def _configured(model: Any) -> int | None:

@@ -105,6 +105,7 @@ class Retrieval(OfVectors):
     def split(
         self, task: Task, rows: Rows, about: Split, labels: Mapping[str, str], tables: Mapping[str, Table]
     ) -> tuple[Split, tuple[str, ...]]:
+        _check_label(task, rows, about.source)
         if tables:
             queries, corpus = (_texts(tables[name], name) for name in self.tables)
             corpus = dict(sorted(corpus.items()))  # of equally near documents the first id comes first
@@ -285,6 +286,26 @@ def _blocks(scoring: Scoring, how: SentenceModel, documents: Sequence[str]) -> I
                 progress(f"{what} documents", start + done, len(documents))
 
         yield text_vectors(replace(scoring, progress=count), how, documents[start : start + DOCUMENTS])
+
+
+def _check_label(task: Task, rows: Rows, source: str) -> None:
+    """Refuse rows of which only some say whether the pair is relevant, and those that seem to say it in another column.
+
+    Raises:
+        InputError: names the row, or the column.
+    """
+    first, second = task.inputs
+    without = next((number for number, row in enumerate(rows, start=1) if task.label not in row), None)
+    if without is None:
+        return
+    if any(task.label in row for row in rows):
+        raise InputError(f"data {source}, row {without}: has no column {task.label!r}, as other rows have")
+    for column in dict.fromkeys(name for row in rows for name in row if name not in (first, second)):
+        if {str(row.get(column)).strip() for row in rows} in ({"0"}, {"0", "1"}, {"0", "1", "2"}):
+            raise InputError(
+                f"data {source}: has no column {task.label!r}; column {column!r} seems to say which pairs are "
+                "relevant: name it as label, or leave it out"
+            )
 
 
 def _texts(table: Table, name: str) -> Texts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -28,6 +27,7 @@ from compresskit.planning.stage import Stage
 from compresskit.progress import Progress
 from compresskit.tasks.encoding import text_vectors
 from compresskit.tasks.kind import Scoring
+from compresskit.tasks.metrics import OF_NUMBERS
 from compresskit.training.vectors import keep_vectors
 
 #: Texts that are held out, to compare the student before and after.
@@ -205,9 +205,11 @@ class Sentences:
         if not has_sentence_model(folder) and taught_by is not None and has_sentence_model(taught_by):
             sentence.copy(taught_by, folder)
         if self.projection is not None:
+            whole = replace(self.student, how=replace(self.student.how, size=None)).encode(self.held_out[:1])
             sentence.append_linear(
                 folder,
                 self.projection.weight,
+                width=whole.shape[1],
                 normalised=_lengths_are_one(self._teacher_vectors),
                 hidden_size=own.model.config.hidden_size,
             )
@@ -229,12 +231,12 @@ class Sentences:
 def agreement(ours: Tensor, theirs: Tensor) -> dict[str, float]:
     """Two figures for vectors (N, D) and (N, D') of the same texts.
 
-    ``similarity``: Spearman correlation of the cosines of all pairs of texts. ``cosine``: mean cosine of the two
-    vectors of a text, where they are equally long.
+    ``similarity``: Spearman correlation of the cosines of all pairs of texts; 0 where one pair alone, or cosines that
+    are all alike, have none. ``cosine``: mean cosine of the two vectors of a text, where they are equally long.
     """
     upper = np.triu_indices(len(ours), 1)
     first, second = ((unit @ unit.T).numpy()[upper] for unit in map(_unit, (ours, theirs)))
-    found = {"similarity": float(spearmanr(first, second).statistic)}
+    found = {"similarity": OF_NUMBERS["spearman"](first, second, 0)}
     if ours.shape == theirs.shape:
         found["cosine"] = float(functional.cosine_similarity(ours, theirs, dim=1).mean())
     return found

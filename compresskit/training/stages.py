@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from compresskit.data import corpus as corpora
-from compresskit.data.units import UNITS, Unit, read_units
+from compresskit.data.units import LANGUAGE, UNITS, Unit, read_units
 from compresskit.errors import InputError
 from compresskit.folders.evaluation import write_report
 from compresskit.internals.datasets import fingerprint
@@ -41,6 +41,9 @@ from compresskit.training.settings import Options, recipe_stage, split_settings,
 from compresskit.training.terms import TERMS
 from compresskit.training.working_folder import working_folder
 
+#: Settings of losses of sentence vectors, and of losses of heads.
+_OF_SENTENCES = ("pooled_loss", "similarity_loss", "similarity_temperature", "dims")
+_OF_HEADS = ("logits_loss", "temperature", "mask_probability")
 ModelLike = PreTrainedModel | str | Path | None
 Texts = str | Path | corpora.Corpus | Sequence[str | Path | corpora.Corpus] | None
 
@@ -111,8 +114,8 @@ def distill(
     data: str | Path | None = None,
     text: Texts = None,
     unit: Unit | Sequence[Unit] | None = None,
-    fields: Sequence[str] = (),
-    language: str = "en",
+    fields: str | Sequence[str] = (),
+    language: str = LANGUAGE,
     max_texts: int | None = None,
     dataset: Dataset | None = None,
     output: str | Path | None = None,
@@ -160,13 +163,19 @@ def distill(
     if sum(given is not None for given in (task, text, dataset)) > 1:
         raise InputError("give one of task, text and dataset")
     units = (unit,) if isinstance(unit, str) else tuple(unit or ())
+    fields = (fields,) if isinstance(fields, str) else tuple(fields)
     if units and (task is not None or dataset is not None):
         raise InputError("unit belongs to text; leave it out with a task or a data set")
+    if data is not None and task is None:
+        raise InputError("data belongs to a task; give one, or leave data out")
+    if not units and (fields or max_texts is not None or language != LANGUAGE):
+        raise InputError(f"fields, max_texts and language belong to unit; give one or more of {', '.join(UNITS)}")
     name: StageName = "sentences" if units else "general" if task is None else "task"
     explicit, options = split_settings(settings)
     stage = with_settings(recipe_stage(student, name), explicit)
     if task is None and options.new_head:
         raise InputError("new_head: is for tasks; the general stage trains the head that the checkpoint has")
+    _check_used(explicit, stage, sentences=bool(units))
     declared = None if task is None else find_task(task)
     corpus = _corpora(text, fields, units) if task is None and dataset is None else ()
     target = _check_output(output, overwrite, resume, student, teacher)
@@ -203,13 +212,27 @@ def distill(
 
 
 def _corpora(text: Texts, fields: Sequence[str], units: Sequence[Unit]) -> tuple[corpora.Corpus, ...]:
-    """The texts to read. Raises InputError: what belongs to units is given without them."""
+    """The texts to read. Raises InputError: what belongs to units is given without them; fields of no table."""
     several = isinstance(text, list | tuple)
-    if not units and (several or fields):
-        what = "several texts are" if several else "fields are"
-        raise InputError(f"{what} read in units alone; give unit ({', '.join(UNITS)})")
+    if not units and several:
+        raise InputError(f"several texts are read in units alone; give unit ({', '.join(UNITS)})")
     given: Sequence[Any] = text if isinstance(text, list | tuple) else (text,)
-    return tuple(corpora.find_corpus(one, fields) for one in given)
+    found = tuple(corpora.find_corpus(one, fields) for one in given)
+    if fields and not any(corpus.fields for corpus in found):
+        names = ", ".join(corpus.name for corpus in found)
+        raise InputError(f"fields are columns of tables; text {names} is none: leave fields out")
+    return found
+
+
+def _check_used(explicit: Mapping[str, Any], stage: Stage, *, sentences: bool) -> None:
+    """Refuse settings other than the defaults that were given and that no loss reads. Raises InputError."""
+    changed = {name for name, value in explicit.items() if value != Stage.model_fields[name].get_default()}
+    if sentences and not stage.losses.get("similarity") and stage.dims and "dims" in changed:
+        raise InputError("settings: dims: are prefixes that loss similarity compares; give it a weight")
+    others = _OF_HEADS if sentences else _OF_SENTENCES
+    if unused := [name for name in others if name in changed]:
+        where = "with unit, which trains no head" if sentences else "without unit"
+        raise InputError(f"settings: {', '.join(unused)}: no loss reads this {where}; leave it out")
 
 
 def _encoders(

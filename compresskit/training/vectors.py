@@ -55,6 +55,8 @@ def keep_vectors(
     with FileLock(target / _LOCK):
         index = target / _INDEX
         known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {"size": 0, "done": 0}
+        if not _is_whole(target / _FILE, len(texts) * known["size"] * 4):
+            known = {"size": 0, "done": 0}  # mapping a file that is too short would fill it with zeros
         if not known["size"]:
             known["size"] = encode(texts[:1]).shape[1]
             _reserve(target / _FILE, len(texts) * known["size"] * 4, folder)
@@ -69,6 +71,10 @@ def keep_vectors(
             if progress is not None:
                 progress(VECTORS, known["done"], len(texts))
     return vectors
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def _mapped(path: Path, rows: int, size: int) -> Tensor:
