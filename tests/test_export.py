@@ -303,3 +303,10 @@ def test_formats_are_listed_without_torch_and_without_the_extra() -> None:
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.split() == ["dense", "onnx", "onnx-int4", "onnx-int8"]
+
+
+def test_object_is_to_be_saved_first(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"give a folder that compresskit wrote, or a hub id, not a Bert.*; save it first"
+    ):
+        compresskit.export(student("classifier"), output=tmp_path / "out")  # type: ignore[arg-type]

@@ -141,7 +141,7 @@ def test_a_folder_keeps_the_order_of_its_own_head(tmp_path: Path, head: str) -> 
     teacher = kind(transformers.BertConfig(**tiny_model().config.to_dict() | names)).eval()
     reordered(teacher, [1, 0]).save_pretrained(tmp_path / "student")
     from compresskit.model.checkpoint import read
-    from compresskit.training.stages import labels_of
+    from compresskit.training.reading import labels_of
 
     student = read(tmp_path / "student", adopt=teacher, **labels_of(teacher)).model
     assert student.config.id2label == {0: "y", 1: "x"}

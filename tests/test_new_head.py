@@ -16,7 +16,7 @@ from compresskit.benchmark import keys
 from compresskit.benchmark.grid import Grid, Row
 from compresskit.folders.training import read_stages
 from compresskit.tasks.loading import load_task
-from compresskit.training.stages import with_new_head
+from compresskit.training.reading import with_new_head
 
 NAMES = ("entailment", "neutral", "contradiction")
 SST2 = ("negative", "positive")

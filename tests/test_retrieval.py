@@ -435,3 +435,10 @@ def test_similarities_of_mteb_as_they_lie_on_the_hub(tmp_path: Path) -> None:
         data = load_data(load_task(task), tmp_path, train=False)
         assert set(data.splits) == splits
         assert all(split.targets == [4.5, 0] and not split.remark for split in data.splits.values())
+
+
+def test_rows_that_contradict_each_other(tmp_path: Path) -> None:
+    twice = [("q0", "d1", "1"), ("q1", "d2", "1"), ("q0", "d1", "2")]
+    assert len(load_data(declared(), write(tmp_path / "alike", twice), train=False).splits["dev"].targets) == 2
+    with pytest.raises(InputError, match="row 4: says that document 'd1' is not relevant to 'q0'; an earlier row"):
+        load_data(declared(), write(tmp_path / "data", [*twice, ("q0", "d1", "0")]), train=False)

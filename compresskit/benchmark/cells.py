@@ -39,6 +39,7 @@ from compresskit.planning.recipe import Recipe
 from compresskit.planning.resolved import resolved_recipe
 from compresskit.storage.writing import new_folder, write_text
 from compresskit.training import stages
+from compresskit.training.reading import labels_of
 from compresskit.training.working_folder import working_folder
 
 #: Of a cell: what its model is made from on the way.
@@ -291,7 +292,7 @@ class Workshop:
     def _read(self, folder: Path) -> Checkpoint:
         """A student in the class in which it is scored, with the teacher's head where it has none yet."""
         adopt = self._read_dense().model if self.cell.tuned else None
-        changes = stages.labels_of(adopt) if adopt is not None else {}
+        changes = labels_of(adopt) if adopt is not None else {}
         return checkpoints.read(folder, compressed=None, adopt=adopt, **changes)
 
     def _teacher_score(self) -> float:

@@ -14,7 +14,7 @@ from compresskit.model.sources import ModelWeights
 from compresskit.planning.apply import apply_plan
 from compresskit.planning.planner import make_plan
 from compresskit.planning.recipe import Recipe
-from compresskit.training.stages import with_new_head
+from compresskit.training.reading import with_new_head
 
 
 def timed_folder(cell: Cell, record: Record, shared: Shared, folder: Path, spare: Path) -> Path:

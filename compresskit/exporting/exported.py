@@ -73,6 +73,11 @@ def export(
             that exists.
         WorkError: the model cannot be written in this format, or its runtime computes something else than torch.
     """
+    if not isinstance(model, str | Path):
+        raise InputError(
+            f"model: give a folder that compresskit wrote, or a hub id, not a {type(model).__name__}; save it first "
+            "(save_pretrained)"
+        )
     settings = _options(FORMATS.get(format), {"opset": opset, "runtime": runtime, "layout": layout, **options})
     FORMATS.installed(format)
     folder = Path(output)

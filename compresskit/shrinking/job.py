@@ -26,7 +26,7 @@ from compresskit.tasks.loading import load_data, load_task
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import TRAIN, TaskData
 from compresskit.training import data as training_data
-from compresskit.training import stages
+from compresskit.training.reading import with_new_head
 
 #: Training rows from which on a task has many, and the fewest of a task that was measured. Measured were 2,490 to
 #: 8,551 rows, and 67,349 (results, "Five GLUE tasks").
@@ -208,7 +208,7 @@ class Job:
                     advice = "`compresskit finetune --new-head` makes a teacher of it"
                     raise InputError(f"model {read.origin}: {error}; {advice}") from None
                 return read, True
-        whole = stages.with_new_head(self.model, data.task, data.labels)
+        whole = with_new_head(self.model, data.task, data.labels)
         if _trained(whole):
             raise InputError(f"model {read.origin}: {read.unused_head}; name its class there, under architectures")
         return whole, False

@@ -137,14 +137,13 @@ class Retrieval(OfVectors):
         """Queries, documents and relevant pairs where rows hold the texts themselves, which then serve as ids."""
         queries: Texts = {}
         corpus: Texts = {}
-        pairs = []
+        pairs = _Pairs()
         for row_number, row in enumerate(rows, start=1):
             where = f"data {about.source}, row {row_number}"
             query, document = self.example(task, row, where)
             queries[query], corpus[document] = query, document
-            if self.target(task, row, where, {}):
-                pairs.append((query, document))
-        return queries, corpus, pairs
+            pairs.add(query, document, self.target(task, row, where, {}), where)
+        return queries, corpus, pairs.relevant
 
     def _pairs_of_ids(
         self, task: Task, rows: Rows, about: Split, queries: Texts, corpus: Texts
@@ -152,9 +151,9 @@ class Retrieval(OfVectors):
         """Ids of query and document of every relevant pair. A cell may hold the ids of several documents.
 
         Raises:
-            InputError: an id that no query or document has.
+            InputError: an id that no query or document has; two rows that contradict each other.
         """
-        pairs = []
+        pairs = _Pairs()
         first, second = task.inputs
         for row_number, row in enumerate(rows, start=1):
             where = f"data {about.source}, row {row_number}"
@@ -166,9 +165,8 @@ class Retrieval(OfVectors):
                 document = _identity({second: one}, second, where)
                 if document not in corpus:
                     raise InputError(f"{where}: names the document {document!r}, which is not in the corpus")
-                if self.target(task, row, where, {}):
-                    pairs.append((query, document))
-        return pairs
+                pairs.add(query, document, self.target(task, row, where, {}), where)
+        return pairs.relevant
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[list[int]]:
         offering = scoring.documents or scoring
@@ -286,6 +284,26 @@ def _blocks(scoring: Scoring, how: SentenceModel, documents: Sequence[str]) -> I
                 progress(f"{what} documents", start + done, len(documents))
 
         yield text_vectors(replace(scoring, progress=count), how, documents[start : start + DOCUMENTS])
+
+
+class _Pairs:
+    """Judged pairs of query and document, each said once or several times alike."""
+
+    def __init__(self) -> None:
+        self._said: dict[tuple[str, str], bool] = {}
+
+    def add(self, query: str, document: str, relevant: bool, where: str) -> None:
+        """One row. Raises InputError: an earlier row says otherwise of this pair."""
+        if self._said.setdefault((query, document), relevant) != relevant:
+            what = "is relevant" if relevant else "is not relevant"
+            raise InputError(
+                f"{where}: says that document {document[:60]!r} {what} to {query[:60]!r}; an earlier row says otherwise"
+            )
+
+    @property
+    def relevant(self) -> list[tuple[str, str]]:
+        """The pairs that are relevant, in order."""
+        return [pair for pair, relevant in self._said.items() if relevant]
 
 
 def _check_label(task: Task, rows: Rows, source: str) -> None:

@@ -9,22 +9,17 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from compresskit.data import corpus as corpora
 from compresskit.data.units import LANGUAGE, UNITS, Unit, read_units
 from compresskit.errors import InputError
 from compresskit.folders.evaluation import write_report
 from compresskit.internals.datasets import fingerprint
-from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
-from compresskit.model.adapters import check_given
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.kept import as_it_was
-from compresskit.model.quantizer import is_compressed, quantizer_of
-from compresskit.model.sentence_vectors import has_sentence_model, read_sentence_model, unsaid
-from compresskit.model.targets import check_supported
-from compresskit.model.tokenizer import find_tokenizer, load_tokenizer
+from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
 from compresskit.progress import Progress
 from compresskit.tasks.declaration import Task
@@ -34,17 +29,14 @@ from compresskit.tasks.registry import KINDS
 from compresskit.training import data as training_data
 from compresskit.training.data import Models, TrainingData
 from compresskit.training.evaluation import score, scores_and_reports
-from compresskit.training.objective import check_fit, unnamed_note
+from compresskit.training.reading import ModelLike, encoders, read_model, teacher_and_student, with_new_head
 from compresskit.training.run import Output, Result, Run
-from compresskit.training.sentences import Encoder
 from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
-from compresskit.training.terms import TERMS
 from compresskit.training.working_folder import working_folder
 
 #: Settings of losses of sentence vectors, and of losses of heads.
 _OF_SENTENCES = ("pooled_loss", "similarity_loss", "similarity_temperature", "dims")
 _OF_HEADS = ("logits_loss", "temperature", "mask_probability")
-ModelLike = PreTrainedModel | str | Path | None
 Texts = str | Path | corpora.Corpus | Sequence[str | Path | corpora.Corpus] | None
 
 
@@ -184,13 +176,13 @@ def distill(
     examples = None if declared is None else load_data(declared, None if data is None else Path(data))
     kept = _check_teacher_outputs(teacher_outputs, target)
     if units:
-        encoders = _encoders(teacher, student, tokenizer, stage, allow_dense=allow_dense)
-        models = Models(encoders[0].checkpoint, encoders[1].checkpoint, encoders[0].tokenizer)
+        both = encoders(teacher, student, tokenizer, stage, allow_dense=allow_dense)
+        models = Models(both[0].checkpoint, both[1].checkpoint, both[0].tokenizer)
         texts = read_units(corpus, units, language=language, limit=max_texts, seed=options.seed, progress=progress)
     else:
-        models = _teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense, new_head=options.new_head)
+        models = teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense, new_head=options.new_head)
     if units:
-        found = training_data.from_units(texts, *encoders, stage, options, progress)
+        found = training_data.from_units(texts, *both, stage, options, progress)
     elif examples is not None:
         found = training_data.from_task(examples, models, stage, progress)
     elif corpus:
@@ -233,52 +225,6 @@ def _check_used(explicit: Mapping[str, Any], stage: Stage, *, sentences: bool) -
     if unused := [name for name in others if name in changed]:
         where = "with unit, which trains no head" if sentences else "without unit"
         raise InputError(f"settings: {', '.join(unused)}: no loss reads this {where}; leave it out")
-
-
-def _encoders(
-    teacher: ModelLike, student: ModelLike, tokenizer: Any, stage: Stage, *, allow_dense: bool
-) -> tuple[Encoder, Encoder]:
-    """Student and teacher as encoders of sentences, each with its own tokenizer, unless one is given for both.
-
-    Raises:
-        InputError: they are one model; a loss compares what is inside them and they do not fit; their vectors cannot be
-            made.
-    """
-    _check_two(teacher, student)
-    taught_by = _read(teacher, compressed=None, as_class="base")
-    read = _read(student, compressed=None if allow_dense else True, as_class="base")
-    inside = any(weight > 0 and TERMS[name].of_teacher for name, weight in stage.losses.items())
-    words = find_tokenizer(tokenizer, taught_by)
-    own = find_tokenizer(tokenizer or load_tokenizer(read) or words, read)
-    if inside:
-        find_tokenizer(tokenizer, taught_by, read)  # the same tokens for both
-        check_fit(read.model, taught_by.model)
-    theirs = read_sentence_model(taught_by.folder)
-    ours = read_sentence_model(read.folder) if has_sentence_model(read.folder) else theirs
-    if (note := unsaid(taught_by.folder)) is not None:
-        read = replace(read, notes=(*read.notes, note))
-    length = stage.max_length
-    return Encoder.of(read, own, ours, length), Encoder.of(taught_by, words, theirs, length)
-
-
-def _check_two(teacher: ModelLike, student: ModelLike) -> None:
-    named = isinstance(student, str | Path) and isinstance(teacher, str | Path)
-    if student is teacher or (named and Path(str(student)) == Path(str(teacher))):
-        raise InputError("teacher and student are the same model")
-
-
-def _teacher_and_student(
-    teacher: ModelLike, student: ModelLike, tokenizer: Any, *, allow_dense: bool, new_head: bool
-) -> Models:
-    """Both read, the student in the teacher's class and with its labels. Raises InputError: they do not fit."""
-    _check_two(teacher, student)
-    taught_by = _read(teacher, compressed=None)
-    compressed, changes = None if allow_dense else True, labels_of(taught_by.model)
-    read = _read(student, compressed=compressed, adopt=taught_by.model, new_head=new_head, **changes)
-    check_fit(read.model, taught_by.model)
-    if (note := unnamed_note(read.model, taught_by.model)) is not None:
-        read = replace(read, notes=(*read.notes, note))
-    return Models(read, taught_by, find_tokenizer(tokenizer, taught_by, read))
 
 
 def _from_python(dataset: Any, models: Models, stage: Stage, options: Options) -> TrainingData:
@@ -343,7 +289,7 @@ def evaluate(
         raise InputError(f"documents model {documents_model}: {of} has no documents; leave it out")
     start_processes(options)
     examples = load_data(declared, None if data is None else Path(data), train=False)
-    read = _read(model, compressed=None, as_class=as_class)
+    read = read_model(model, compressed=None, as_class=as_class)
     scoring = _scoring(read, declared, tokenizer, max_length, batch_size, progress)
     training_data.check_head(kind, declared, read)
     training_data.check_trained(read)
@@ -352,7 +298,7 @@ def evaluate(
     scored = [read]
     record: dict[str, Any] = {"model": read.origin, "task": declared.name, "data": examples.record()}
     if documents_model is not None:
-        other = _read(documents_model, compressed=None)
+        other = read_model(documents_model, compressed=None)
         scoring = replace(scoring, documents=_scoring(other, declared, None, max_length, batch_size, progress))
         notes += [*other.notes, kind.note(other.folder)]
         scored.append(other)
@@ -389,50 +335,6 @@ def _scoring(
 
 def _explicit_losses(explicit: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name, weight in explicit.get("losses", {}).items() if weight)
-
-
-def _read(
-    model: ModelLike,
-    *,
-    compressed: bool | None,
-    adopt: PreTrainedModel | None = None,
-    new_head: bool = False,
-    **options: Any,
-) -> Checkpoint:
-    if model is None or isinstance(model, str | Path):
-        return checkpoints.read(model, compressed=compressed, adopt=adopt, new_head=new_head, **options)
-    check_given(model)
-    if new_head:
-        raise InputError("new_head: is for a model in a folder; one that is given as an object keeps its head")
-    if compressed is True:
-        quantizer_of(model)
-    elif not is_compressed(model):
-        check_supported(model)
-    if adopt is not None and type(model) is not type(adopt):
-        raise InputError(
-            f"the student is a {type(model).__name__} but the teacher a {type(adopt).__name__}: give equal classes"
-        )
-    return checkpoints.in_memory(model)
-
-
-def with_new_head(
-    model: ModelLike, task: Task, labels: Sequence[str], as_class: str | None = None, *, forget: bool = False
-) -> Checkpoint:
-    """The model in the class that the task needs, with a new head where it has none, or with ``forget`` in any case.
-
-    Raises:
-        InputError: another class was asked for; the checkpoint cannot be read in it.
-    """
-    kind = KINDS.get(task.kind)
-    if as_class not in (None, kind.head):
-        raise InputError(f"--as {as_class}: task {task.name} needs {kind.head}, which is the default")
-    return _read(model, compressed=None, as_class=kind.head, new_head=forget, **kind.head_config(labels))
-
-
-def labels_of(teacher: PreTrainedModel) -> dict[str, Any]:
-    """The teacher's labels, for the student's configuration."""
-    names = ("num_labels", "id2label", "label2id", "problem_type")
-    return {name: getattr(teacher.config, name) for name in names}
 
 
 def _check_teacher_outputs(given: str | Path | None, output: Output | None) -> Path | None:

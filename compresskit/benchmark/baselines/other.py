@@ -12,7 +12,7 @@ from compresskit.model import identity
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.tasks.registry import KINDS
-from compresskit.training.stages import with_new_head
+from compresskit.training.reading import with_new_head
 
 
 @register

@@ -1,0 +1,119 @@
+"""The models of a run, read in the classes in which they are trained and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from compresskit.errors import InputError
+from compresskit.model import checkpoint as checkpoints
+from compresskit.model.adapters import check_given
+from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.quantizer import is_compressed, quantizer_of
+from compresskit.model.sentence_vectors import has_sentence_model, read_sentence_model, unsaid
+from compresskit.model.targets import check_supported
+from compresskit.model.tokenizer import find_tokenizer, load_tokenizer
+from compresskit.planning.stage import Stage
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.registry import KINDS
+from compresskit.training.data import Models
+from compresskit.training.objective import check_fit, unnamed_note
+from compresskit.training.sentences import Encoder
+from compresskit.training.terms import TERMS
+
+#: A model, a folder or a hub id; None: the embedded checkpoint.
+ModelLike = PreTrainedModel | str | Path | None
+
+
+def teacher_and_student(
+    teacher: ModelLike, student: ModelLike, tokenizer: Any, *, allow_dense: bool, new_head: bool
+) -> Models:
+    """Both read, the student in the teacher's class and with its labels. Raises InputError: they do not fit."""
+    _check_two(teacher, student)
+    taught_by = read_model(teacher, compressed=None)
+    compressed, changes = None if allow_dense else True, labels_of(taught_by.model)
+    read = read_model(student, compressed=compressed, adopt=taught_by.model, new_head=new_head, **changes)
+    check_fit(read.model, taught_by.model)
+    if (note := unnamed_note(read.model, taught_by.model)) is not None:
+        read = replace(read, notes=(*read.notes, note))
+    return Models(read, taught_by, find_tokenizer(tokenizer, taught_by, read))
+
+
+def encoders(
+    teacher: ModelLike, student: ModelLike, tokenizer: Any, stage: Stage, *, allow_dense: bool
+) -> tuple[Encoder, Encoder]:
+    """Student and teacher as encoders of sentences, each with its own tokenizer, unless one is given for both.
+
+    Raises:
+        InputError: they are one model; a loss compares what is inside them and they do not fit; their vectors cannot be
+            made.
+    """
+    _check_two(teacher, student)
+    taught_by = read_model(teacher, compressed=None, as_class="base")
+    read = read_model(student, compressed=None if allow_dense else True, as_class="base")
+    inside = any(weight > 0 and TERMS[name].of_teacher for name, weight in stage.losses.items())
+    words = find_tokenizer(tokenizer, taught_by)
+    own = find_tokenizer(tokenizer or load_tokenizer(read) or words, read)
+    if inside:
+        find_tokenizer(tokenizer, taught_by, read)  # the same tokens for both
+        check_fit(read.model, taught_by.model)
+    theirs = read_sentence_model(taught_by.folder)
+    ours = read_sentence_model(read.folder) if has_sentence_model(read.folder) else theirs
+    if (note := unsaid(taught_by.folder)) is not None:
+        read = replace(read, notes=(*read.notes, note))
+    length = stage.max_length
+    return Encoder.of(read, own, ours, length), Encoder.of(taught_by, words, theirs, length)
+
+
+def with_new_head(
+    model: ModelLike, task: Task, labels: Sequence[str], as_class: str | None = None, *, forget: bool = False
+) -> Checkpoint:
+    """The model in the class that the task needs, with a new head where it has none, or with ``forget`` in any case.
+
+    Raises:
+        InputError: another class was asked for; the checkpoint cannot be read in it.
+    """
+    kind = KINDS.get(task.kind)
+    if as_class not in (None, kind.head):
+        raise InputError(f"--as {as_class}: task {task.name} needs {kind.head}, which is the default")
+    return read_model(model, compressed=None, as_class=kind.head, new_head=forget, **kind.head_config(labels))
+
+
+def labels_of(teacher: PreTrainedModel) -> dict[str, Any]:
+    """The teacher's labels, for the student's configuration."""
+    names = ("num_labels", "id2label", "label2id", "problem_type")
+    return {name: getattr(teacher.config, name) for name in names}
+
+
+def read_model(
+    model: ModelLike,
+    *,
+    compressed: bool | None,
+    adopt: PreTrainedModel | None = None,
+    new_head: bool = False,
+    **options: Any,
+) -> Checkpoint:
+    if model is None or isinstance(model, str | Path):
+        return checkpoints.read(model, compressed=compressed, adopt=adopt, new_head=new_head, **options)
+    check_given(model)
+    if new_head:
+        raise InputError("new_head: is for a model in a folder; one that is given as an object keeps its head")
+    if compressed is True:
+        quantizer_of(model)
+    elif not is_compressed(model):
+        check_supported(model)
+    if adopt is not None and type(model) is not type(adopt):
+        raise InputError(
+            f"the student is a {type(model).__name__} but the teacher a {type(adopt).__name__}: give equal classes"
+        )
+    return checkpoints.in_memory(model)
+
+
+def _check_two(teacher: ModelLike, student: ModelLike) -> None:
+    named = isinstance(student, str | Path) and isinstance(teacher, str | Path)
+    if student is teacher or (named and Path(str(student)) == Path(str(teacher))):
+        raise InputError("teacher and student are the same model")
