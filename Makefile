@@ -13,7 +13,7 @@ demo: install
 
 # One process per core, one thread each: small models gain nothing from more threads. One process: `pytest` alone.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Every family with every head and method, of which the ordinary tests take pairs, and many random cases.
 test-slow: install

@@ -35,6 +35,21 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
+#: Files that take longest, the longest first. Begun first, they leave no process idle at the end; the others follow in
+#: alphabetical order (`--no-loadscope-reorder` in the Makefile keeps this one).
+_LONGEST = (
+    "test_export_fused", "test_documents", "test_bench_grids", "test_planning", "test_families", "test_export",
+    "test_trimming", "test_rivals", "test_checkpoint", "test_cli", "test_bench", "test_training_resume",
+    "test_plugin_packages", "test_disks", "test_bench_exports", "test_bad_input", "test_shrink", "test_speed",
+    "test_decomposers", "test_predict",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _little_to_collect() -> None:
     """What is imported stays: every training looks for garbage, and would go through all of it for 0.3 s."""
@@ -105,6 +120,11 @@ HEADS = {
     "questions": transformers.AutoModelForQuestionAnswering,
     "tokens": transformers.AutoModelForTokenClassification,
 }
+
+
+def quick(names: Iterable[str], *chosen: str) -> list[Any]:
+    """Parameters of a test: those that are not ``chosen`` are left to `make test-slow`."""
+    return [pytest.param(name, marks=() if name in chosen else pytest.mark.sweep) for name in names]
 
 
 def tiny_model(family: str = "bert", head: str = "base", seed: int = 0, **changes: object) -> PreTrainedModel:

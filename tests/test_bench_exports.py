@@ -125,7 +125,7 @@ def test_report(whole: BenchResult, run: Run) -> None:
     assert (whole.folder / "README.md").read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_task_quality_and_a_tied_head_without_labels(bench_folder: Path, tmp_path: Path) -> None:
     stages = {"max_length": 32, "learning_rate": 3e-3, "epochs": 2}
     result = tiny_bench(

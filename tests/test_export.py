@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from conftest import HEADS, Run, outputs, refused, tiny_model
+from conftest import HEADS, Run, outputs, quick, refused, tiny_model
 from transformers import AutoModel, PreTrainedModel
 
 import compresskit
@@ -77,7 +77,7 @@ def similar(got: np.ndarray, expected: np.ndarray) -> bool:
     return bool(np.linalg.norm(got - expected) <= 0.03 * np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick(METHODS, "low-rank", "kronecker"))
 def test_every_method_in_onnx_and_int8(method: str, tmp_path: Path) -> None:
     """As masked-LM, whose tied head computes with the factors that the look-up reads."""
     model = student("masked-lm", method)
@@ -302,7 +302,7 @@ def test_formats_are_listed_without_torch_and_without_the_extra() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.split() == ["dense", "onnx", "onnx-int4", "onnx-int8"]
+    assert answer.stdout.split() == ["dense", "onnx", "onnx-int4", "onnx-int8", "openvino"]
 
 
 def test_object_is_to_be_saved_first(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from conftest import Run, refused, tiny_model
+from conftest import Run, quick, refused, tiny_model
 from transformers import PreTrainedModel
 
 import compresskit
@@ -58,7 +58,7 @@ def check(model: PreTrainedModel, folder: Path, most: float = 1e-4) -> None:
             assert np.abs(values - expected[name].numpy()).max() <= most, (name, batch, length)
 
 
-@pytest.mark.parametrize("method", list(METHODS.all()))
+@pytest.mark.parametrize("method", quick(METHODS.all(), "low-rank", "tensor-train"))
 def test_every_method_computes_the_same(method: str, tmp_path: Path) -> None:
     """As masked-LM, whose tied head computes with the factors that the look-up reads."""
     model = student("masked-lm", method)
@@ -68,7 +68,7 @@ def test_every_method_computes_the_same(method: str, tmp_path: Path) -> None:
     check(model, tmp_path / "out")
 
 
-@pytest.mark.parametrize("method", list(METHODS.all()))
+@pytest.mark.parametrize("method", quick(METHODS.all(), "low-rank", "kronecker"))
 def test_a_classifier_of_every_method_is_fused(method: str, tmp_path: Path) -> None:
     """Also where the layer before the first token is chosen is in other shapes, as a Kronecker product is."""
     model = student("classifier", method)
@@ -76,7 +76,7 @@ def test_a_classifier_of_every_method_is_fused(method: str, tmp_path: Path) -> N
     check(model, tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", ["roberta", "distilbert", "electra", "xlm-roberta"])
+@pytest.mark.parametrize("family", quick(["roberta", "distilbert", "electra", "xlm-roberta"], "roberta", "distilbert"))
 def test_families(family: str, tmp_path: Path) -> None:
     model = student("classifier", family=family)
     assert write(model, tmp_path / "out").notes == ()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, count, tiny_model
+from conftest import FAMILIES, count, quick, tiny_model
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
 import compresskit
@@ -58,7 +58,7 @@ def two_layers(embedded: Path) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick(METHODS, "low-rank", "kronecker"))
 def test_error_allocation_reaches_the_ratio(two_layers: PreTrainedModel, method: str) -> None:
     source = ModelWeights(two_layers)
     for ratio in (2, 19):
@@ -66,7 +66,7 @@ def test_error_allocation_reaches_the_ratio(two_layers: PreTrainedModel, method:
         assert ratio <= plan.ratio <= 1.01 * ratio
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick(METHODS, "low-rank", "kronecker"))
 def test_error_allocation_has_less_error_than_uniform(two_layers: PreTrainedModel, method: str) -> None:
     source = ModelWeights(two_layers)
     total = {}

@@ -89,6 +89,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
     return run
 
 
+@pytest.mark.sweep  # the benchmark below uses it too
 def test_method(command: Command, bench_folder: Path, tmp_path: Path) -> None:
     said = command("-c", METHOD, bench_folder, tmp_path)
     assert "package: compresskit-randomized-svd 0.1.0" in said

@@ -132,7 +132,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is read from /proc")
 def test_memory_stays_below_the_checkpoint(deep: Path, tmp_path: Path) -> None:
     def peak(model: Path) -> int:

@@ -395,7 +395,7 @@ def test_a_size_is_that_of_the_file(run: Run, pieces: Whole) -> None:
     assert 160_000 < Path("small/model.safetensors").stat().st_size <= 180_000
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_compressed_one_is_exported(run: Run, pieces: Whole) -> None:
     pytest.importorskip("onnxruntime")
     shared = ("compress", "--model", pieces.folder, "--trim-text", pieces.text, "--trim-keep", 500)
