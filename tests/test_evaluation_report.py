@@ -64,6 +64,8 @@ def test_entities_are_reported_as_by_seqeval() -> None:
     theirs = sklearn.metrics.classification_report(*flat, labels=labels, output_dict=True, zero_division=0)
     same(found.tables["by tag"], theirs)
     assert "by type" not in parts("tags", targets, answers, ("accuracy",)).tables
+    stranger = parts("tags", [["A", "A"]], [["A", "C"]], ("accuracy",))  # a tag that these rows do not have
+    assert (stranger.classes, stranger.confusion) == (("A", "C"), [[1, 1], [0, 0]])
 
 
 def test_numbers_are_reported_by_fifths() -> None:

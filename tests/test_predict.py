@@ -16,7 +16,7 @@ from conftest import Run, refused, sentence_folder, tiny_model
 from transformers import AutoModel, AutoModelForQuestionAnswering, AutoTokenizer, pipeline
 
 import compresskit
-from compresskit import WorkError
+from compresskit import InputError, WorkError
 from compresskit.tasks.answer import Answer
 from compresskit.tasks.words import Words, entities
 
@@ -131,6 +131,9 @@ def test_exports_of_every_head_answer(bench_folder: Path, tmp_path: Path, run: R
         for name, value in left.items():
             close = isinstance(value, float) or name == "scores"
             assert right[name] == (pytest.approx(value, abs=1e-4) if close else value) or name == "entities"
+    if head != "vectors":
+        with pytest.raises(InputError, match="an export with a head gives no vectors"):
+            compresskit.predict(device, GOOD, among=[BAD])
 
 
 def test_objects_come_back_as_they_were(bench_folder: Path) -> None:

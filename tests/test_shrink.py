@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Run, refused, reviews, same, sentence_folder, tiny_model, write_tsv
+from filelock import FileLock
 from transformers import TrainerCallback
 
 import compresskit
@@ -241,6 +242,15 @@ def test_what_stands_in_the_way(run: Run, sst2: list[Any], monkeypatch: pytest.M
     for flag in ("--overwrite", "--resume"):
         refused_here(run("shrink", *sst2, "--output", "small", flag), "small.shrink: exists and is no working folder")
     refused_here(run("shrink", *sst2, "--output", sst2[1]), "is also the model that is read")
+    Path("busy.checkpoints").mkdir()
+    Path("busy.checkpoints/settings.json").write_text("{}")
+    with FileLock("busy.checkpoints/.lock"):
+        refused_here(run("shrink", *sst2, "--output", "busy", "--overwrite"), "another process works on this run")
+    assert Path("busy.checkpoints/settings.json").is_file()
+    teacher = shutil.copytree(sst2[1], "other.shrink/teacher")
+    again = run("shrink", "--model", teacher, *sst2[2:], "--output", "other", "--overwrite")
+    refused_here(again, "other.shrink holds the model that is read")
+    assert Path(teacher).is_dir()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="one process"):
         compresskit.shrink(sst2[1], task="sst2", data=sst2[5], ratio=3, output="other")

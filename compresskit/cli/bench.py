@@ -144,7 +144,7 @@ def bench(
     from compresskit.cli.bench_screen import Screen
 
     start = load_grid(recipe) if recipe is not None else Grid()
-    changes = _with_sentences({name: value for name, value in changes.items() if value is not None})
+    changes = _with_sentences({name: value for name, value in changes.items() if value is not None}, start.data)
     if quick:
         changes = QUICK | changes
     tokens = QUICK_TOKENS if quick and general_tokens is None and start.general is not False else general_tokens
@@ -190,14 +190,14 @@ def report(folder: Path, paste: Path | None, debug: bool) -> None:
     out.print(f"{len(records)} cells rendered: {folder / 'README.md'}, {folder / 'index.html'}", markup=False)
 
 
-def _with_sentences(changes: dict[str, Any]) -> dict[str, Any]:
+def _with_sentences(changes: dict[str, Any], data: str | None) -> dict[str, Any]:
     """``--task sentences`` in the grid's words: students learn vectors of sentences, which STS-B scores where there is
-    data, and else their nearness to the teacher's.
+    data (``--data``, or ``data`` of the recipe), and else their nearness to the teacher's.
     """
     tasks = changes.get("tasks", ())
     if SENTENCES not in tasks:
         return changes
-    scored = ("stsb-similarity",) if changes.get("data") else ()
+    scored = ("stsb-similarity",) if changes.get("data") or data else ()
     others = tuple(task for task in tasks if task not in (SENTENCES, *scored))
     return {"unit": ("sentence",)} | changes | {"tasks": others + scored}
 

@@ -71,12 +71,18 @@ def training(command: F) -> F:
         click.option("--max-steps", type=int, help="Optimizer steps. They take the place of epochs."),
         click.option("--max-tokens", type=int, help="Real (non-padding) tokens. They take the place of epochs."),
         click.option(
-            "--learning-rate", type=float, help="Peak learning rate. Default: general 2e-3, task 5e-4, finetune 5e-5."
+            "--learning-rate",
+            type=float,
+            help="Peak learning rate. Default: general and with --unit 2e-3, task 5e-4, finetune 5e-5.",
         ),
         click.option(
             "--batch-size", type=int, help="Sequences per step over all devices. Default: general 8, else 32."
         ),
-        click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's, else 128."),
+        click.option(
+            "--max-length",
+            type=int,
+            help="Tokens per sequence. Default: the task's, else 128; of sentence vectors the model's, or fewer.",
+        ),
         click.option("--warmup", type=float, help="Share of the steps in which the learning rate rises. Default: 0.1."),
         click.option(
             "--schedule",
@@ -184,7 +190,7 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
 @click.option(
     "--teacher-outputs",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep the teacher's outputs in this folder for all its students. It has no effect on a GPU.",
+    help="Keep the teacher's outputs in this folder for all its students. Without --unit it has no effect on a GPU.",
 )
 @training
 def distill(
@@ -254,7 +260,7 @@ def finetune(model: str | None, task: str | None, debug: bool, threads: int | No
     metavar="FOLDER|HUB_ID",
     help="Another model for the documents of a retrieval, such as the teacher of a student that embeds the queries.",
 )
-@click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's own.")
+@click.option("--max-length", type=int, help="Tokens per sequence. Default: the task's, of vectors the model's.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
 @click.option(

@@ -54,8 +54,8 @@ def read_units(
 
     Args:
         units: ``sentence``: what sentencex takes for one. ``passage``: two to six sentences of a document that follow
-            each other, as many as the seed says. ``line``: every line that is not empty, or every field, as it is. The
-            texts of several units are put together.
+            each other, as many as the seed says. ``line``: every line of a text or field that is not empty.
+            The texts of several units are put together.
         language: of the sentences, ISO 639-1.
         limit: at most so many texts, chosen at random.
         seed: of the order, of the choice and of the passages.

@@ -58,8 +58,8 @@ def export(
         output: the folder to write: the model, ``config.json``, the tokenizer files and ``export.json``.
         format: ``onnx`` (default): ``model.onnx`` in float32, factors stay factors, any batch and length.
             ``onnx-int8``: the same with weights in 8 bits. ``onnx-int4``: also with embeddings in 4 bits, for ONNX
-            Runtime alone. ``dense``: an ordinary checkpoint, in the stored dtype, with
-            every factor multiplied out. Other packages may add formats.
+            Runtime alone. ``openvino``: OpenVINO's own format, in float32. ``dense``: an ordinary checkpoint, in the
+            stored dtype, with every factor multiplied out. Other packages may add formats.
         opset: ONNX operator set, 18 to 25; 23 to 25 for ONNX Runtime alone. Default: 20, 23 for ONNX Runtime alone.
         runtime: what the graph is for: ``any`` that reads ONNX (default), or ``onnxruntime``, with operators that only
             its CPU provider has and that make it faster. Default of ``onnx-int4``: ``onnxruntime``.

@@ -74,7 +74,7 @@ class StageRecord(_View):
 
     Attributes:
         finished: when, ISO 8601.
-        stage: ``general``, ``task`` or ``fine-tuning``.
+        stage: ``general``, ``sentences``, ``task`` or ``fine-tuning``.
         teacher: None where there was none.
         losses: weight of each loss term that the models' classes allowed.
         seed: of every random choice.

@@ -39,6 +39,7 @@ class Stage(BaseModel):
         learning_rate: at its peak, after the warm-up; AdamW.
         batch_size: sequences per optimizer step, over all devices and accumulated micro-batches.
         max_length: tokens; longer texts are cut (tasks) or split (general text, SQuAD). None: the task's own, else 128.
+            Of sentence vectors what each model's folder says is the default, and the most.
         epochs: passes over the data, unless steps or tokens limit the run.
         losses: weight of each loss term; a missing one counts as 0.
         logits_loss: ``kl`` (of the softened distributions) or ``mse``, which a head with one number always takes;

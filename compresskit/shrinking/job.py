@@ -73,7 +73,7 @@ class Job:
 
     Raises:
         InputError: neither or both of task and text, or of ratio and size; data without a task, an unknown method or
-            format, a format whose packages are missing, an output that is the model.
+            format, a format whose packages are missing, outputs that are or hold the model.
     """
 
     output: Path
@@ -97,8 +97,16 @@ class Job:
         Request(method=self.method, ratio=self.ratio, size=self.size)  # refuses what needs no model
         for form in self.export:
             FORMATS.installed(form)
-        if self.model is not None and Path(self.model).resolve() == self.output.resolve():
+        if self.model is not None:
+            self._check_apart(Path(self.model))
+
+    def _check_apart(self, model: Path) -> None:
+        """Refuse outputs that hold the model: --overwrite would remove it before it is read. Raises InputError."""
+        if model.resolve() == self.output.resolve():
             raise InputError(f"output {self.output}: is also the model that is read; choose another folder")
+        for folder in (self.output, working_folder_of(self.output), *self.outputs.values()):
+            if model.exists() and folder.resolve() in (model.resolve(), *model.resolve().parents):
+                raise InputError(f"output {self.output}: {folder} holds the model that is read; choose another folder")
 
     @property
     def outputs(self) -> dict[str, Path]:

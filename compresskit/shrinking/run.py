@@ -17,7 +17,7 @@ from compresskit.model import output as outputs
 from compresskit.shrinking.figures import figures
 from compresskit.shrinking.job import Job, Schedule, working_folder_of
 from compresskit.shrinking.steps import Step, Tools
-from compresskit.training.working_folder import WorkingFolder, check_ours, working_folder
+from compresskit.training.working_folder import WorkingFolder, check_idle, check_ours, working_folder
 
 #: What is written last: the record of a shrinking.
 _RECORD = "shrink"
@@ -164,7 +164,9 @@ def _record(schedule: Schedule, tools: Tools) -> dict[str, Any]:
 
 
 def _remove(schedule: Schedule) -> None:
-    """Remove the outputs of an earlier run: what stayed would pass for done."""
+    """Remove the outputs of an earlier run: what stayed would pass for done. Raises InputError: it is at work."""
+    for folder in (schedule.folder, working_folder(schedule.output)):
+        check_idle(folder)
     written = [step.output for step in schedule.steps if schedule.folder not in step.output.parents]
     for folder in (*written, working_folder(schedule.output)):
         if folder.exists():

@@ -65,7 +65,7 @@ def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> 
     Batches are those of sentence-transformers, so that texts that are nearly equal get its last digits too.
 
     Raises:
-        InputError: padding would move the positions of tokens.
+        InputError: padding would move the positions of tokens; an export gives no hidden states.
         WorkError: a vector that is not finite, with its text.
     """
     base: Any = scoring.model.base_model
@@ -94,7 +94,10 @@ def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> 
         for start in range(0, len(order), scoring.batch_size):
             rows = order[start : start + scoring.batch_size]
             batch = collate([{name: encoded[name][row] for name in columns} for row in rows]).to(run.device)
-            hidden = run(**fitted(base, batch))["last_hidden_state"]
+            outputs = run(**fitted(base, batch))
+            if "last_hidden_state" not in outputs:
+                raise InputError("an export with a head gives no vectors of tokens: give the model that was exported")
+            hidden = outputs["last_hidden_state"]
             vectors = how.vectors(hidden, batch["attention_mask"], before, hidden.dtype)
             found |= dict(zip(rows, vectors.cpu(), strict=True))
             if scoring.progress is not None:

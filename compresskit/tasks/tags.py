@@ -238,7 +238,8 @@ class Tags(TaskKind):
     ) -> reports.Report:
         """By type of entity where entities are scored, and by tag."""
         wanted, given = ([tag for tags in rows for tag in tags] for rows in (split.targets, answers))
-        by_tag = reports.of_classes(wanted, given, list(data.labels))
+        others = sorted({*given} - {*data.labels, ""})  # tags of the model that these rows do not have
+        by_tag = reports.of_classes(wanted, given, [*data.labels, *others])
         tables = {"by tag": by_tag.tables["by class"]}
         if _entities(data.task):
             spelt = ([[_spelt(tag, _BILOU) for tag in tags] for tags in rows] for rows in (split.targets, answers))

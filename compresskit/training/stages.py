@@ -152,16 +152,10 @@ def distill(
         InputError: refused before training; says what is wrong with models, data or settings.
         WorkError: a loss that is not finite.
     """
-    if sum(given is not None for given in (task, text, dataset)) > 1:
-        raise InputError("give one of task, text and dataset")
     units = (unit,) if isinstance(unit, str) else tuple(unit or ())
     fields = (fields,) if isinstance(fields, str) else tuple(fields)
-    if units and (task is not None or dataset is not None):
-        raise InputError("unit belongs to text; leave it out with a task or a data set")
-    if data is not None and task is None:
-        raise InputError("data belongs to a task; give one, or leave data out")
-    if not units and (fields or max_texts is not None or language != LANGUAGE):
-        raise InputError(f"fields, max_texts and language belong to unit; give one or more of {', '.join(UNITS)}")
+    of_units = bool(fields) or max_texts is not None or language != LANGUAGE
+    _check_lesson(units, task=task, data=data, text=text, dataset=dataset, of_units=of_units)
     name: StageName = "sentences" if units else "general" if task is None else "task"
     explicit, options = split_settings(settings)
     stage = with_settings(recipe_stage(student, name), explicit)
@@ -179,16 +173,15 @@ def distill(
         both = encoders(teacher, student, tokenizer, stage, allow_dense=allow_dense)
         models = Models(both[0].checkpoint, both[1].checkpoint, both[0].tokenizer)
         texts = read_units(corpus, units, language=language, limit=max_texts, seed=options.seed, progress=progress)
+        found = training_data.from_units(texts, *both, stage, options, progress)
     else:
         models = teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense, new_head=options.new_head)
-    if units:
-        found = training_data.from_units(texts, *both, stage, options, progress)
-    elif examples is not None:
-        found = training_data.from_task(examples, models, stage, progress)
-    elif corpus:
-        found = training_data.from_text(corpus[0], models, stage, options)
-    else:
-        found = _from_python(dataset, models, stage, options)
+        if examples is not None:
+            found = training_data.from_task(examples, models, stage, progress)
+        elif corpus:
+            found = training_data.from_text(corpus[0], models, stage, options)
+        else:
+            found = _from_python(dataset, models, stage, options)
     return Run(
         name=name,
         models=models,
@@ -201,6 +194,22 @@ def distill(
         progress=progress,
         callbacks=callbacks,
     ).execute()
+
+
+def _check_lesson(units: Sequence[Unit], *, task: Any, data: Any, text: Any, dataset: Any, of_units: bool) -> None:
+    """Refuse what :func:`distill` is given to learn from, where it does not go together. Raises InputError.
+
+    Args:
+        of_units: whether something was given that only units read.
+    """
+    if sum(given is not None for given in (task, text, dataset)) > 1:
+        raise InputError("give one of task, text and dataset")
+    if units and (task is not None or dataset is not None):
+        raise InputError("unit belongs to text; leave it out with a task or a data set")
+    if data is not None and task is None:
+        raise InputError("data belongs to a task; give one, or leave data out")
+    if not units and of_units:
+        raise InputError(f"fields, max_texts and language belong to unit; give one or more of {', '.join(UNITS)}")
 
 
 def _corpora(text: Texts, fields: Sequence[str], units: Sequence[Unit]) -> tuple[corpora.Corpus, ...]:

@@ -30,6 +30,24 @@ def check_ours(path: Path) -> None:
         raise InputError(f"{path}: exists and is no working folder of compresskit; move it away")
 
 
+def check_idle(path: Path) -> None:
+    """Refuse a working folder in which another process is at work; nothing is refused where there is no folder. Raises
+    InputError.
+    """
+    if path.exists():
+        lock = FileLock(path / _LOCK)
+        _acquire(lock, path)
+        lock.release()
+
+
+def _acquire(lock: FileLock, path: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        what = "another process works on this run; wait for it, or choose another output"
+        raise InputError(f"{path}: {what}") from None
+
+
 class WorkingFolder:
     """Where a run keeps its state, such as ``<output>.checkpoints``. Locked until :meth:`close`, or until the process
     dies.
@@ -63,7 +81,7 @@ class WorkingFolder:
         self._lock = FileLock(self.path / _LOCK)
         if state.is_main_process:
             if self.path.exists():
-                self._acquire()
+                _acquire(self._lock, self.path)
             if self.path.exists() and not resume:
                 shutil.rmtree(self.path)
                 self.close()
@@ -76,15 +94,8 @@ class WorkingFolder:
                     part.rename(self.path)
                 except OSError as error:
                     raise InputError(f"output {self.path}: cannot be written: {error.strerror or error}") from None
-                self._acquire()
+                _acquire(self._lock, self.path)
         state.wait_for_everyone()
-
-    def _acquire(self) -> None:
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            what = "another process works on this run; wait for it, or choose another output"
-            raise InputError(f"{self.path}: {what}") from None
 
     def close(self) -> None:
         """Let other processes continue the run."""
