@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 import compresskit
 from compresskit.benchmark.baselines.layers import with_fewer_layers
-from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.grid import GENERAL, GENERAL_OF_VECTORS, Grid
 from compresskit.benchmark.store import Store
 from compresskit.errors import InputError
 from compresskit.planning.recipe import for_method
@@ -334,3 +334,9 @@ def test_vectors_are_compared_only_where_students_learn_some(bench_folder: Path,
             bench_folder, tmp_path / "out", tasks=("stsb-similarity",), data=str(tmp_path), unit=("line",),
             general=False,
         )  # fmt: skip
+
+
+def test_vectors_have_a_usual_stage_1_of_their_own() -> None:
+    assert Grid(unit=("sentence",)).general == GENERAL_OF_VECTORS
+    assert Grid(unit=("sentence",), general={"max_steps": 3}).general == {"max_steps": 3}
+    assert Grid().general == GENERAL

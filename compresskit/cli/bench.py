@@ -139,7 +139,7 @@ def bench(
     seeds may be added. Without --task quality is measured without labels, on text that no student saw.
     """
     prepare(0, threads)
-    from compresskit.benchmark.grid import Grid, load_grid
+    from compresskit.benchmark.grid import GENERAL_OF_VECTORS, Grid, load_grid
     from compresskit.benchmark.runner import bench as run
     from compresskit.cli.bench_screen import Screen
 
@@ -149,7 +149,8 @@ def bench(
         changes = QUICK | changes
     tokens = QUICK_TOKENS if quick and general_tokens is None and start.general is not False else general_tokens
     if tokens is not None:
-        changes["general"] = _budget(start.general or {}, max_tokens=tokens) if tokens else False
+        usual = GENERAL_OF_VECTORS if changes.get("unit") and recipe is None else start.general or {}
+        changes["general"] = _budget(usual, max_tokens=tokens) if tokens else False
     if task_epochs is not None:
         changes["task"] = _budget(start.task, epochs=task_epochs)
     changes["models"] = changes["models"] or start.models
