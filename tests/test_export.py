@@ -156,7 +156,7 @@ def test_overwrite(run: Run, small: Path) -> None:
     assert again.code == 2
     assert "exists" in again.err
     assert run(*arguments, "--overwrite").code == 0
-    result = run("export", "out", "--output", "../work/out", "--overwrite")
+    result = run("export", "out", "--output", Path.cwd() / "out", "--overwrite")
     assert result.code == 2
     assert "is the model itself" in result.err
 
