@@ -229,12 +229,28 @@ def test_accumulated_batches_are_one_for_the_pooled_loss(bench_folder: Path, pai
     assert all(torch.allclose(first[name], second[name], atol=2e-5) for name in first)
 
 
-def test_losses_inside_go_with_vectors(bench_folder: Path, pair: tuple[Path, Path]) -> None:
+def test_losses_inside_go_with_vectors(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The teacher then computes at every step, and its vectors are those that it would have kept."""
     student, teacher = pair
-    result = compresskit.distill(
-        student, teacher, text=texts(bench_folder), max_steps=2, losses={"hidden": 1, "embedding": 1}, **SETTINGS
-    )
-    assert set(result.record["losses"]) == {"embedding", "hidden", "pooled", "similarity"}
+    inside: dict[str, float] = {"hidden": 1e-6, "embedding": 1e-6}
+    runs = [
+        compresskit.distill(
+            student,
+            teacher,
+            text=texts(bench_folder),
+            max_steps=2,
+            losses=losses,
+            teacher_outputs=tmp_path / name,
+            **SETTINGS,
+        )
+        for name, losses in (("kept", {}), ("inside", inside))
+    ]
+    assert set(runs[1].record["losses"]) == {"embedding", "hidden", "pooled", "similarity"}
+    first, second = ([entry["loss_pooled"] for entry in run.record["log"]] for run in runs)
+    assert first == pytest.approx(second, rel=1e-3)
+    found = [{path.name for path in (tmp_path / name).rglob("vectors.*")} for name in ("kept", "inside")]
+    assert found == [{"vectors.float32"}, set()]
+    assert any("teacher outputs are not kept: a loss needs the teacher" in note for note in runs[1].notes)
 
 
 def test_teacher_of_another_family_and_vocabulary(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:

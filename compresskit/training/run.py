@@ -231,7 +231,8 @@ class Run:
         arguments = self._arguments(folder, steps, checkpoints=work is not None)
         vectors = None
         if self.data.sentences is not None:
-            vectors = self.data.sentences.taught(self.teacher_outputs or folder)
+            folder = self.teacher_outputs or folder
+            vectors = self.data.sentences.taught(folder, at_every_step=self._teacher is not None)
         trainer = DistillationTrainer(
             student,
             self._teacher,
@@ -297,8 +298,10 @@ class Run:
 
     def _train_on(self, trainer: DistillationTrainer, checkpoint: Path | None) -> list[str]:
         reason = None
-        if self.teacher_outputs is not None and self.data.sentences is None:
+        if self.teacher_outputs is not None and trainer.vectors is None:
             reason = trainer.keep_teacher_outputs(self.teacher_outputs, self.progress)
+        elif self.teacher_outputs is not None and trainer.vectors is not None and not trainer.vectors.kept:
+            reason = "a loss needs the teacher at every step, which gives its vectors too"
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except pickle.UnpicklingError as error:

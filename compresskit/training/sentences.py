@@ -100,22 +100,36 @@ class VectorsOfBatch:
     Attributes:
         how: pooling of the student and what follows.
         prompt_tokens: tokens in front of every text that are not pooled.
-        teacher: (N, D) vectors of the texts, memory-mapped.
+        teacher: (N, D) vectors of the texts, memory-mapped; or how the teacher makes them of its hidden states, where
+            it computes at every step anyway and reads the same tokens.
         projection: of the student's vectors to the length of the teacher's, trained with the student; None where they
             are equally long.
     """
 
     how: SentenceModel
     prompt_tokens: int
-    teacher: Tensor
+    teacher: Tensor | SentenceModel
     projection: nn.Linear | None = None
 
-    def pair(self, outputs: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Vectors of student and teacher, each (B, D), of the rows that ``inputs[TEXT]`` names."""
-        hidden = outputs.last_hidden_state
-        ours = self.how.vectors(hidden, inputs["attention_mask"], self.prompt_tokens)
+    @property
+    def kept(self) -> bool:
+        """Whether the teacher's vectors stand in a file."""
+        return isinstance(self.teacher, Tensor)
+
+    def pair(self, outputs: Any, taught: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Vectors of student and teacher, each (B, D).
+
+        Args:
+            outputs, taught: of student and teacher; the teacher's may be None where its vectors are kept.
+            inputs: the batch; ``inputs[TEXT]`` names the texts of its rows.
+        """
+        hidden, mask = outputs.last_hidden_state, inputs["attention_mask"]
+        ours = self.how.vectors(hidden, mask, self.prompt_tokens)
         if self.projection is not None:
             ours = self.projection(ours)
+        if isinstance(self.teacher, SentenceModel):
+            with torch.no_grad():
+                return ours, self.teacher.vectors(taught.last_hidden_state, mask, self.prompt_tokens)
         return ours, self.teacher[inputs[TEXT].cpu()].to(hidden.device)
 
 
@@ -180,13 +194,35 @@ class Sentences:
         lengths = [len(ids) for ids in columns["input_ids"]]
         return Dataset.from_dict({**columns, "length": lengths, TEXT: range(len(self.texts))})
 
-    def taught(self, folder: Path) -> VectorsOfBatch:
-        """With the teacher's vectors of all texts, kept in ``folder``. Raises WorkError: see :func:`keep_vectors`."""
-        run = partial(self.teacher.encode, half=self.half)
-        vectors = keep_vectors(run, self.texts, folder, [*self.teacher.identity(), self.half], self.progress)
+    def taught(self, folder: Path, *, at_every_step: bool) -> VectorsOfBatch:
+        """With the teacher's vectors of all texts, kept in ``folder``; or with those of its outputs for each batch,
+        where it computes ``at_every_step`` and reads what the student reads.
+
+        Raises:
+            WorkError: see :func:`keep_vectors`.
+        """
         how = self.student.how
         before = how.prompt_tokens(how.tokenizer(self.student.tokenizer), _LONG)
+        if at_every_step and self.same_tokens:
+            return VectorsOfBatch(how, before, self.teacher.how, self.projection)
+        run = partial(self.teacher.encode, half=self.half)
+        vectors = keep_vectors(run, self.texts, folder, [*self.teacher.identity(), self.half], self.progress)
         return VectorsOfBatch(how, before, vectors, self.projection)
+
+    @cached_property
+    def same_tokens(self) -> bool:
+        """Whether both models read the same tokens of a text, and leave the same ones out of the pooling."""
+        first, second = (
+            (
+                identity.of_tokenizer(one.tokenizer),
+                one.max_length,
+                one.how.prompt,
+                one.how.include_prompt,
+                one.how.lower,
+            )
+            for one in (self.student, self.teacher)
+        )
+        return first == second
 
     @contextmanager
     def projecting(self, student: nn.Module) -> Iterator[None]:

@@ -232,7 +232,7 @@ class DistillationTrainer(Trainer):
         elif self.teacher is not None:
             taught = self._teach(features)
         outputs = model(**fitted(self.accelerator.unwrap_model(model), features), **self.loss.wanted)
-        vectors = None if self.vectors is None else self.vectors.pair(outputs, inputs)
+        vectors = None if self.vectors is None else self.vectors.pair(outputs, taught, inputs)
         terms = self.loss.terms(outputs, taught, inputs["attention_mask"], targets, counts, vectors)
         loss = self.loss.total(terms)
         if not self._everywhere(torch.isfinite(loss)):
