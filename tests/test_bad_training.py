@@ -222,18 +222,6 @@ def test_head_with_other_labels(run: Run, bench_folder: Path, tmp_path: Path) ->
     refused(run("distill", *models, *task), "labels differ", "LABEL_2", "negative, positive")
 
 
-def test_teacher_and_student_with_other_words(run: Run, bench_folder: Path, tmp_path: Path) -> None:
-    student = tmp_path / "student"
-    shutil.copytree(bench_folder / "student", student)
-    (student / "tokenizer.json").unlink()
-    words = (student / "vocab.txt").read_text().split()
-    words[10], words[11] = words[11], words[10]
-    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(dict.fromkeys(words))}).save_pretrained(student)
-    task = ("--task", "sst2", "--data", bench_folder / "data", "--max-length", "32", "--output", "out")
-    models = ("--student", student, "--teacher", bench_folder / "teacher")
-    refused(run("distill", *models, *task), "different vocabularies")
-
-
 def test_damaged_files(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     packed = gzip.compress(("good text " * 2000).encode())
     (tmp_path / "cut.txt.gz").write_bytes(packed[: len(packed) // 2])

@@ -133,7 +133,7 @@ def test_shares_of_micro_batches_add_up_and_gradients_flow(family: str) -> None:
     objective = Objective(student, teacher, Stage(losses=ALL), ["input_ids", "labels"])
     assert objective.attention_maps == "scores"
     counts = count_items(batch(slice(None)))
-    assert counts.tolist() == [sum(LENGTHS), sum(n * n for n in LENGTHS), 3, 3, 3 * 2]
+    assert counts.tolist() == [sum(LENGTHS), sum(n * n for n in LENGTHS), 3, 3, 3 * 2, sum(LENGTHS)]
 
     def terms(rows: slice) -> dict[str, torch.Tensor]:
         inputs = batch(rows)

@@ -149,7 +149,7 @@ def test_losses_are_plain_arithmetic() -> None:
     labels = torch.randint(2, (4, 3), generator=chance).float()
     mask, count = (
         torch.ones(4, 5),
-        Counts(*(torch.tensor(float(n)) for n in (20, 100, 4, predictions.count({"labels": labels}), 12))),
+        Counts(*(torch.tensor(float(n)) for n in (20, 100, 4, predictions.count({"labels": labels}), 12, 20))),
     )
     supervised = predictions.supervised_loss({"logits": ours}, mask, {"labels": labels}, count)
     assert supervised.item() == pytest.approx(F.binary_cross_entropy_with_logits(ours, labels).item())

@@ -167,7 +167,7 @@ def test_losses_are_plain_arithmetic() -> None:
     chance = torch.Generator().manual_seed(0)
     predictions = Relevance()
     mask = torch.ones(6, 5)
-    count = Counts(*(torch.tensor(float(n)) for n in (30, 150, 6, 6, 30)))
+    count = Counts(*(torch.tensor(float(n)) for n in (30, 150, 6, 6, 30, 30)))
     for outputs in (1, 2):
         ours, theirs = (torch.randn(6, outputs, generator=chance) for _ in range(2))
         labels = torch.tensor([1, 0, 1, 0, 1, 0]).float() if outputs == 1 else torch.tensor([1, 0, 1, 0, 1, 0])

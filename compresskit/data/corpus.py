@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from compresskit.data import EMBEDDED
 from compresskit.errors import InputError, no_panic, one_line
-from compresskit.model.tokenizer import split
+from compresskit.model.tokenizer import pieces, split
 from compresskit.storage import files, hub
 
 #: One document in so many is held out of the part ``training``.
@@ -142,6 +142,22 @@ def sequences(corpus: Corpus, tokenizer: Any, max_length: int, tokens: int | Non
         rows += [np.asarray(piece, dtype=np.int32) for piece in pieces]  # Python integers take ten times the memory
         found += sum(map(len, pieces))
     return Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
+
+
+def windows(corpus: Corpus, tokenizer: Any, max_length: int, tokens: int | None = None) -> list[str]:
+    """The text in pieces that ``tokenizer``, a fast one, reads in at most ``max_length`` tokens, cut between words: a
+    second model can read them with a tokenizer of its own. Arguments and errors as of :func:`sequences`.
+    """
+    found: list[tuple[str, int]] = []
+    read = 0
+    for document in corpus.documents():
+        with no_panic(f"text {corpus.name}, cut into tokens"):
+            some = pieces(tokenizer, document, max_length)
+        found += some
+        read += sum(count for _, count in some)
+        if tokens is not None and read >= tokens:
+            break
+    return [piece for piece, _ in found]
 
 
 def batches(corpus: Corpus, tokenizer: Any, tokens: int, max_length: int, size: int = 16) -> list[dict[str, Any]]:

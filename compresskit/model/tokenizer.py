@@ -94,6 +94,41 @@ def split(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[li
     return found
 
 
+def pieces(tokenizer: Any, text: str, max_length: int) -> list[tuple[str, int]]:
+    """A text in pieces of at most ``max_length`` tokens, special ones among them, each with the number of its own
+    tokens. It is cut where there is white space; where there is none in so many tokens, between any two of them.
+
+    Args:
+        tokenizer: a fast one.
+        text: the pieces make up all of it.
+        max_length: tokens, special ones among them.
+
+    Raises:
+        InputError: ``max_length`` leaves no room for a token.
+    """
+    special = tokenizer.num_special_tokens_to_add()
+    room = max_length - special
+    if room < 1:
+        raise InputError(f"max length {max_length}: {type(tokenizer).__name__} puts {special} special tokens around it")
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans: list[tuple[int, int]] = read["offset_mapping"]
+    found = []
+    start = begin = 0
+    while start < len(spans):
+        end = min(start + room, len(spans))
+        if end < len(spans):
+            end = next((place for place in range(end, start, -1) if _is_gap(text, spans, place)), end)
+        stop = spans[end - 1][1] if end < len(spans) else len(text)
+        found.append((text[begin:stop], end - start))
+        start, begin = end, max(begin, stop)
+    return [(piece, tokens) for piece, tokens in found if piece.strip()]
+
+
+def _is_gap(text: str, spans: Sequence[tuple[int, int]], place: int) -> bool:
+    """Whether white space stands before a token, or begins it."""
+    return any(map(str.isspace, text[spans[place - 1][1] : spans[place][0] + 1]))
+
+
 def is_fast(tokenizer: Any) -> bool:
     """Whether the tokenizer can split texts and say from which characters a token is."""
     return bool(getattr(tokenizer, "is_fast", False))

@@ -274,6 +274,15 @@ class TaskKind(ABC):
         )
         return {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
 
+    def sequences(self, split: Split) -> list[tuple[str, ...]]:
+        """The text, or the two, that each sequence of :meth:`windows` is made of: a teacher with a vocabulary of its
+        own reads them too. Default: the inputs as they are.
+
+        Raises:
+            InputError: sequences are not whole texts.
+        """
+        return list(split.texts)
+
     def numbered(
         self, data: TaskData, split: Split, columns: Mapping[str, list[Any]], model: PreTrainedModel
     ) -> dict[str, list[Any]]:

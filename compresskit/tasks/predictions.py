@@ -33,6 +33,8 @@ class Counts:
         sequences: rows.
         labels: those that are to be predicted.
         sequence_pairs: ordered pairs of different rows of one micro-batch.
+        states: hidden states of a layer that are compared: of tokens, or of words where student and teacher cut texts
+            into different tokens.
     """
 
     tokens: Tensor
@@ -40,6 +42,7 @@ class Counts:
     sequences: Tensor
     labels: Tensor
     sequence_pairs: Tensor
+    states: Tensor
 
 
 class Predictions:
@@ -120,10 +123,16 @@ class Predictions:
 PLAIN = Predictions()
 
 
-def count_items(batch: Mapping[str, Tensor], predictions: Predictions = PLAIN) -> Tensor:
-    """The values of :class:`Counts` for a batch, as one tensor that can be added up."""
+def count_items(batch: Mapping[str, Tensor], predictions: Predictions = PLAIN, words: Tensor | None = None) -> Tensor:
+    """The values of :class:`Counts` for a batch, as one tensor that can be added up.
+
+    Args:
+        batch: with ``attention_mask`` and the targets.
+        predictions: what the head predicts.
+        words: (B,), how many words each row has, where words are compared instead of tokens.
+    """
     lengths = batch["attention_mask"].sum(-1).float()
     labels = predictions.count(batch)
-    rows = len(lengths)
-    values = (lengths.sum(), lengths.square().sum(), rows, labels, rows * (rows - 1))
+    rows, states = len(lengths), lengths.sum() if words is None else words.sum()
+    values = (lengths.sum(), lengths.square().sum(), rows, labels, rows * (rows - 1), states)
     return torch.stack([torch.as_tensor(value, dtype=torch.float32, device=lengths.device) for value in values])

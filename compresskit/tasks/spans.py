@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from compresskit.errors import InputError
 from compresskit.model.heads import has_head
 from compresskit.storage.files import Rows
 from compresskit.tasks import losses, reports, squad
@@ -105,6 +106,13 @@ class Spans(TaskKind):
         """
         stride = min(STRIDE, max_length // 3)
         return squad.windows(tokenizer, split.texts, split.targets, max_length, stride)
+
+    def sequences(self, split: Split) -> list[tuple[str, ...]]:
+        """None. Raises InputError: which part of a paragraph a window shows is counted in tokens."""
+        raise InputError(
+            f"kind {self.name}: answers are places among tokens, so a teacher with another vocabulary cannot teach "
+            "them: trim the teacher like the student (compresskit trim)"
+        )
 
     def numbered(
         self, data: TaskData, split: Split, columns: Mapping[str, list[Any]], model: PreTrainedModel

@@ -127,8 +127,7 @@ class Tags(TaskKind):
         if not tokenizer.is_fast:
             name = type(tokenizer).__name__
             raise InputError(f"{name} is not fast: it cannot tell which token belongs to which word")
-        texts = [" ".join(words) for (words,) in split.texts]
-        encoded = tokenizer(texts, truncation=True, max_length=max_length)
+        encoded = tokenizer([text for (text,) in self.sequences(split)], truncation=True, max_length=max_length)
         columns = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
         columns["word"] = []
         for row, (words,) in enumerate(split.texts):
@@ -142,6 +141,10 @@ class Tags(TaskKind):
                 start += len(word) + 1
             columns["word"].append(owners)
         return columns
+
+    def sequences(self, split: Split) -> list[tuple[str, ...]]:
+        """The words with a space between any two."""
+        return [(" ".join(words),) for (words,) in split.texts]
 
     def class_numbers(self, data: TaskData, model: PreTrainedModel) -> dict[str, int]:
         return map_labels(data.task, data.labels, model, data.sources).single

@@ -15,6 +15,7 @@ from compresskit.data.units import Units
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.classes import class_names
+from compresskit.model.heads import has_head
 from compresskit.model.positions import check_length, positions
 from compresskit.model.targets import base_prefix
 from compresskit.model.tokenizer import padding_for
@@ -26,6 +27,7 @@ from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.predictions import PLAIN, Predictions
 from compresskit.tasks.registry import KINDS, predictions_of
 from compresskit.tasks.rows import DEV, TRAIN, Split, TaskData
+from compresskit.training.alignment import PairCollator, Texts, pair_columns, paired, teacher_rows
 from compresskit.training.batches import MaskingCollator, PaddingCollator, TokenLabelCollator
 from compresskit.training.evaluation import Scores, held_out_losses, score
 from compresskit.training.sentences import HELD_OUT as HELD_OUT_TEXTS
@@ -49,17 +51,51 @@ class Models:
     Attributes:
         student: the model that is trained.
         teacher: None where labels alone teach.
-        tokenizer: of both.
+        tokenizer: of both, or the student's own.
+        teacher_tokenizer: the teacher's own, where it has another vocabulary than the student.
     """
 
     student: Checkpoint
     teacher: Checkpoint | None
     tokenizer: Any
+    teacher_tokenizer: Any = None
 
     @property
     def padding(self) -> Any:
-        """The tokenizer as the models may be padded."""
+        """The (student's) tokenizer as the models may be padded."""
         return padding_for(self.student.model, self.tokenizer)
+
+    @property
+    def by_words(self) -> bool:
+        """Whether each reads texts with a tokenizer of its own (:mod:`compresskit.training.alignment`)."""
+        return self.teacher_tokenizer is not None
+
+    @property
+    def teacher_padding(self) -> Any:
+        """The teacher's own tokenizer as it may be padded."""
+        assert self.teacher is not None
+        return padding_for(self.teacher.model, self.teacher_tokenizer)
+
+    def reader(self, model: PreTrainedModel) -> Any:
+        """The tokenizer of one of the two."""
+        is_teacher = self.teacher is not None and model is self.teacher.model
+        return self.teacher_tokenizer if self.by_words and is_teacher else self.tokenizer
+
+    def collator(self, own: Any) -> Any:
+        """What makes batches of rows, ``own`` being what makes them of the student's columns."""
+        return PairCollator(own, self.padding, self.teacher_padding) if self.by_words else own
+
+    def paired(self, rows: Dataset, texts: Texts, max_length: int, source: str) -> tuple[Dataset, str]:
+        """The student's rows with the teacher's reading of the same texts, and a note. Raises InputError."""
+        of_tokens = has_head(self.student.model, "token-classification")
+        readers = self.tokenizer, self.teacher_tokenizer
+        found = paired(rows, texts, *readers, max_length, source=source, of_tokens=of_tokens)
+        sizes = " and ".join(f"{len(reader):,}" for reader in readers)
+        return found.rows, (
+            f"student and teacher have vocabularies of {sizes} tokens, so they are compared word by word; "
+            f"{found.left_out:,} of {found.words:,} words of {source} are left out, which one of them does not read to "
+            "the end"
+        )
 
     def all(self) -> list[Checkpoint]:
         """The student, and the teacher if there is one."""
@@ -115,16 +151,19 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
     split = _pairs(kind, data.splits[TRAIN]) if pairs else data.splits[TRAIN]
     rows = kind.encode(data, split, models.tokenizer, length, models.student.model)
     cut = kind.cut(split, rows, length)
+    if models.by_words:
+        rows, note = models.paired(rows, kind.sequences(split), length, split.source)
+        found.append(note)
     dev = replace(data, splits={DEV: data.splits[DEV]})
     if pairs:
         found.append(f"{len(split) // 2} pairs of a relevant and an irrelevant text are trained on")
     return TrainingData(
         rows=rows,
-        collator=kind.collator(models.padding),
+        collator=models.collator(kind.collator(models.padding)),
         max_length=length,
         record={"task": task.model_dump(mode="json", exclude_defaults=True), "splits": data.record()},
         measure=lambda model: score(
-            Scoring(model, models.tokenizer, length, progress=progress, numbered_by=models.student.model), data
+            Scoring(model, models.reader(model), length, progress=progress, numbered_by=models.student.model), data
         ),
         primary=task.primary,
         notes=(*data.notes, *(note for note in (*found, cut) if note)),
@@ -159,12 +198,23 @@ def from_text(corpus: corpora.Corpus, models: Models, stage: Stage, options: Opt
         limit = options.max_steps * stage.batch_size * length
     # Some more than is trained on: the held-out part.
     tokens = limit + 2 * HELD_OUT * length if limit else None
-    rows = corpora.sequences(corpus, models.tokenizer, length, tokens)
-    return from_dataset(rows, corpus.record(), models, stage, options)
+    if not models.by_words:
+        rows = corpora.sequences(corpus, models.tokenizer, length, tokens)
+        return from_dataset(rows, corpus.record(), models, stage, options)
+    texts = [(text,) for text in corpora.windows(corpus, models.tokenizer, length, tokens)]
+    read = models.tokenizer([text for (text,) in texts], truncation=True, max_length=length)
+    rows = Dataset.from_dict({"input_ids": read["input_ids"]})
+    rows, note = models.paired(rows, texts, length, corpus.name)
+    return from_dataset(rows, corpus.record(), models, stage, options, (note,))
 
 
 def from_dataset(
-    dataset: Dataset, record: dict[str, Any], models: Models, stage: Stage, options: Options
+    dataset: Dataset,
+    record: dict[str, Any],
+    models: Models,
+    stage: Stage,
+    options: Options,
+    notes: tuple[str, ...] = (),
 ) -> TrainingData:
     """Token sequences; the loss terms on held-out ones are the score. Raises InputError."""
     rows = _checked(dataset, record["source"], models, stage)
@@ -175,7 +225,10 @@ def from_dataset(
 
     def measure(model: PreTrainedModel) -> Scores:
         assert models.teacher is not None  # distillation alone trains on a data set
-        return {"held_out": held_out_losses(model, models.teacher.model, held_out, collators[0], stage)}
+        sequences, collator = held_out, collators[0]
+        if models.by_words and model is models.teacher.model:
+            sequences, collator = teacher_rows(held_out), PaddingCollator(models.teacher_padding)
+        return {"held_out": held_out_losses(model, models.teacher.model, sequences, collator, stage)}
 
     return TrainingData(
         rows=training,
@@ -183,6 +236,7 @@ def from_dataset(
         max_length=max(rows["length"]),
         record={**record, "sequences": len(training), "held_out": count},
         measure=measure,
+        notes=notes,
     )
 
 
@@ -272,7 +326,8 @@ def _checked(dataset: Dataset, source: str, models: Models, stage: Stage) -> Dat
     dataset = numbered(checked_rows(dataset, source), models.student.model, source)
     targets = predictions_of(models.student.model).targets
     inputs = input_columns(dataset, models.student.model, models.tokenizer, targets, source)
-    used = ["input_ids", *inputs, *(name for name in targets if name in dataset.column_names)]
+    pairs = pair_columns(dataset.column_names) if models.by_words else []
+    used = ["input_ids", *inputs, *(name for name in targets if name in dataset.column_names), *pairs]
     dataset = dataset.select_columns(used)
     dataset = dataset.add_column("length", [len(ids) for ids in dataset["input_ids"]])
     if len(dataset) < 2:
@@ -293,6 +348,8 @@ def _collator(dataset: Dataset, models: Models, stage: Stage, options: Options) 
     """Masks words where the class predicts them and the data has no labels; pads labels of tokens."""
     predictions, names = predictions_of(models.student.model), models.tokenizer.model_input_names
     collator: Any = PaddingCollator(models.padding)
+    if models.by_words:  # words cannot be masked alike in two vocabularies
+        return models.collator(collator)
     if "labels" not in dataset.column_names:
         if type(models.student.model).__name__.endswith("ForMaskedLM"):
             collator = MaskingCollator(models.padding, stage.mask_probability, options.seed)

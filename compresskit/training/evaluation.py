@@ -17,6 +17,7 @@ from compresskit.tasks.predictions import count_items
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.reports import Report
 from compresskit.tasks.rows import TRAIN, TaskData
+from compresskit.training.alignment import WordsOfBatch, student_inputs, teacher_inputs, words_of
 from compresskit.training.attention import attention_kept
 from compresskit.training.batches import MaskingCollator
 from compresskit.training.objective import Objective
@@ -69,7 +70,7 @@ def _held_out_losses(
     batches = [
         collator([*rows.select(range(i, min(i + BATCH_SIZE, len(rows))))]) for i in range(0, len(rows), BATCH_SIZE)
     ]
-    counts = torch.stack([count_items(batch, predictions) for batch in batches]).sum(0).to(device)
+    counts = torch.stack([count_items(batch, predictions, words_of(batch)) for batch in batches]).sum(0).to(device)
     sums: dict[str, float] = dict.fromkeys(objective.weights, 0.0)
     model.eval()
     teacher.eval()
@@ -77,8 +78,10 @@ def _held_out_losses(
         for batch in batches:
             moved = {key: value.to(device) for key, value in batch.items()}
             targets = {name: moved.pop(name) for name in predictions.targets if name in moved}
-            outputs, taught = (each(**fitted(each, moved), **objective.wanted) for each in (model, teacher))
-            terms = objective.terms(outputs, taught, moved["attention_mask"], targets, counts)
+            read = (model, student_inputs(moved)), (teacher, teacher_inputs(moved) or moved)
+            outputs, taught = (each(**fitted(each, inputs), **objective.wanted) for each, inputs in read)
+            words = WordsOfBatch.of(moved)
+            terms = objective.terms(outputs, taught, moved["attention_mask"], targets, counts, words=words)
             for name, term in terms.items():
                 sums[name] += float(term)
     return sums

@@ -2,8 +2,10 @@
 
 Letters: B sequences, T tokens, H hidden units, A attention heads. Every term is a sum over this micro-batch's valid
 items divided by their number over all devices and accumulated micro-batches of the step (``count``), so that sums over
-devices and micro-batches give the mean over the whole batch. ``mask`` is (B, T), 1 for real tokens. What a head
-predicts has its losses in :mod:`compresskit.tasks.losses`. Source: KroneckerBERT (arXiv 2109.06243), section 3.3.
+devices and micro-batches give the mean over the whole batch. ``mask`` is (B, T), 1 for real tokens; where student and
+teacher cut texts into different tokens (:mod:`compresskit.training.alignment`), hidden states and their mask are those
+of words. What a head predicts has its losses in :mod:`compresskit.tasks.losses`. Source: KroneckerBERT (arXiv
+2109.06243), section 3.3.
 """
 
 from __future__ import annotations

@@ -10,9 +10,11 @@ from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
 from compresskit.model.classes import HEADS_OF_CLASSES, class_names, class_order, several_at_once, unnamed
+from compresskit.model.heads import has_head
 from compresskit.planning.stage import LossName, Stage
 from compresskit.tasks.predictions import PLAIN, Counts, Output, Predictions
 from compresskit.tasks.registry import predictions_of
+from compresskit.training.alignment import WordsOfBatch, is_by_words
 from compresskit.training.attention import expose_attention, lacking
 from compresskit.training.terms import TERMS, Outputs, Term
 
@@ -27,6 +29,7 @@ class Objective:
         order: for each class of the student the number of the teacher's that bears its name; None where the numbers
             are the same.
         masked: whether the batches hide words and label them.
+        by_words: whether student and teacher cut texts into different tokens, as the columns say.
         attention_maps: ``scores`` or ``probabilities`` where attention has a weight, else None.
 
     Raises:
@@ -48,17 +51,21 @@ class Objective:
     ) -> None:
         self.stage = stage
         self.masked = masked
+        self.by_words = is_by_words(columns)
         self.predictions = predictions or predictions_of(student)
         self.weights: dict[LossName, float] = {}
         self.dropped: dict[LossName, str] = {}
         labelled = masked or any(target in columns for target in self.predictions.targets)
         for name, weight in stage.losses.items():
-            reason = _impossible(TERMS[name], student, teacher, labelled, sentences) if weight > 0 else None
-            if weight > 0 and reason is None:
+            if not weight:
+                continue
+            reason = _impossible_by_words(name, student, labelled) if self.by_words else None
+            reason = reason or _impossible(TERMS[name], student, teacher, labelled, sentences)
+            if reason is None:
                 self.weights[name] = weight
-            elif weight > 0 and reason is not None:
-                if name in explicit:
-                    raise InputError(f"loss {name}: {reason}, but its weight was given")
+            elif name in explicit:
+                raise InputError(f"loss {name}: {reason}, but its weight was given")
+            else:
                 self.dropped[name] = f"loss {name} is left out: {reason}"
         if not self.weights:
             raise InputError("no loss term is left to train on: " + ("; ".join(self.dropped.values()) or "all weigh 0"))
@@ -94,6 +101,7 @@ class Objective:
         targets: Mapping[str, Tensor],
         counts: Tensor,
         vectors: tuple[Tensor, Tensor] | None = None,
+        words: WordsOfBatch | None = None,
     ) -> dict[LossName, Tensor]:
         """Every term, unweighted.
 
@@ -103,11 +111,16 @@ class Objective:
             targets: the columns of the batch that the predictions name as targets.
             counts: :func:`compresskit.tasks.predictions.count_items` of the whole step.
             vectors: sentence vectors of student and teacher; None where no term needs them.
+            words: which tokens belong to which words, where those are compared instead of tokens.
         """
+        states = mask
+        if words is not None and teacher is not None:
+            of_tokens = "logits" in self.weights and self.predictions.over_tokens(student["logits"])
+            student, teacher, states = words.aligned(student, teacher, of_tokens=of_tokens)
         if self.order is not None and teacher is not None and "logits" in teacher:
             teacher = type(teacher)(**{**teacher, "logits": teacher["logits"][..., self.order]})
         count = Counts(*counts.clamp(min=1))  # a small batch may have no masked token: its term is 0, not 0 / 0
-        batch = Outputs(student, teacher, mask, targets, count, self.predictions, self.stage, vectors)
+        batch = Outputs(student, teacher, mask, states, targets, count, self.predictions, self.stage, vectors)
         return {name: TERMS[name].value(batch) for name in self.weights}
 
     def total(self, terms: Mapping[LossName, Tensor]) -> Tensor:
@@ -134,6 +147,19 @@ def _impossible(
         for model in (student, teacher):
             if model is not None and (lack := lacking(model, term.reads)):
                 return lack
+    return None
+
+
+def _impossible_by_words(name: LossName, student: PreTrainedModel, labelled: bool) -> str | None:
+    """Why a term cannot be computed where student and teacher cut texts into different tokens; None if it can."""
+    differ = "student and teacher have different vocabularies"
+    if TERMS[name].reads == "attentions":
+        return f"{differ}, and maps are from token to token"
+    if has_head(student, "masked-lm") and TERMS[name].of_head:
+        return f"{differ}, and {type(student).__name__} predicts tokens"
+    of_texts = has_head(student, "sequence-classification") or student.base_model is student
+    if name == "logits" and not of_texts and not (labelled and has_head(student, "token-classification")):
+        return f"{differ}, and {type(student).__name__} predicts something of every token"
     return None
 
 
@@ -176,8 +202,9 @@ def unnamed_note(student: PreTrainedModel, teacher: PreTrainedModel) -> str | No
     return f"the {who} does not name its labels; taken as {', '.join(names)}, in this order"
 
 
-def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Refuse a pair of models whose outputs cannot be compared. Raises InputError naming what differs.
+def check_fit(student: PreTrainedModel, teacher: PreTrainedModel, *, by_words: bool = False) -> None:
+    """Refuse a pair of models whose outputs cannot be compared; ``by_words``: their vocabularies may differ. Raises
+    InputError naming what differs.
 
     A student may have fewer layers than its teacher: each learns from the last of a stretch of the teacher's
     (:func:`compresskit.model.depth.stretches`).
@@ -190,7 +217,7 @@ def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         ("num_labels", "numbers of labels"),
     ):
         theirs, ours = getattr(teacher.config, name, None), getattr(student.config, name, None)
-        if theirs != ours:
+        if theirs != ours and not (by_words and name == "vocab_size"):
             raise InputError(f"teacher and student have different {what} ({name}): {theirs} and {ours}")
     theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
     if ours > theirs:

@@ -16,7 +16,7 @@ from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.quantizer import is_compressed, quantizer_of
 from compresskit.model.sentence_vectors import has_sentence_model, read_sentence_model, unsaid
 from compresskit.model.targets import check_supported
-from compresskit.model.tokenizer import find_tokenizer, load_tokenizer
+from compresskit.model.tokenizer import find_tokenizer, is_fast, load_tokenizer
 from compresskit.planning.stage import Stage
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.registry import KINDS
@@ -37,10 +37,33 @@ def teacher_and_student(
     taught_by = read_model(teacher, compressed=None)
     compressed, changes = None if allow_dense else True, labels_of(taught_by.model)
     read = read_model(student, compressed=compressed, adopt=taught_by.model, new_head=new_head, **changes)
-    check_fit(read.model, taught_by.model)
+    own = _own_tokenizers(taught_by, read) if tokenizer is None else None
+    check_fit(read.model, taught_by.model, by_words=own is not None)
     if (note := unnamed_note(read.model, taught_by.model)) is not None:
         read = replace(read, notes=(*read.notes, note))
-    return Models(read, taught_by, find_tokenizer(tokenizer, taught_by, read))
+    if own is None:
+        return Models(read, taught_by, find_tokenizer(tokenizer, taught_by, read))
+    theirs, ours = (find_tokenizer(each, owner) for each, owner in zip(own, (taught_by, read), strict=True))
+    return Models(read, taught_by, ours, theirs)
+
+
+def _own_tokenizers(*checkpoints: Checkpoint) -> tuple[Any, ...] | None:
+    """The tokenizers of two checkpoints that have different vocabularies; None where they have one, or one has none.
+
+    Raises:
+        InputError: one of the two cannot say which words its tokens belong to.
+    """
+    found = tuple(load_tokenizer(checkpoint) for checkpoint in checkpoints)
+    if None in found or found[0].get_vocab() == found[1].get_vocab():
+        return None
+    for owner, tokenizer in zip(checkpoints, found, strict=True):
+        if not is_fast(tokenizer):
+            names = " and ".join(each.origin for each in checkpoints)
+            raise InputError(
+                f"{names} have different vocabularies, and {type(tokenizer).__name__} of {owner.origin} is no fast "
+                "tokenizer (tokenizer.json): it does not say of which characters a token is, so words cannot be found"
+            )
+    return found
 
 
 def encoders(

@@ -206,7 +206,10 @@ class Run:
         found = {"content of the student": identity.of_checkpoint(self.models.student)}
         if self.models.teacher is not None:
             found["content of the teacher"] = identity.of_checkpoint(self.models.teacher)
-        return {**found, "tokenizer": identity.of_tokenizer(self.models.tokenizer)}
+        found["tokenizer"] = identity.of_tokenizer(self.models.tokenizer)
+        if self.models.by_words:
+            found["tokenizer of the teacher"] = identity.of_tokenizer(self.models.teacher_tokenizer)
+        return found
 
     def _notes(self, work: WorkingFolder | None) -> list[str]:
         notes = [note for checkpoint in self.models.all() for note in checkpoint.notes] + list(self.data.notes)

@@ -130,7 +130,8 @@ def distill(
     Args:
         student: a compressed model or folder. A model given as an object is trained in place.
         teacher: the dense model, folder or hub id: the pre-trained one, or the one fine-tuned on the task. Default: the
-            embedded checkpoint.
+            embedded checkpoint. Where its folder and the student's have tokenizers with different vocabularies, each
+            reads the texts for itself, and layers are compared word by word (:mod:`compresskit.training.alignment`).
         task, data: as for :func:`finetune`; makes this the task stage.
         text: for the general stage: a file (plain, .gz, .jsonl) or a data set of the hub. Default: the embedded text.
             With ``unit`` also several, and files of rows (TSV, CSV, JSON, Parquet).
@@ -141,7 +142,8 @@ def distill(
         max_texts: with ``unit``: at most so many texts, chosen at random.
         dataset: instead of both: a ``datasets.Dataset`` with ``input_ids``, and ``labels`` for the supervised loss.
             Other inputs of the model are columns with an integer, or a list of them, for each token (``bbox``).
-        output, overwrite, resume, tokenizer, progress, callbacks: as for :func:`finetune`.
+        output, overwrite, resume, progress, callbacks: as for :func:`finetune`.
+        tokenizer: of both; needed only for models given as objects.
         teacher_outputs: folder for the teacher's outputs on every row, which are then computed once (on a CPU) and
             shared by all students, seeds and epochs; several gigabytes for large tasks, to be deleted by hand. Sentence
             vectors are computed once in any case; here they stay for other runs.
@@ -239,6 +241,11 @@ def _check_used(explicit: Mapping[str, Any], stage: Stage, *, sentences: bool) -
 def _from_python(dataset: Any, models: Models, stage: Stage, options: Options) -> TrainingData:
     if not isinstance(dataset, Dataset):
         raise InputError(f"data set: give a datasets.Dataset, not a {type(dataset).__name__}")
+    if models.by_words:
+        raise InputError(
+            "data set: holds token numbers of one vocabulary, and student and teacher have different ones: give a text "
+            "or a task, or a tokenizer that is meant for both"
+        )
     plain = dataset.with_format(None)
     record = {"source": "a data set given from Python", "fingerprint": fingerprint(plain)}
     return training_data.from_dataset(plain, record, models, stage, options)

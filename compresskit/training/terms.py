@@ -24,6 +24,7 @@ class Outputs:
     Attributes:
         student, teacher: outputs of the models; the teacher's may be None where no term needs them.
         mask: (B, T), 1 for real tokens.
+        states: which hidden states are compared: the mask, or (B, W) where those of words stand in the outputs.
         targets: the columns of the batch that ``predictions`` names as targets.
         count: valid items of the whole step.
         predictions: what the head predicts.
@@ -34,6 +35,7 @@ class Outputs:
     student: Output
     teacher: Output
     mask: Tensor
+    states: Tensor
     targets: Mapping[str, Tensor]
     count: Counts
     predictions: Predictions
@@ -64,7 +66,7 @@ class Term:
 
 def _embedding(batch: Outputs) -> Tensor:
     ours, theirs = batch.student.hidden_states[0], batch.teacher.hidden_states[0]
-    return losses.embedding_loss(ours, theirs, batch.mask, batch.count.tokens)
+    return losses.embedding_loss(ours, theirs, batch.states, batch.count.states)
 
 
 def _attention(batch: Outputs) -> Tensor:
@@ -76,7 +78,7 @@ def _attention(batch: Outputs) -> Tensor:
 def _hidden(batch: Outputs) -> Tensor:
     ours = batch.student.hidden_states[1:]
     theirs = _matching(batch.teacher.hidden_states[1:], len(ours))
-    return losses.hidden_loss(ours, theirs, batch.mask, batch.count.tokens)
+    return losses.hidden_loss(ours, theirs, batch.states, batch.count.states)
 
 
 def _logits(batch: Outputs) -> Tensor:

@@ -27,6 +27,7 @@ from compresskit.model.tokenizer import padding_for
 from compresskit.planning.stage import Stage
 from compresskit.tasks.predictions import Predictions, count_items
 from compresskit.tasks.registry import predictions_of
+from compresskit.training.alignment import WordsOfBatch, is_by_words, pair_columns, teacher_inputs, words_of
 from compresskit.training.arguments import check_arguments, check_checkpointing, without_reentrance
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
 from compresskit.training.meter import Meter
@@ -48,8 +49,9 @@ class DistillationTrainer(Trainer):
     Args:
         model: the student. It is trained in place, and where attention is compared it stays with the attention
             implementation that shows it; checkpointing that keeps no gradients is refused.
-        teacher: a model of the same hidden size, layers and vocabulary; None for supervised training alone. It stays as
-            it is: a twin that shares its weights computes.
+        teacher: a model of the same family and hidden size, with as many layers or more; None for supervised training
+            alone. It stays as it is: a twin that shares its weights computes. Its vocabulary may be another one where
+            the data set has its own tokens too (:func:`compresskit.training.alignment.paired`).
         stage: weights of the loss terms and their form; other fields are the caller's to put into ``args``.
         args: as for Trainer. ``per_device_train_batch_size`` x devices x accumulation sequences make one step.
         train_dataset: a ``datasets.Dataset`` with ``input_ids`` (and ``labels`` for the supervised loss: the student's
@@ -92,7 +94,7 @@ class DistillationTrainer(Trainer):
         elif held_out is not None:
             rest["eval_dataset"] = _own_rows(held_out, model)
         if teacher is not None:
-            check_fit(model, teacher)
+            check_fit(model, teacher, by_words=is_by_words(train_dataset.column_names))
         check_arguments(args, (predictions or predictions_of(model)).targets, rest)
         check_checkpointing(model)
         args = copy.copy(args)  # the caller's stay as they are
@@ -161,8 +163,9 @@ class DistillationTrainer(Trainer):
         )
 
     def _columns(self, data: Any) -> list[str]:
-        """The columns of a batch: those that the model or a loss reads, unless the caller wants all."""
+        """The columns of a batch: those that a model or a loss reads, unless the caller wants all."""
         read = {*self.signature, *self.loss.predictions.targets, *([TEXT] if self.vectors is not None else [])}
+        read |= {*pair_columns(data.column_names)}
         return [name for name in data.column_names if self.every_column or name in read]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
@@ -179,6 +182,8 @@ class DistillationTrainer(Trainer):
         targets = self.loss.predictions.targets
         if "supervised" in self.loss.weights and not self.loss.masked and not found.issuperset(targets):
             raise InputError(f"eval_dataset: has no column {targets[0]}, which the loss supervised reads")
+        if self.loss.by_words and not is_by_words(found):
+            raise InputError("eval_dataset: lacks the teacher's own tokens, which the rows of the training have")
         return super().get_eval_dataloader(chosen.select_columns(self._columns(chosen)))
 
     def prediction_step(
@@ -213,7 +218,7 @@ class DistillationTrainer(Trainer):
         if "attention_mask" not in batch:
             what = "its batches have no attention_mask; give one that pads, such as DataCollatorWithPadding(tokenizer)"
             raise InputError(f"data_collator {type(self.data_collator).__name__}: {what}")
-        return count_items(batch, self.loss.predictions)
+        return count_items(batch, self.loss.predictions, words_of(batch))
 
     def compute_loss(
         self,
@@ -230,10 +235,11 @@ class DistillationTrainer(Trainer):
         if self.taught is not None and ROW in inputs:
             taught = self.taught.batch(inputs[ROW].tolist(), features["input_ids"].shape[1])
         elif self.teacher is not None:
-            taught = self._teach(features)
+            taught = self._teach(teacher_inputs(inputs) or features)
         outputs = model(**fitted(self.accelerator.unwrap_model(model), features), **self.loss.wanted)
         vectors = None if self.vectors is None else self.vectors.pair(outputs, taught, inputs)
-        terms = self.loss.terms(outputs, taught, inputs["attention_mask"], targets, counts, vectors)
+        words = WordsOfBatch.of(inputs)
+        terms = self.loss.terms(outputs, taught, inputs["attention_mask"], targets, counts, vectors, words)
         loss = self.loss.total(terms)
         if not self._everywhere(torch.isfinite(loss)):
             batch = self.state.global_step % self.sampler.steps + 1 if model.training else 0
@@ -289,6 +295,7 @@ class DistillationTrainer(Trainer):
         """Why outputs of the teacher are not kept in files; None where they can be."""
         reasons = (
             (self.teacher is None, "no loss reads the teacher"),
+            (self.loss.by_words, "it has another vocabulary than the student"),
             (self.args.world_size > 1, "one of several processes would keep the others waiting"),
             (self.args.device.type != "cpu", "a GPU computes them faster than files are read"),
             (isinstance(self.data_collator, MaskingCollator), "other words are masked in every epoch"),

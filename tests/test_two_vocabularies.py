@@ -1,0 +1,408 @@
+"""A student and a teacher that cut texts into different tokens: they are compared word by word."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import NEGATIVE, POSITIVE, Run, refused, reviews, same, tiny_model, weights, write_tsv
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import compresskit
+from compresskit import InputError, Stage
+from compresskit.model.tokenizer import pieces
+from compresskit.pipeline import Request
+from compresskit.training.alignment import PairCollator, WordsOfBatch, paired, teacher_rows
+from compresskit.training.trainer import DistillationTrainer
+
+TASK = {"task": "sst2", "max_length": 40, "device": "cpu"}
+#: Rows of the vocabulary: letters and the frequent words, without the words that decide the label; or all that is read.
+SPELLING, READING = 60, 80
+
+
+def _trimmed(model: Path, folder: Path, text: Path, keep: int) -> Path:
+    """A low-rank student of ``model`` with fewer words."""
+    work = Request(model=model, method="low-rank", ratio=2, trim_text=text, trim_keep=keep).read()
+    work.write_to(folder, work.plan())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spelling(bench_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of the task's teacher that spells the words on which the label depends."""
+    folder = _trimmed(
+        bench_folder / "teacher", tmp_path_factory.mktemp("two") / "student", bench_folder / "text.txt", SPELLING
+    )
+    words = transformers.AutoTokenizer.from_pretrained(folder).get_vocab().keys()
+    assert not words & {*POSITIVE, *NEGATIVE}
+    assert "film" in words
+    return folder
+
+
+def test_a_task(bench_folder: Path, spelling: Path, tmp_path: Path) -> None:
+    teacher, data = bench_folder / "teacher", bench_folder / "data"
+    done = compresskit.distill(
+        spelling, teacher, data=data, output=tmp_path / "out", epochs=8, learning_rate=5e-3, **TASK
+    )
+    assert set(done.record["losses"]) == {"embedding", "hidden", "logits", "supervised"}
+    assert any("loss attention is left out: student and teacher have different vocab" in note for note in done.notes)
+    (note,) = (note for note in done.notes if "word by word" in note)
+    assert "vocabularies of 60 and 499 tokens" in note
+    scores = done.record["scores"]
+    alone = compresskit.evaluate(teacher, data=data, **TASK).record["scores"]
+    assert scores["teacher"] == alone
+    assert scores["student_after"]["dev"]["accuracy"] > scores["student_before"]["dev"]["accuracy"] + 0.15
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path / "out")) == SPELLING
+    again = compresskit.evaluate(tmp_path / "out", data=data, **TASK).record["scores"]
+    assert again == scores["student_after"]
+
+
+def test_words_of_one_token_each_teach_what_tokens_do(bench_folder: Path, tmp_path: Path) -> None:
+    """A vocabulary without the tokens that no text has: the same tokens, so the same steps as with a teacher that was
+    trimmed too.
+    """
+    teacher, text = bench_folder / "teacher", bench_folder / "text.txt"
+    compresskit.trim(teacher, text=text, keep=READING, output=tmp_path / "trimmed")
+    compresskit.compress(tmp_path / "trimmed", method="low-rank", ratio=2).save_pretrained(tmp_path / "student")
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        if (tmp_path / "trimmed" / file).is_file():
+            shutil.copy(tmp_path / "trimmed" / file, tmp_path / "student" / file)
+    losses = {"attention": 0, "embedding": 1, "hidden": 1, "logits": 1, "supervised": 1}
+    made = [
+        compresskit.distill(
+            tmp_path / "student",
+            given,
+            data=bench_folder / "data",
+            output=tmp_path / f"out{place}",
+            losses=losses,
+            max_steps=10,
+            **TASK,
+        )
+        for place, given in enumerate((tmp_path / "trimmed", teacher))
+    ]
+    assert ["word by word" in " ".join(one.notes) for one in made] == [False, True]
+    tokens, words = (one.record["log"][-1] for one in made)
+    for name, loss in tokens.items():
+        if name.startswith("loss"):
+            assert words[name] == pytest.approx(loss, rel=1e-4), name
+    ours, theirs = (weights(tmp_path / f"out{place}") for place in range(2))
+    assert all(torch.allclose(tensor, theirs[name], rtol=1e-3, atol=1e-5) for name, tensor in ours.items())
+
+
+def test_any_text(bench_folder: Path, tmp_path: Path) -> None:
+    text = bench_folder / "text.txt"
+    student = _trimmed(bench_folder / "model", tmp_path / "student", text, SPELLING)
+    done = compresskit.distill(
+        student,
+        bench_folder / "model",
+        text=text,
+        output=tmp_path / "out",
+        max_length=32,
+        epochs=3,
+        learning_rate=5e-3,
+        device="cpu",
+    )
+    scores = {who: found["held_out"] for who, found in done.record["scores"].items()}
+    assert scores["teacher"] == pytest.approx({"embedding": 0, "hidden": 0}, abs=1e-9)
+    for name in ("embedding", "hidden"):
+        assert scores["student_after"][name] < 0.7 * scores["student_before"][name]
+
+
+def test_masked_words_are_not_taught(masked_lm: Path, bench_folder: Path, tmp_path: Path) -> None:
+    text = bench_folder / "text.txt"
+    student = _trimmed(masked_lm / "teacher", tmp_path / "student", text, SPELLING)
+    options = {"text": text, "max_length": 32, "max_steps": 2, "device": "cpu"}
+    done = compresskit.distill(student, masked_lm / "teacher", **options)
+    assert set(done.record["losses"]) == {"embedding", "hidden"}
+    for name in ("logits", "supervised"):
+        assert any(note.startswith(f"loss {name} is left out: ") and "predicts tokens" in note for note in done.notes)
+        with pytest.raises(InputError, match=f"loss {name}: .*different vocabularies.*but its weight was given"):
+            compresskit.distill(student, masked_lm / "teacher", losses={name: 1}, **options)
+
+
+TAGS = """version: 1
+name: words
+kind: tags
+inputs: [tokens]
+label: tags
+files: {train: train.jsonl, dev: dev.jsonl}
+metrics: [entity_f1]
+"""
+
+
+@pytest.fixture(scope="module")
+def tags(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a task of tags, in which some rows are longer than the models read."""
+    folder = tmp_path_factory.mktemp("tags")
+    (folder / "words.yaml").write_text(TAGS)
+    for seed, split in enumerate(("train", "dev")):
+        rows = []
+        for text, _ in reviews(60, seed):
+            words = text.split() * 2
+            found = ["B-good" if word in POSITIVE else "B-bad" if word in NEGATIVE else "O" for word in words]
+            rows.append(json.dumps({"tokens": words, "tags": found}))
+        (folder / f"{split}.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def test_tags_are_taught_where_a_word_begins(bench_folder: Path, tags: Path, tmp_path: Path) -> None:
+    options = {"task": tags / "words.yaml", "data": tags, "max_length": 32, "device": "cpu"}
+    compresskit.finetune(bench_folder / "model", output=tmp_path / "teacher", max_steps=5, **options)
+    text = bench_folder / "text.txt"
+    # The same weights and the same tokens under other numbers: nothing is left to learn but the labels.
+    compresskit.trim(tmp_path / "teacher", text=text, keep=READING, output=tmp_path / "same")
+    losses = {"attention": 0, "embedding": 1, "hidden": 1, "logits": 1, "supervised": 0}
+    done = compresskit.distill(
+        tmp_path / "same", tmp_path / "teacher", allow_dense=True, max_steps=1, losses=losses, **options
+    )
+    entry = done.record["log"][0]
+    for name in ("loss_embedding", "loss_hidden", "loss_logits"):
+        assert entry[name] == pytest.approx(0, abs=1e-6), name
+    student = _trimmed(tmp_path / "teacher", tmp_path / "spelling", text, SPELLING)
+    done = compresskit.distill(student, tmp_path / "teacher", max_steps=3, **options)
+    assert set(done.record["losses"]) == {"embedding", "hidden", "logits", "supervised"}
+    assert done.record["log"][0]["loss_logits"] > 0
+
+
+def test_stopped_and_resumed(bench_folder: Path, spelling: Path, tmp_path: Path) -> None:
+    """Bit for bit; with another tokenizer of the teacher it is another run."""
+
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 12:
+                raise KeyboardInterrupt
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(bench_folder / "teacher", teacher)
+    options = {"data": bench_folder / "data", "max_steps": 20, "save_every": 10, "dropout": 0.1, **TASK}
+    compresskit.distill(spelling, teacher, output=tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        compresskit.distill(spelling, teacher, output=tmp_path / "out", callbacks=[Stop()], **options)
+    compresskit.distill(spelling, teacher, output=tmp_path / "out", resume=True, **options)
+    assert same(tmp_path / "whole", tmp_path / "out")
+
+
+def test_kept_outputs_and_given_token_numbers(bench_folder: Path, spelling: Path, tmp_path: Path) -> None:
+    teacher = bench_folder / "teacher"
+    done = compresskit.distill(
+        spelling, teacher, data=bench_folder / "data", max_steps=1, teacher_outputs=tmp_path / "kept", **TASK
+    )
+    assert done.notes[-1] == "teacher outputs are not kept: it has another vocabulary than the student"
+    given = Dataset.from_dict({"input_ids": [[2, 5, 3]] * 9})
+    with pytest.raises(InputError, match="token numbers of one vocabulary, and student and teacher have different"):
+        compresskit.distill(spelling, teacher, dataset=given, device="cpu")
+
+
+def test_several_processes_share_the_counts(bench_folder: Path, spelling: Path) -> None:
+    """Micro-batches have different numbers of words; the mean is that of the whole step."""
+    options = {"data": bench_folder / "data", "max_steps": 5, "batch_size": 16, **TASK}
+    whole, parts = (
+        compresskit.distill(spelling, bench_folder / "teacher", accumulation=number, **options).record["log"][-1]
+        for number in (1, 4)
+    )
+    for name in ("loss", "loss_hidden", "loss_embedding"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-3), name
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_maps_from_token_to_token(run: Run, bench_folder: Path, spelling: Path) -> None:
+    models_ = ("--student", spelling, "--teacher", bench_folder / "teacher", "--max-length", 32, "--output", "out")
+    task = ("--task", "sst2", "--data", bench_folder / "data")
+    refused(run("distill", *models_, *task, "--loss", "attention=1"), "loss attention", "from token to token")
+
+
+def test_answers_that_are_places_among_tokens(run: Run, bench_folder: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    tiny_model(head="questions").save_pretrained(teacher)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bench_folder / "model" / file, teacher)
+    student = _trimmed(teacher, tmp_path / "student", bench_folder / "text.txt", SPELLING)
+    paragraph = {"context": "the film was good", "qas": [{"question": "what was it", "id": "1", "answers": []}]}
+    paragraph["qas"][0]["answers"] = [{"text": "good", "answer_start": 13}]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}-v1.1.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    models_ = ("--student", student, "--teacher", teacher, "--max-length", 32, "--output", "out")
+    words = ("kind spans", "another vocabulary", "compresskit trim")
+    refused(run("distill", *models_, "--task", "squad", "--data", tmp_path), *words)
+
+
+def test_a_tokenizer_that_does_not_say_which_characters_it_read(
+    run: Run, bench_folder: Path, spelling: Path, tmp_path: Path
+) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(spelling, student)
+    (student / "tokenizer.json").unlink()
+    (student / "vocab.txt").write_text("".join(f"w{number} 1\n" for number in range(40)))
+    (student / "bpe.codes").write_text("w 0 1\n")
+    (student / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PhobertTokenizer"}))
+    models_ = ("--student", student, "--teacher", bench_folder / "teacher", "--max-length", 32, "--output", "out")
+    task = ("--task", "sst2", "--data", bench_folder / "data")
+    refused(run("distill", *models_, *task), "different vocabularies", "PhobertTokenizer", "no fast tokenizer")
+
+
+def test_texts_without_a_word_that_both_read(run: Run, bench_folder: Path, spelling: Path, tmp_path: Path) -> None:
+    rows = [("x" * 60, "0"), ("y" * 60, "1")] * 4
+    for split in ("train", "dev"):
+        write_tsv(tmp_path / "SST-2" / f"{split}.tsv", "sentence\tlabel", rows)
+    models_ = ("--student", spelling, "--teacher", bench_folder / "teacher", "--max-length", 32, "--output", "out")
+    words = ("train.tsv", "no word that student and teacher both read to its end", "8 words, at most 32 tokens")
+    refused(run("distill", *models_, "--task", "sst2", "--data", tmp_path), *words)
+
+
+def test_losses_of_layers_beside_sentence_vectors(bench_folder: Path, tmp_path: Path) -> None:
+    text = bench_folder / "text.txt"
+    student = _trimmed(bench_folder / "model", tmp_path / "student", text, SPELLING)
+    options = {"text": text, "unit": "line", "max_steps": 1, "max_length": 32, "device": "cpu"}
+    with pytest.raises(InputError, match="have different vocabularies"):
+        compresskit.distill(student, bench_folder / "model", losses={"hidden": 1}, **options)
+
+
+# --- which tokens are of which words ---------------------------------------------------------------------------------
+
+
+def _reader(vocabulary: Sequence[str], split: Any, around: bool = True) -> Any:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *vocabulary]
+    made = Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = split
+    if around:
+        made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+@pytest.fixture
+def whole_words() -> Any:
+    return _reader(["good", "plot", ",", "x", "##y"], pre_tokenizers.BertPreTokenizer())
+
+
+@pytest.fixture
+def letters() -> Any:
+    split = pre_tokenizers.BertPreTokenizer()
+    return _reader([*(c for c in "godplt,xy"), *(f"##{c}" for c in "godpltxy")], split)
+
+
+def _words(texts: Any, student: Any, teacher: Any, max_length: int = 32, **more: Any) -> Any:
+    columns = [list(column) for column in zip(*texts, strict=True)]
+    rows = Dataset.from_dict(
+        {"input_ids": student(*columns, truncation=True, max_length=max_length)["input_ids"], **more}
+    )
+    return paired(rows, texts, student, teacher, max_length, source="texts", of_tokens=bool(more))
+
+
+def test_pieces_have_the_number_of_their_word(whole_words: Any, letters: Any) -> None:
+    found = _words([("good, plot",), ("xy",)], letters, whole_words)
+    assert found.rows["word_of_token"][:] == [[1, 2, 2, 2, 2, 3, 4, 4, 4, 4, 5], [1, 2, 2, 3]]
+    assert found.rows["teacher_word_of_token"][:] == [[1, 2, 3, 4, 5], [1, 2, 2, 3]]
+    assert (found.words, found.left_out) == (4, 0)
+    rows = teacher_rows(found.rows)
+    assert rows["input_ids"][:] == whole_words(["good, plot", "xy"])["input_ids"]
+    assert rows["length"][:] == [5, 4]
+
+
+def test_two_texts_and_unknown_words(whole_words: Any, letters: Any) -> None:
+    found = _words([("good", "what plot")], letters, whole_words)
+    assert found.rows["word_of_token"][0] == [1, 2, 2, 2, 2, 0, 3, 4, 4, 4, 4, 5]
+    assert found.rows["teacher_word_of_token"][0] == [1, 2, 0, 3, 4, 5]
+
+
+def test_words_that_are_cut_off_are_left_out(whole_words: Any, letters: Any) -> None:
+    texts = [("good good plot",)]
+    found = _words(texts, letters, whole_words, 8)
+    assert found.rows["word_of_token"][0] == [1, 2, 2, 2, 2, 0, 0, 3]
+    assert found.rows["teacher_word_of_token"][0] == [1, 2, 0, 0, 3]
+    assert (found.words, found.left_out) == (3, 2)
+    turned = _words(texts, whole_words, letters, 8)
+    assert turned.rows["word_of_token"][0] == found.rows["teacher_word_of_token"][0]
+
+
+def test_a_token_of_two_words_joins_them(whole_words: Any) -> None:
+    """As SentencePiece may have them; special tokens of one model alone are of no word."""
+    joined = _reader(["good plot", "x"], pre_tokenizers.Split(",", "isolated"), around=False)
+    found = _words([("good plot,x",)], joined, whole_words)
+    assert found.rows["word_of_token"][0] == [1, 2, 3]
+    assert found.rows["teacher_word_of_token"][0] == [0, 1, 1, 2, 3, 0]
+
+
+def test_labels_of_words_that_are_cut_off_are_ignored(whole_words: Any, letters: Any) -> None:
+    labels = [[-100, 7, 8, 9, -100]]
+    found = _words([("good good plot",)], whole_words, letters, 8, labels=labels)
+    assert found.rows["labels"][0] == [-100, 7, -100, -100, -100]
+
+
+def test_states_are_means_over_the_tokens_of_a_word() -> None:
+    words = WordsOfBatch(torch.tensor([[1, 2, 2, 0], [1, 0, 0, 0]]), torch.tensor([[0, 2, 1], [1, 0, 0]]))
+    ours, theirs = torch.randn(2, 4, 5), torch.randn(2, 3, 5)
+    logits = torch.randn(2, 3, 7)
+    student, teacher, mask = words.aligned(
+        {"hidden_states": (ours,)}, {"hidden_states": (theirs,), "logits": logits}, of_tokens=True
+    )
+    assert mask.tolist() == [[1, 1], [1, 0]]
+    torch.testing.assert_close(student["hidden_states"][0][0], torch.stack([ours[0, 0], ours[0, 1:3].mean(0)]))
+    torch.testing.assert_close(teacher["hidden_states"][0][0], theirs[0, [2, 1]])
+    assert torch.equal(teacher["logits"][0, :3], logits[0, [2, 1, 1]])
+    assert teacher["logits"].shape == (2, 4, 7)
+
+
+def test_rows_that_are_no_whole_texts(whole_words: Any, letters: Any) -> None:
+    for rows in ([[2, 5, 3]], [[2, 4, 3], [2, 5, 3]]):
+        with pytest.raises(InputError, match="no whole texts that both could read: trim the teacher"):
+            paired(
+                Dataset.from_dict({"input_ids": rows}),
+                [("good",)],
+                letters,
+                whole_words,
+                9,
+                source="a",
+                of_tokens=False,
+            )
+
+
+def test_rows_of_an_evaluation_need_the_teachers_tokens(bench_folder: Path, spelling: Path, tmp_path: Path) -> None:
+    """DistillationTrainer takes such rows from Python too."""
+    folders = (spelling, bench_folder / "teacher")
+    readers = [transformers.AutoTokenizer.from_pretrained(folder) for folder in folders]
+    texts = [(text,) for text, _ in reviews(40, seed=5)]
+    rows = Dataset.from_dict({"input_ids": readers[0]([text for (text,) in texts])["input_ids"]})
+    found = paired(rows, texts, *readers, 40, source="texts", of_tokens=False).rows
+    teacher = transformers.AutoModelForSequenceClassification.from_pretrained(folders[1])
+    student = transformers.AutoModelForSequenceClassification.from_pretrained(spelling)
+    collator = PairCollator(transformers.DataCollatorWithPadding(readers[0]), *readers)
+    arguments = transformers.TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none")
+    options = {"stage": Stage(losses={"hidden": 1, "logits": 1}), "args": arguments, "data_collator": collator}
+    trainer = DistillationTrainer(student, teacher, train_dataset=found, eval_dataset=found, **options)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] != before
+    with pytest.raises(InputError, match="eval_dataset: lacks the teacher's own tokens"):
+        trainer.evaluate(rows)
+    with pytest.raises(InputError, match="different vocabularies"):
+        DistillationTrainer(student, teacher, train_dataset=rows, **options)
+
+
+# --- windows of a text -----------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_cut_between_words(whole_words: Any, letters: Any) -> None:
+    text = "good plot good, plot plot"
+    found = pieces(letters, text, 8)
+    assert "".join(piece for piece, _ in found) == text
+    assert [piece for piece, _ in found] == ["good", " plot", " good,", " plot", " plot"]
+    assert all(len(letters(piece)["input_ids"]) <= 8 for piece, _ in found)
+    assert [piece for piece, _ in pieces(whole_words, text, 8)] == [text]
+
+
+def test_a_text_without_gaps_is_cut_anywhere(letters: Any) -> None:
+    found = pieces(letters, "xyxyxyxy xy", 5)
+    assert [piece for piece, _ in found] == ["xyx", "yxy", "xy", " xy"]
+    with pytest.raises(InputError, match=r"max length 2: .* puts 2 special tokens"):
+        pieces(letters, "xy", 2)
