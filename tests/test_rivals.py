@@ -15,9 +15,11 @@ from transformers import AutoModel, AutoTokenizer, BertTokenizer, TrainerCallbac
 import compresskit
 from compresskit import InputError
 from compresskit.benchmark.baselines.base import Asked
+from compresskit.benchmark.baselines.onnx import OnnxInt8Static
 from compresskit.benchmark.baselines.pruned import KeepZeros, Pruned
 from compresskit.benchmark.baselines.static import Static
 from compresskit.benchmark.runner import BenchResult
+from compresskit.data.corpus import find_corpus
 from compresskit.errors import UnreachableError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.depth import stretches
@@ -42,6 +44,8 @@ def installed(package: str) -> bool:
     return True
 
 
+#: Rows that are files of the dense model.
+ONNX = ("onnx-int8", "onnx-int4", "onnx-int8-static")
 with_static = pytest.mark.skipif(not installed("model2vec"), reason="the extra static is not installed")
 
 
@@ -118,13 +122,13 @@ def test_rivals_on_a_task(bench_folder: Path, other: Path, tmp_path: Path) -> No
         ratios=(2.0, 90.0),
         tasks=("sst2",),
         data=str(bench_folder / "data"),
-        baselines=("dense", "onnx-int8", "onnx-int4", "pruned", f"other:{other}/"),
+        baselines=("dense", *ONNX, "pruned", f"other:{other}/"),
         general=False,
         teacher={"epochs": 3, "max_length": 32, "learning_rate": 3e-3},
         task=stage,
     )
-    dense, int8, int4 = (find(result, name) for name in ("dense", "onnx-int8", "onnx-int4"))
-    for rounded in (int8, int4):
+    dense, *files = (find(result, name) for name in ("dense", *ONNX))
+    for rounded in files:
         assert rounded.status == "finished"
         (graph,) = (tmp_path / "out" / "cells").glob(f"model-{rounded.method}-*/{rounded.method}/model.onnx")
         assert rounded.megabytes == graph.stat().st_size / 1e6
@@ -132,7 +136,9 @@ def test_rivals_on_a_task(bench_folder: Path, other: Path, tmp_path: Path) -> No
         assert rounded.score == pytest.approx(dense.score, abs=0.1)
         assert rounded.latency.batches["1"].speedup > 0
         assert rounded.made_by.versions["onnxruntime"] == version("onnxruntime")
-    assert int4.megabytes < int8.megabytes < dense.megabytes
+    int8, int4, static = (file.megabytes for file in files)
+    assert int4 < int8 < dense.megabytes
+    assert static < dense.megabytes
 
     pruned, too_small = find(result, "pruned", 2.0), find(result, "pruned", 90.0)
     (folder,) = (tmp_path / "out" / "cells").glob("model-pruned-2x-*/model")
@@ -186,14 +192,38 @@ def test_rivals_where_vectors_are_compared(bench_folder: Path, other: Path, tmp_
 
 
 def test_rivals_without_labels(bench_folder: Path, tmp_path: Path) -> None:
-    baselines = ("dense", "onnx-int8", "pruned")
+    baselines = ("dense", "onnx-int8", "onnx-int8-static", "pruned")
     result = tiny_bench(bench_folder, tmp_path / "out", baselines=baselines, ratios=(2.0,))
-    int8, pruned = find(result, "onnx-int8"), find(result, "pruned", 2.0)
+    int8, fixed, pruned = find(result, "onnx-int8"), find(result, "onnx-int8-static"), find(result, "pruned", 2.0)
     assert 0.9 < int8.score < 1
+    assert 0.5 < fixed.score < 1
     assert "hidden error" not in int8.scores
     assert pruned.score > pruned.score_before
     with pytest.raises(InputError, match="baseline other:x: has a tokenizer of its own, so it needs a task"):
         tiny_bench(bench_folder, tmp_path / "none", baselines=("other:x",))
+
+
+def test_static_quantisation_is_per_channel_and_needs_something_to_read(bench_folder: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    dense = checkpoints.read(bench_folder / "model")
+    with pytest.raises(InputError, match="takes ranges from a task's training rows or a text; give one"):
+        OnnxInt8Static().make(dense, Asked(folder=tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    asked = Asked(folder=tmp_path, text=find_corpus(bench_folder / "text.txt"))
+    made = OnnxInt8Static().make(dense, asked)
+    (path,) = tmp_path.glob("onnx-int8-static/*.onnx")
+    graph = onnx.load(path).graph
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    assert max(array.nbytes for array in held.values() if array.dtype == "float32") < 48 * 48 * 4
+    scales = [array.size for name, array in held.items() if name.endswith("_scale")]
+    assert max(scales) >= 96
+    again = OnnxInt8Static().make(dense, asked)
+    ids = {"input_ids": token_ids(), "attention_mask": torch.ones_like(token_ids())}
+    ours, theirs = (one.run(**ids)["last_hidden_state"] for one in (made, again))
+    assert torch.equal(ours, theirs)
+    exact = dense.model(**ids).last_hidden_state
+    assert (ours - exact).norm() / exact.norm() < 0.3
 
 
 def test_other_files_are_another_cell(bench_folder: Path, other: Path, tmp_path: Path) -> None:

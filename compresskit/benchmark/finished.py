@@ -29,10 +29,11 @@ def read_dense(cell: Cell, shared: Shared, dense: Path) -> Checkpoint:
 
 def asked(cell: Cell, shared: Shared, folder: Path) -> Asked:
     """What the cell's baseline is asked for; ``folder`` is the cell's."""
+    found = cell.asked._replace(folder=folder, text=shared.corpus("training"))
     if cell.task is None:
-        return cell.asked._replace(folder=folder)
+        return found
     length = scoring.trained_length(cell, shared) if cell.tuned else 0
-    return cell.asked._replace(folder=folder, rows=shared.task(cell.task)[1], max_length=length)
+    return found._replace(rows=shared.task(cell.task)[1], max_length=length)
 
 
 def read_own(cell: Cell, shared: Shared, folder: Path, dense: Path) -> Made:

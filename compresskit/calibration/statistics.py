@@ -101,15 +101,11 @@ def calibrate(
         InputError: unreadable or empty text, a text on which the model computes NaN, a model without weights.
     """
     check_weights(model)
-    tokenizer, limit = padding_for(model, tokenizer), positions(model)
     if isinstance(text, TaskData):
         name, record = f"task {text.task.name}", _task_record(text)
-        length = min(text.task.max_length, limit or text.task.max_length)
-        batches = _task_batches(text, tokenizer, tokens, length)
     else:
         name, record = f"text {text.name}", text.record()
-        batches = corpora.batches(text, tokenizer, tokens, min(_LENGTH, limit or _LENGTH), _BATCH)
-    found = Calibration(record)
+    found, batches = Calibration(record), sample(model, tokenizer, text, tokens)
     _watch(model, batches, found, progress, every_table=isinstance(text, TaskData))
     for target, moment in found._moments.items():
         if not torch.isfinite(moment).all():
@@ -117,12 +113,30 @@ def calibrate(
     if weigh and isinstance(text, TaskData):
         try:
             sensitivity.check_predicts(model, text, untrained)
-            size = sensitivity.BATCH_TOKENS // length
-            rows = _task_batches(text, tokenizer, min(tokens, sensitivity.TOKENS), length, size)
+            size = sensitivity.BATCH_TOKENS // _length(model, text)
+            rows = sample(model, tokenizer, text, min(tokens, sensitivity.TOKENS), size)
             found._sensitivities = sensitivity.sensitivities(model, rows, progress)
         except sensitivity.NoPredictionsError as error:
             found.notes = (f"matrices are not weighed by predictions: {error}",)
     return found
+
+
+def sample(
+    model: PreTrainedModel, tokenizer: Any, text: Corpus | TaskData, tokens: int, size: int = _BATCH
+) -> list[dict[str, Tensor]]:
+    """What a calibration reads, as padded batches of ``size`` sequences or 1; arguments as of :func:`calibrate`. Raises
+    InputError.
+    """
+    padding, length = padding_for(model, tokenizer), _length(model, text)
+    if isinstance(text, TaskData):
+        return _task_batches(text, padding, tokens, length, size)
+    return corpora.batches(text, padding, tokens, length, size)
+
+
+def _length(model: PreTrainedModel, text: Corpus | TaskData) -> int:
+    """Tokens of a sequence."""
+    usual, limit = text.task.max_length if isinstance(text, TaskData) else _LENGTH, positions(model)
+    return min(usual, limit or usual)
 
 
 def _task_record(data: TaskData) -> dict[str, Any]:
@@ -130,9 +144,7 @@ def _task_record(data: TaskData) -> dict[str, Any]:
     return {"source": rows.source, "sha256": rows.sha256, "task": data.task.name}
 
 
-def _task_batches(
-    data: TaskData, tokenizer: Any, tokens: int, length: int, size: int = _BATCH
-) -> list[dict[str, Tensor]]:
+def _task_batches(data: TaskData, tokenizer: Any, tokens: int, length: int, size: int) -> list[dict[str, Tensor]]:
     """Training rows of the task, to about ``tokens`` tokens, in batches of ``size`` or 1. Files may be sorted, by label
     or topic: not the first.
     """

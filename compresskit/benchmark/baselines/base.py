@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 from transformers import PreTrainedModel, TrainerCallback
 
 from compresskit.benchmark.provenance import MadeBy
+from compresskit.data.corpus import Corpus
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint, weight_files
 from compresskit.model.targets import count_parameters
@@ -33,6 +34,7 @@ class Asked(NamedTuple):
         ratio: dense parameters / parameters; None where the baseline has no ratios.
         rows: of the task; None without one.
         max_length: tokens of a sequence of the task.
+        text: general text that no score is taken on.
         folder: the cell's own, where a baseline that is not trained may keep files, in a folder of its own in it.
     """
 
@@ -41,6 +43,7 @@ class Asked(NamedTuple):
     rows: TaskData | None = None
     max_length: int = 0
     folder: Path = Path()
+    text: Corpus | None = None
 
 
 @dataclass(frozen=True)
