@@ -108,13 +108,20 @@ class Request:
                 compressed, a vocabulary that cannot be trimmed.
         """
         text = self._text()
-        trim_text = None if self.trim_text is None else find_corpus(self.trim_text)
-        dense, untrimmed = self._checkpoint(), None
-        if trim_text is not None:
-            dense, untrimmed = _trimmed(dense, trim_text, Asked(self.trim_keep, self.trim_coverage))
+        if self.trim_text is not None:
+            find_corpus(self.trim_text)  # refused before the model is read
+        return replace(self.of(self._checkpoint()), text=text)
+
+    def of(self, dense: Checkpoint) -> Compression:
+        """For a checkpoint that was read already; a calibration reads the embedded text. Raises InputError: its
+        vocabulary cannot be trimmed.
+        """
+        untrimmed = None
+        if self.trim_text is not None:
+            asked = Asked(self.trim_keep, self.trim_coverage)
+            dense, untrimmed = _trimmed(dense, find_corpus(self.trim_text), asked)
         size = None if self.size is None else SizeLimit(parse_size(self.size), dense.kept)
-        recipe = self._recipe(self.ratio)
-        return Compression(dense, recipe, text=text, tokenizer=self.tokenizer, size=size, untrimmed=untrimmed)
+        return Compression(dense, self._recipe(self.ratio), tokenizer=self.tokenizer, size=size, untrimmed=untrimmed)
 
     @property
     def _has_text(self) -> bool:
@@ -247,7 +254,7 @@ class Compression:
     def check_reachable(self) -> None:
         """Refuse a ratio or size that no plan can have, before anything is computed. Raises InputError."""
         model = self.checkpoint.model
-        check_reachable(model, self.recipe, ModelWeights(model), size=self.size)
+        check_reachable(model, self.recipe, ModelWeights(model), size=self.size, untrimmed=self.untrimmed)
 
     def copied(self, plan: Plan) -> Compression:
         """The same with a copy of the model, which shares only the weights that ``plan`` replaces: they are read once

@@ -146,6 +146,45 @@ def test_sentence_vectors(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     assert "Next: compresskit predict --model small" in done.out
 
 
+@pytest.mark.slow
+def test_a_trimmed_vocabulary(run: Run, bench_folder: Path, sst2: list[Any]) -> None:
+    flags = [*sst2, "--method", "low-rank", "--threads", 1, "--trim-text", bench_folder / "text.txt"]
+    planned = run("shrink", *flags, "--trim-keep", 60, "--output", "hand", "--dry-run")
+    assert planned.code == 0, planned.err
+    assert "# vocabulary: 499 to 60 rows, chosen by text.txt: 1." in planned.out
+    assert "x of 3x is left to factors" in planned.out
+    assert "word by word, without attention" in planned.out
+    assert by_hand(run, planned.out) == ["compress", "distill"]
+    done = run("shrink", *flags, "--trim-keep", 60, "--output", "small")
+    assert done.code == 0, done.err
+    assert same(Path("hand"), Path("small"))
+    record = json.loads(Path("small/compression.json").read_text())
+    teacher, student = json.loads(Path("small.shrink/shrink.json").read_text())["rows"]
+    assert record["parameters"]["before"] == teacher["parameters"] == record["trimmed"]["parameters"]["before"]
+    assert teacher["parameters"] / student["parameters"] == record["ratio"] >= 3
+    left = record["trimmed"]["parameters"]["after"]
+    for factor in (teacher["parameters"] / left, left / student["parameters"]):
+        assert f"{factor:.2f}x" in done.out
+    scores = json.loads(Path("small/training.json").read_text())["stages"][-1]["scores"]
+    assert student["score"] == scores["student_after"]["dev"]["accuracy"]
+    refused_here(run("shrink", *flags, "--output", "small", "--resume"), "finished")
+
+
+def test_a_trimmed_vocabulary_is_part_of_what_is_resumed(run: Run, bench_folder: Path, sst2: list[Any]) -> None:
+    text = bench_folder / "text.txt"
+    asked = {"model": sst2[1], "task": "sst2", "data": sst2[5], "ratio": 3.0, "method": "low-rank", "trim_text": text}
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(Job(output=Path("small"), trim_keep=60, **asked).schedule(), watch=_interrupted)
+    with pytest.raises(InputError, match=r"another trim_keep \(60; now 70\)"):
+        carry_out(Job(output=Path("small"), trim_keep=70, **asked).schedule(), resume=True)
+
+
+@contextmanager
+def _interrupted(step: Step | None) -> Iterator[Tools]:
+    raise KeyboardInterrupt
+    yield Tools()
+
+
 class _Stop(TrainerCallback):
     """An interrupt in the middle of a training."""
 
@@ -202,6 +241,12 @@ def test_a_stopped_run_continues_to_the_same_weights(run: Run, sst2: list[Any], 
         ({"--method": "low-rnak"}, ["did you mean 'low-rank'"]),
         ({"--export": "onnx-int9"}, ["unknown format 'onnx-int9'", "onnx-int8"]),
         ({"--output": None}, ["--output"]),
+        ({"--trim-keep": 60}, ["give --trim-text"]),
+        ({"--trim-text": "missing.txt"}, ["text missing.txt: no such file"]),
+        ({"--trim-text": "TEXT", "--trim-keep": 60, "--trim-coverage": 0.9}, ["not both"]),
+        ({"--trim-text": "TEXT", "--trim-keep": 600}, ["keep 600", "there are only 499"]),
+        ({"--trim-text": "TEXT", "--trim-keep": 60, "--ratio": 1.2}, ["trimming alone makes the model"]),
+        ({"--trim-text": "TEXT", "--trim-keep": 60, "--ratio": 4000}, ["ratio 4000 is out of reach"]),
         ({"--resume": ""}, ["small.shrink: is not there, so there is nothing to resume"]),
     ],
 )
@@ -209,6 +254,7 @@ def test_bad_input(run: Run, bench_folder: Path, data: Path, change: dict[str, A
     """Refused before a teacher is trained: nothing is written."""
     flags = {"--model": bench_folder / "model", "--task": "sst2", "--data": data, "--ratio": 3}
     flags |= {"--output": "small", **change}
+    flags = {flag: bench_folder / "text.txt" if value == "TEXT" else value for flag, value in flags.items()}
     given = [word for flag, value in flags.items() if value is not None for word in (flag, value) if word != ""]
     refused(run("shrink", *given), *words)
 

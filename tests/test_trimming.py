@@ -371,7 +371,7 @@ def test_a_ratio_counts_against_the_model_before_trimming(run: Run, pieces: Whol
         assert factor in result.out
         assert factor in Path("small/README.md").read_text()
     assert "--trim-text text.txt --trim-keep 500" in Path("small/README.md").read_text()
-    assert f"compresskit trim --model {pieces.folder} --text {pieces.text} --keep 500" in result.out
+    assert f"compresskit distill --teacher {pieces.folder} --student small --text FILE" in result.out
     assert compresskit.verify("small") == []
     small = compresskit.load("small")
     tokenizer = transformers.AutoTokenizer.from_pretrained("small")

@@ -58,6 +58,20 @@ def shared(command: F) -> F:
     return command
 
 
+def trimming(command: F) -> F:
+    """The flags that trim a vocabulary before a compression."""
+    options = (
+        click.option("--trim-text", metavar="FILE|HUB_ID", help="Trim the vocabulary to this text first; see `trim`."),
+        click.option("--trim-keep", type=int, metavar="N", help="How many tokens to keep then."),
+        click.option(
+            "--trim-coverage", type=float, metavar="S", help="Or which share of the text's tokens. Default: 0.999."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def common(command: F) -> F:
     """The flags of the commands that read a dense model in a class of choice."""
     options = (

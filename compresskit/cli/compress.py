@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compresskit.cli.common import common, out, prepare, print_notes, progress_bar, reading
+from compresskit.cli.common import common, out, prepare, print_notes, progress_bar, reading, trimming
 from compresskit.data import EMBEDDED
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ if TYPE_CHECKING:
     help="Fit factors to this task's training rows; best for a fine-tuned model.",
 )
 @click.option("--data", metavar="DIR", help="Folder with the task's files. Default: the hub.")
-@click.option("--trim-text", metavar="FILE|HUB_ID", help="Trim the vocabulary to this text first; see `trim`.")
-@click.option("--trim-keep", type=int, metavar="N", help="How many tokens to keep then.")
-@click.option("--trim-coverage", type=float, metavar="S", help="Or which share of the text's tokens. Default: 0.999.")
+@trimming
 @click.option("--allow-slow", is_flag=True, help="Also offer shapes that take more than 1.1 x the dense FLOPs.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write. Default: <model>-<method>-<ratio>x.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that compresskit wrote.")
@@ -89,11 +87,9 @@ def compress(
     gains = any(registry.get(assignment.method).gains_by_calibration for assignment in plan.assignments)
     if gains and not work.recipe.calibration_tokens:
         out.print("Nearer to the original at the same size: --calibration", highlight=False)
-    before = "" if work.untrimmed is None else f"  compresskit trim {shlex.join(_like_it(request, work))}\n"
     load = f"import compresskit; model = compresskit.load({json.dumps(str(folder), ensure_ascii=False)})"
     out.print(
         f"Next: a one-shot {plan.ratio:.3g}x student needs distilling before it is useful:\n"
-        f"{before}"
         f"  compresskit distill {shlex.join(_lesson(request, work, folder))}\n"
         f"Load it:\n  python -c {shlex.quote(load)}",
         soft_wrap=True,
@@ -112,23 +108,9 @@ def _default_name(request: Request, work: Compression) -> str:
     return "-".join(part for part in (work.checkpoint.name, trimmed, work.recipe.name, suffix) if part)
 
 
-def _like_it(request: Request, work: Compression) -> list[str]:
-    """Arguments of the ``trim`` that makes a teacher with the student's vocabulary."""
-    assert work.untrimmed is not None
-    model = [] if request.model is None else ["--model", str(request.model)]
-    text = ["--text", str(request.trim_text), "--keep", str(work.untrimmed.rows_left)]
-    return [*model, *text, "--output", _teacher_folder(work)]
-
-
-def _teacher_folder(work: Compression) -> str:
-    return f"{work.checkpoint.name}-trimmed"
-
-
 def _lesson(request: Request, work: Compression, folder: Path) -> list[str]:
     """Arguments of the ``distill`` that should come next: on the task of the calibration, or on any text."""
     teacher = None if request.model is None else str(request.model)
-    if work.untrimmed is not None:
-        teacher = _teacher_folder(work)
     if request.calibration_task is None:
         lesson = ["--text", "FILE", "--output", f"{folder}-general"]
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compresskit.cli.common import err, out, prepare, print_notes, progress_bar, shared
+from compresskit.cli.common import err, out, prepare, print_notes, progress_bar, shared, trimming
 from compresskit.cli.train import training_progress
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def _names(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...]
     "--size", metavar="SIZE", help="Largest size of the weight file, e.g. 5MB. It takes the place of --ratio."
 )
 @click.option("--method", metavar="NAME", default="auto", show_default=True, help="Method for every role.")
+@trimming
 @click.option("--export", callback=_names, metavar="A,B", help="Formats to write besides, such as onnx-int8.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of trainings. Default: fp32.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")

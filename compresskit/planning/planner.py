@@ -66,6 +66,11 @@ class Untrimmed:
     parameters_left: int
 
     @property
+    def smaller(self) -> float:
+        """By which factor trimming alone makes the model smaller."""
+        return self.parameters / self.parameters_left
+
+    @property
     def removed(self) -> int:
         """Parameters that trimming took away."""
         return self.parameters - self.parameters_left
@@ -194,18 +199,23 @@ def make_plan(
 
 
 def check_reachable(
-    model: PreTrainedModel, recipe: Recipe, source: WeightSource, *, size: SizeLimit | None = None
+    model: PreTrainedModel,
+    recipe: Recipe,
+    source: WeightSource,
+    *,
+    size: SizeLimit | None = None,
+    untrimmed: Untrimmed | None = None,
 ) -> None:
     """Refuse what no plan for the model can have, without making one: shapes are enough, no weight is read.
 
     Args:
-        model, recipe, source, size: as for :func:`make_plan`; the recipe without explicit shapes.
+        model, recipe, source, size, untrimmed: as for :func:`make_plan`; the recipe without explicit shapes.
 
     Raises:
         InputError: a rule that matches nothing, a ratio or size out of reach.
     """
     chooser = Chooser(model, proposals_of(model, recipe), recipe, source, None, silent)
-    before = count_parameters(model)
+    before = count_parameters(model) if untrimmed is None else untrimmed.parameters
     if size is None:
         _most(model, chooser, recipe, before)
         return

@@ -43,6 +43,17 @@ def _mean(errors: Sequence[float | None]) -> str:
     return f"{sum(known) / len(known):.3f}" if known else "-"
 
 
+def two_factors(plan: Plan) -> str:
+    """How much smaller trimming and factors make a model, each by itself and together; empty if nothing was trimmed."""
+    if plan.untrimmed is None:
+        return ""
+    by_factors = plan.untrimmed.parameters_left / plan.parameters_after
+    return (
+        f"{plan.ratio:.2f}x smaller: {plan.untrimmed.smaller:.2f}x by the vocabulary ({plan.untrimmed.rows:,} to "
+        f"{plan.untrimmed.rows_left:,} rows), {by_factors:.2f}x by factors"
+    )
+
+
 def total_rows(plan: Plan, megabytes: tuple[float, float] | None = None) -> list[tuple[str, str, str, str]]:
     """Totals as (what, before, after, ratio)."""
     asked = f"asked {plan.ratio_asked:g}x" if plan.ratio_asked is not None else "shapes given"

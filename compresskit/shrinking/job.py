@@ -17,9 +17,7 @@ from compresskit.model.checkpoint import MODEL_CLASSES, Checkpoint
 from compresskit.model.heads import has_head
 from compresskit.model.positions import positions
 from compresskit.model.sentence_vectors import unsaid
-from compresskit.pipeline import Compression, Request
-from compresskit.planning.recipe import for_method
-from compresskit.planning.size import SizeLimit, parse_size
+from compresskit.pipeline import Request
 from compresskit.planning.stage import DEFAULTS
 from compresskit.shrinking.steps import Cut, Distil, Export, FineTune, Step
 from compresskit.tasks.loading import load_data, load_task
@@ -73,7 +71,8 @@ class Job:
 
     Raises:
         InputError: neither or both of task and text, or of ratio and size; data without a task, an unknown method or
-            format, a format whose packages are missing, outputs that are or hold the model.
+            format, a format whose packages are missing, outputs that are or hold the model, how much to trim without a
+            text for it.
     """
 
     output: Path
@@ -87,6 +86,9 @@ class Job:
     export: Sequence[str] = ()
     seed: int = 0
     precision: str | None = None
+    trim_text: str | Path | None = None
+    trim_keep: int | None = None
+    trim_coverage: float | None = None
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.text is None):
@@ -94,11 +96,20 @@ class Job:
             raise InputError(f"give a task (what the small model should do) or a text (sentence vectors), {both}")
         if self.text is not None and self.data is not None:
             raise InputError("data belongs to a task; leave it out with a text")
-        Request(method=self.method, ratio=self.ratio, size=self.size)  # refuses what needs no model
+        Request(**self._smaller)  # refuses what needs no model
+        if self.trim_text is not None:
+            find_corpus(self.trim_text)
         for form in self.export:
             FORMATS.installed(form)
         if self.model is not None:
             self._check_apart(Path(self.model))
+
+    @property
+    def _smaller(self) -> dict[str, Any]:
+        """What makes the student small, as arguments of :class:`~compresskit.pipeline.Request`."""
+        smaller = {"method": self.method, "ratio": self.ratio, "size": self.size}
+        trimming = {"trim_text": self.trim_text, "trim_keep": self.trim_keep, "trim_coverage": self.trim_coverage}
+        return {**smaller, **trimming}
 
     def _check_apart(self, model: Path) -> None:
         """Refuse outputs that hold the model: --overwrite would remove it before it is read. Raises InputError."""
@@ -126,7 +137,7 @@ class Job:
     def _of_task(self, name: str | Path) -> Schedule:
         data = load_data(load_task(name), None if self.data is None else Path(self.data))
         whole, given = self._teacher(data)
-        self._check_reachable(whole)
+        vocabulary = self._checked(whole)
         task, rows, limit = data.task, len(data.splits[TRAIN]), positions(whole.model)
         length = limit if limit is not None and limit < task.max_length else None
         teacher_epochs, epochs = FEW_ROWS if rows < MANY else MANY_ROWS
@@ -145,14 +156,17 @@ class Job:
         head = f"as it is: its head answers {task.name}"
         no_head = f"fine-tuned for {teacher_epochs} epochs: it has no head for {task.name}; {size}"
         losses = ", ".join(f"{term} {weight:g}" for term, weight in DEFAULTS["task"].losses.items())
+        by_words = "; word by word, without attention, as vocabularies differ (algorithms: two vocabularies)"
         own = f"{task.max_length} tokens, as {task.name} says"
         short = f"{length} tokens, all positions of the model; {task.name} has {task.max_length}"
         choices = (
             f"teacher: {whole.origin}, {head if given else no_head}",
             "start: the teacher, cut down; no stage of general text (results: students of the teacher at 19x)",
+            *vocabulary,
             self._method(),
             f"calibration: the training rows of {task.name} (results: what predictions depend on)",
-            f"losses: {losses}: what is inside of the teacher decides (results: what each idea is worth)",
+            f"losses: {losses}: what is inside of the teacher decides (results: what each idea is worth)"
+            f"{by_words if vocabulary else ''}",
             f"batches of {BATCH}: more steps from the same rows (results: students of the teacher at 19x)",
             f"epochs of the student: {epochs}: {size}{unknown} (results: five GLUE tasks)",
             f"length: {short if length else own}",
@@ -164,11 +178,12 @@ class Job:
     def _of_text(self) -> Schedule:
         corpus = find_corpus(self.text)
         whole = checkpoints.read(self.model)
-        self._check_reachable(whole)
+        vocabulary = self._checked(whole)
         terms = ", ".join(f"{name} {weight:g}" for name, weight in DEFAULTS["sentences"].losses.items())
         note = unsaid(whole.folder)
         choices = (
             f"teacher: {whole.origin} as it is{'' if note is None else f'; {note}'}",
+            *vocabulary,
             self._method(),
             "calibration: the text, so that outputs on it are kept (results: calibration, least error, auto)",
             f"losses: {terms}, on each sentence of the text: the defaults of distill --unit",
@@ -187,9 +202,8 @@ class Job:
     ) -> tuple[Step, ...]:
         """From the teacher on."""
         cut = working_folder_of(self.output) / "cut"
-        smaller = {"method": self.method, "ratio": self.ratio, "size": self.size}
         return (
-            Cut(cut, {"model": teacher, **smaller, **calibration}, self.seed),
+            Cut(cut, {"model": teacher, **self._smaller, **calibration}, self.seed),
             Distil(self.output, {"teacher": teacher, "student": cut, **lesson}, self.seed),
             *(Export(folder, {"format": form}, model=self.output) for form, folder in self.outputs.items()),
         )
@@ -221,13 +235,24 @@ class Job:
             raise InputError(f"model {read.origin}: {read.unused_head}; name its class there, under architectures")
         return whole, False
 
-    def _check_reachable(self, whole: Checkpoint) -> None:
-        """Refuse a ratio or size before hours of training. Raises InputError."""
-        size = None if self.size is None else SizeLimit(parse_size(self.size), whole.kept)
-        Compression(whole, for_method(self.method, self.ratio), size=size).check_reachable()
+    def _checked(self, whole: Checkpoint) -> tuple[str, ...]:
+        """Refuse a vocabulary that cannot be trimmed, a ratio or a size before hours of training; what is trimmed, if
+        anything is. Raises InputError.
+        """
+        work = Request(**self._smaller).of(whole)
+        work.check_reachable()
+        if work.untrimmed is None:
+            return ()
+        smaller = work.untrimmed.smaller
+        rest = "the rest" if self.ratio is None else f"{self.ratio / smaller:.2f}x of {self.ratio:g}x"
+        rows = f"{work.untrimmed.rows:,} to {work.untrimmed.rows_left:,} rows, chosen by {work.untrimmed.text}"
+        return (f"vocabulary: {rows}: {smaller:.2f}x smaller; {rest} is left to factors",)
 
     def _decides(self, whole: Checkpoint, content: dict[str, Any]) -> dict[str, Any]:
         asked = {name: asdict(self)[name] for name in ("method", "ratio", "size", "seed", "precision")}
+        if self.trim_text is not None:
+            text = find_corpus(self.trim_text).record()
+            asked |= {"trim_text": text, "trim_keep": self.trim_keep, "trim_coverage": self.trim_coverage}
         model = {"name": whole.origin, "content": identity.of_checkpoint(whole)}
         return {"model": model, **content, **asked, "export": sorted(self.outputs)}
 

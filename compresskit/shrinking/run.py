@@ -64,6 +64,9 @@ def shrink(
     export: str | Sequence[str] = (),
     seed: int = 0,
     precision: str | None = None,
+    trim_text: str | Path | None = None,
+    trim_keep: int | None = None,
+    trim_coverage: float | None = None,
     overwrite: bool = False,
     resume: bool = False,
 ) -> Shrunk:
@@ -83,6 +86,10 @@ def shrink(
         export: formats that the small model is written in besides, such as ``onnx-int8``.
         seed: of every random choice.
         precision: ``fp32`` (default) or ``bf16``, of trainings.
+        trim_text: also trim the vocabulary, to the tokens that this text uses most; ratio and size then count against
+            the model before that. The student learns word by word from a teacher that keeps its vocabulary.
+        trim_keep: how many tokens to keep.
+        trim_coverage: instead: which share of the text's tokens. Default: 0.999.
         overwrite: remove what an earlier run for the same output wrote, and start again.
         resume: continue a run that was stopped.
 
@@ -102,6 +109,9 @@ def shrink(
         export=(export,) if isinstance(export, str) else tuple(export),
         seed=seed,
         precision=precision,
+        trim_text=trim_text,
+        trim_keep=trim_keep,
+        trim_coverage=trim_coverage,
     )
     check_outputs(job, overwrite=overwrite, resume=resume)
     return carry_out(job.schedule(), overwrite=overwrite, resume=resume)

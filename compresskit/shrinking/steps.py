@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from compresskit.exporting.exported import export
 from compresskit.pipeline import Request
+from compresskit.planning.summary import two_factors
 from compresskit.progress import Progress, silent
 from compresskit.training import stages
 from compresskit.training.working_folder import working_folder
@@ -97,7 +98,8 @@ class Cut(Step):
         torch.manual_seed(self.seed)
         work = Request(**self.settings).read().calibrated(tools.progress)
         plan, _ = work.write_to(self.output, work.plan(progress=tools.progress), progress=tools.progress)
-        return (*work.checkpoint.notes, *plan.notes)
+        both = two_factors(plan)
+        return (*work.checkpoint.notes, *plan.notes, *([both] if both else []))
 
 
 class Distil(_Training):
