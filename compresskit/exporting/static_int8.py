@@ -50,5 +50,7 @@ def quantise(graph: Path, target: Path, batches: Sequence[Mapping[str, Tensor]],
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
+        # What comes out of a product goes into sums and norms, which are in float32.
+        extra_options={"OpTypesToExcludeOutputQuantization": _OPERATORS},
     )
     prepared.unlink()

@@ -91,11 +91,11 @@ class Models:
         readers = self.tokenizer, self.teacher_tokenizer
         found = paired(rows, texts, *readers, max_length, source=source, of_tokens=of_tokens)
         sizes = " and ".join(f"{len(reader):,}" for reader in readers)
-        return found.rows, (
-            f"student and teacher have vocabularies of {sizes} tokens, so they are compared word by word; "
-            f"{found.left_out:,} of {found.words:,} words of {source} are left out, which one of them does not read to "
-            "the end"
+        note = f"student and teacher have vocabularies of {sizes} tokens, so they are compared word by word"
+        lost = (
+            f"{found.left_out:,} of {found.words:,} words of {source} are left out: one of the two does not read them"
         )
+        return found.rows, f"{note}; {lost} to their end" if found.left_out else note
 
     def all(self) -> list[Checkpoint]:
         """The student, and the teacher if there is one."""

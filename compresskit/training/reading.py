@@ -78,7 +78,12 @@ def encoders(
     _check_two(teacher, student)
     taught_by = read_model(teacher, compressed=None, as_class="base")
     read = read_model(student, compressed=None if allow_dense else True, as_class="base")
-    inside = any(weight > 0 and TERMS[name].of_teacher for name, weight in stage.losses.items())
+    inside = [name for name, weight in stage.losses.items() if weight > 0 and TERMS[name].of_teacher]
+    if inside and tokenizer is None and _own_tokenizers(taught_by, read) is not None:
+        raise InputError(
+            f"{taught_by.origin} and {read.origin} have different vocabularies, and beside sentence vectors losses of "
+            f"layers ({', '.join(inside)}) are compared token by token: leave them out"
+        )
     words = find_tokenizer(tokenizer, taught_by)
     own = find_tokenizer(tokenizer or load_tokenizer(read) or words, read)
     if inside:
