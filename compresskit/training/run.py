@@ -201,11 +201,15 @@ class Run:
             ),
         }
 
-    def _content(self) -> dict[str, dict[str, str]]:
-        """Hashes of all that the models and the tokenizer are made of."""
-        found = {"content of the student": identity.of_checkpoint(self.models.student)}
+    def _content(self) -> dict[str, Any]:
+        """Hashes of all that the models and the tokenizer are made of, and the order of declared labels: it decides the
+        class numbers, and two mappings are equal whatever their order.
+        """
+        found: dict[str, Any] = {"content of the student": identity.of_checkpoint(self.models.student)}
         if self.models.teacher is not None:
             found["content of the teacher"] = identity.of_checkpoint(self.models.teacher)
+        if labels := self.data.record.get("task", {}).get("labels"):
+            found["order of the labels"] = list(labels)
         return {**found, "tokenizer": identity.of_tokenizer(self.models.tokenizer)}
 
     def _notes(self, work: WorkingFolder | None) -> list[str]:
