@@ -22,7 +22,6 @@ from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
 from compresskit.model.sources import check_weights
 from compresskit.model.targets import find_targets, users
-from compresskit.model.tokenizer import padding_for
 from compresskit.progress import Progress
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import TRAIN, TaskData
@@ -101,7 +100,7 @@ def calibrate(
         InputError: unreadable or empty text, a text on which the model computes NaN, a model without weights.
     """
     check_weights(model)
-    tokenizer, limit = padding_for(model, tokenizer), positions(model)
+    limit = positions(model)
     if isinstance(text, TaskData):
         name, record = f"task {text.task.name}", _task_record(text)
         length = min(text.task.max_length, limit or text.task.max_length)
@@ -133,14 +132,14 @@ def _task_record(data: TaskData) -> dict[str, Any]:
 def _task_batches(
     data: TaskData, tokenizer: Any, tokens: int, length: int, size: int = _BATCH
 ) -> list[dict[str, Tensor]]:
-    """Training rows of the task, to about ``tokens`` tokens, in batches of ``size`` or 1. Files may be sorted, by label
+    """Training rows of the task, to about ``tokens`` tokens, in batches of at most ``size`` or 1. Files may be sorted, by label
     or topic: not the first.
     """
     rows = data.splits[TRAIN]
     order = np.random.default_rng(0).permutation(len(rows))[:tokens]  # a row has a token or more
     encoded = KINDS.get(data.task.kind).encode(data, rows.take(order.tolist(), ""), tokenizer, length)
     columns = [name for name in tokenizer.model_input_names if name in encoded.column_names]
-    return corpora.padded(encoded.select_columns([*columns, "length"]), tokenizer, tokens, max(size, 1))
+    return corpora.in_batches(encoded.select_columns([*columns, "length"]), tokens, max(size, 1))
 
 
 @torch.inference_mode()

@@ -175,7 +175,8 @@ def from_dataset(
 
     def measure(model: PreTrainedModel) -> Scores:
         assert models.teacher is not None  # distillation alone trains on a data set
-        return {"held_out": held_out_losses(model, models.teacher.model, held_out, collators[0], stage)}
+        student, teacher = models.student.model, models.teacher.model
+        return {"held_out": held_out_losses(model, student, teacher, held_out, collators[0], stage)}
 
     return TrainingData(
         rows=training,

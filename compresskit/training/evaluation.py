@@ -51,18 +51,34 @@ def scores_and_reports(scoring: Scoring, data: TaskData) -> tuple[Scores, dict[s
 
 
 def held_out_losses(
-    model: PreTrainedModel, teacher: PreTrainedModel, dataset: Dataset, collator: Any, stage: Stage
+    model: PreTrainedModel,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    dataset: Dataset,
+    collator: Any,
+    stage: Stage,
 ) -> dict[str, float]:
-    """The mean of each possible loss term of ``stage``, unweighted, over held-out rows (``input_ids``, ``length``)."""
-    with attention_kept(model, teacher), mode_kept(model, teacher):
-        return _held_out_losses(model, teacher, dataset, collator, stage)
+    """The mean of each possible loss term of ``stage``, unweighted, over held-out rows (``input_ids``, ``length``).
+
+    Args:
+        model: whose losses: the student or the teacher.
+        student: by whose head the rows' labels are numbered.
+        teacher: what is compared with.
+    """
+    with attention_kept(student, teacher), mode_kept(student, teacher):
+        return _held_out_losses(model, student, teacher, dataset, collator, stage)
 
 
 def _held_out_losses(
-    model: PreTrainedModel, teacher: PreTrainedModel, dataset: Dataset, collator: Any, stage: Stage
+    model: PreTrainedModel,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    dataset: Dataset,
+    collator: Any,
+    stage: Stage,
 ) -> dict[str, float]:
     masked = isinstance(collator, MaskingCollator)
-    objective = Objective(model, teacher, stage, dataset.column_names, masked=masked)
+    objective = Objective(student, teacher, stage, dataset.column_names, masked=masked)
     predictions = objective.predictions
     device = next(model.parameters()).device
     rows = dataset.remove_columns("length")
@@ -78,6 +94,7 @@ def _held_out_losses(
             moved = {key: value.to(device) for key, value in batch.items()}
             targets = {name: moved.pop(name) for name in predictions.targets if name in moved}
             outputs, taught = (each(**fitted(each, moved), **objective.wanted) for each in (model, teacher))
+            outputs = objective.as_student(outputs) if model is teacher else outputs
             terms = objective.terms(outputs, taught, moved["attention_mask"], targets, counts)
             for name, term in terms.items():
                 sums[name] += float(term)

@@ -220,8 +220,9 @@ class Run:
 
     def _scores_before(self, work: WorkingFolder | None) -> dict[str, Any]:
         scores = {}
-        for who, model in zip(("student_before", "teacher"), self._everyone, strict=False):
+        for model in self._everyone:  # losses need both at once
             model.float().to(self.options.torch_device)
+        for who, model in zip(("student_before", "teacher"), self._everyone, strict=False):
             measure = partial(self.data.measure, model)
             scores[who] = work.once(who, measure) if work is not None else measure()
         return scores
