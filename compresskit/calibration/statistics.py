@@ -132,8 +132,8 @@ def _task_record(data: TaskData) -> dict[str, Any]:
 def _task_batches(
     data: TaskData, tokenizer: Any, tokens: int, length: int, size: int = _BATCH
 ) -> list[dict[str, Tensor]]:
-    """Training rows of the task, to about ``tokens`` tokens, in batches of at most ``size`` or 1. Files may be sorted, by label
-    or topic: not the first.
+    """Training rows of the task, to about ``tokens`` tokens, in batches of at most ``size`` or 1. Files may be sorted,
+    by label or topic: not the first.
     """
     rows = data.splits[TRAIN]
     order = np.random.default_rng(0).permutation(len(rows))[:tokens]  # a row has a token or more

@@ -130,8 +130,8 @@ def windows(
 
     Returns:
         Columns: the tokenizer's own, ``start_positions`` and ``end_positions`` (those of the [CLS] token where the
-        window lacks the answer), ``example`` (row number), ``offsets`` (character span of each context token, else None)
-        and ``none`` (the place of the [CLS] token: the last one in XLNet).
+        window lacks the answer), ``example`` (row number), ``offsets`` (character span of each context token, else
+        None) and ``none`` (the place of the [CLS] token: the last one in XLNet).
 
     Raises:
         InputError: the tokenizer is no fast one; ``max_length`` leaves no room for a token of the context.
