@@ -15,7 +15,6 @@ from compresskit.errors import InputError, no_panic, one_line
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 
-
 #: The column that says which tokens are no padding.
 MASK = "attention_mask"
 
