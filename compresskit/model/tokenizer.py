@@ -69,7 +69,8 @@ def find_tokenizer(given: Any, *owners: Checkpoint) -> Any:
         token, number = max(chosen.get_vocab().items(), key=lambda pair: pair[1], default=("", 0))
         if number >= rows:  # numbers may have gaps
             raise InputError(
-                f"model {owner.origin}: the tokenizer gives {token!r} the number {number}, the embedding has {rows} rows"
+                f"model {owner.origin}: the tokenizer gives {token!r} the number {number}, the embedding has {rows} "
+                "rows"
             )
     return chosen
 
