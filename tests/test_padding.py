@@ -121,6 +121,17 @@ def test_a_tokenizer_that_does_not_say_what_is_padding(bench_folder: Path, tmp_p
         compresskit.distill(student, base, tokenizer=silent, unit="line", max_steps=2, **text)
 
 
+def test_a_tokenizer_without_a_mask_token_is_refused(bench_folder: Path) -> None:
+    words = tokenizer(bench_folder, "right")
+    words.mask_token = None
+    teacher = tiny_model("bert", "masked-lm")
+    student = compresskit.compress(teacher, method="low-rank", ratio=2)
+    with pytest.raises(InputError, match="has no mask token"):
+        compresskit.distill(
+            student, teacher, tokenizer=words, text=bench_folder / "text.txt", max_length=32, max_steps=1
+        )
+
+
 def test_numbers_of_tokens_beyond_the_embedding_are_refused(bench_folder: Path) -> None:
     gap = tokenizer(bench_folder, "right")
     state = json.loads(gap.backend_tokenizer.to_str())

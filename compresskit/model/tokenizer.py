@@ -63,7 +63,8 @@ def find_tokenizer(given: Any, *owners: Checkpoint) -> Any:
             raise InputError(
                 f"model {owner.origin}: {type(owner.model).__name__} needs pad_token_id in its configuration"
             )
-        rows = owner.model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+        embedding: Any = owner.model.get_input_embeddings()
+        rows: int = embedding.num_embeddings
         if len(chosen) > rows:
             raise InputError(f"model {owner.origin}: the tokenizer has {len(chosen)} tokens, the embedding {rows}")
         token, number = max(chosen.get_vocab().items(), key=lambda pair: pair[1], default=("", 0))

@@ -296,6 +296,9 @@ def _collator(dataset: Dataset, models: Models, stage: Stage, options: Options) 
     collator: Any = PaddingCollator(models.padding)
     if "labels" not in dataset.column_names:
         if type(models.student.model).__name__.endswith("ForMaskedLM"):
+            if models.tokenizer.mask_token is None:
+                name = type(models.tokenizer).__name__
+                raise InputError(f"tokenizer {name}: has no mask token to hide words with; name one (mask_token)")
             collator = MaskingCollator(models.padding, stage.mask_probability, options.seed)
     elif isinstance(dataset[0]["labels"], list) and predictions is PLAIN:
         collator = TokenLabelCollator(models.padding)
