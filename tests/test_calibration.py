@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import Run, same, tiny_bench, tiny_model, weights, write_tsv
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
@@ -15,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 import compresskit
 from compresskit import InputError
 from compresskit.calibration.statistics import Calibration, calibrate
-from compresskit.data.corpus import batches, find_corpus
+from compresskit.data.corpus import find_corpus, sequences
 from compresskit.decomposers import Group, Spec, Target, least_squares, linalg
 from compresskit.decomposers.kronecker import KroneckerSpec
 from compresskit.decomposers.kronecker.fit import ROUNDS, alternate, nearest
@@ -25,6 +26,7 @@ from compresskit.decomposers.registry import METHODS, get
 from compresskit.decomposers.tensor_train import TensorTrainSpec
 from compresskit.decomposers.tensor_train import fit as tensor_train_fit
 from compresskit.decomposers.tucker import TuckerSpec
+from compresskit.model.positions import positions
 from compresskit.model.sources import ModelWeights
 from compresskit.model.targets import find_targets
 from compresskit.planning.apply import apply_plan
@@ -240,16 +242,14 @@ def test_statistics_are_those_of_the_real_tokens(
     model, tokenizer = dense
     targets = {target.name: target for target in find_targets(model)}
     first, ids, tokens = torch.zeros(48, 48), torch.zeros(499), 0
-    groups = batches(find_corpus(bench_folder / "text.txt"), tokenizer, 2000, 40, 16)
-    assert any((batch["attention_mask"] == 0).any() for batch in groups)
+    text = sequences(find_corpus(bench_folder / "text.txt"), tokenizer, 40)
     with torch.no_grad():
-        for batch in groups:  # one sequence at a time: nothing is padded
-            for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-                real = row[mask.bool()][None]
-                states = model(real, output_hidden_states=True).hidden_states[0][0]
+        for row in text["input_ids"]:
+            if tokens < 2000:
+                states = model(torch.tensor([row]), output_hidden_states=True).hidden_states[0][0]
                 first += states.T @ states
-                ids += torch.bincount(real[0], minlength=499)
-                tokens += real.numel()
+                ids += torch.bincount(torch.tensor(row), minlength=499)
+                tokens += len(row)
     assert 2000 <= found.tokens == tokens < 2040
     words = targets["embeddings.word_embeddings"]
     assert torch.equal(found.token_counts(words), ids)
@@ -257,6 +257,57 @@ def test_statistics_are_those_of_the_real_tokens(
     assert torch.allclose(found.second_moment(query), first, rtol=1e-4, atol=1e-3)
     assert found.second_moment(query) is found.second_moment(key)  # held once
     assert found.second_moment(targets["encoder.layer.1.output.dense"]).shape == (96, 96)
+
+
+SMALL: dict[str, Any] = {"vocab_size": 499, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL |= {"intermediate_size": 48, "max_position_embeddings": 60}
+#: Families whose layers see more rows than tokens, or fewer, or mix what stands beside a token into it.
+OF_OTHER_ROWS = {
+    "longformer": lambda: transformers.LongformerModel(transformers.LongformerConfig(**SMALL, attention_window=32)),
+    "fnet": lambda: transformers.FNetModel(
+        transformers.FNetConfig(**{key: value for key, value in SMALL.items() if key != "num_attention_heads"})
+    ),
+    "convbert": lambda: transformers.ConvBertModel(transformers.ConvBertConfig(**SMALL)),
+    "funnel": lambda: transformers.FunnelModel(
+        transformers.FunnelConfig(vocab_size=499, block_sizes=[1, 1], d_model=32, n_head=2, d_head=16, d_inner=48)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", OF_OTHER_ROWS)
+def test_statistics_do_not_depend_on_how_sequences_are_batched(family: str, bench_folder: Path) -> None:
+    """The same sequences one by one; Longformer computes with (T, B, H), padded to its window."""
+    torch.manual_seed(0)
+    model, corpus = OF_OTHER_ROWS[family]().eval(), find_corpus(bench_folder / "text.txt")
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    targets = {t.name: t for t in find_targets(model) if t.kind == "linear"}
+    moments = {name: torch.zeros(target.shape[1], target.shape[1]) for name, target in targets.items()}
+    length = 0
+
+    def hook(name: str) -> Any:
+        def before(_: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+            x = arguments[0].transpose(0, 1) if arguments[0].dim() == 3 and arguments[0].shape[1] == 1 else arguments[0]
+            rows = x[:, :length] if x.dim() == 3 else x
+            rows = rows.reshape(-1, rows.shape[-1])
+            moments[name] += rows.T @ rows
+
+        return before
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in targets]
+    text, read = sequences(corpus, tokenizer, min(128, positions(model) or 128)), 0
+    with torch.no_grad():
+        for row in text["input_ids"]:
+            if read < 1500:
+                length, read = len(row), read + len(row)
+                model(torch.tensor([row]))
+    for handle in handles:
+        handle.remove()
+    found = calibrate(model, tokenizer, corpus, 1500)
+    assert found.tokens == read
+    for name, target in targets.items():
+        moment = found.second_moment(target)
+        if moment is not None:
+            torch.testing.assert_close(moment, moments[name], rtol=1e-3, atol=1e-3 * float(moments[name].abs().max()))
 
 
 @pytest.mark.parametrize(("family", "tokens"), [("roberta", 500), ("bert", 1)])

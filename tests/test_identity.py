@@ -18,6 +18,7 @@ from compresskit import InputError
 from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.shared import Shared
 from compresskit.model import identity
+from compresskit.shrinking.job import Job
 
 
 def _edit(folder: Path, name: str, **entries: Any) -> None:
@@ -166,3 +167,41 @@ def test_cells_of_a_benchmark_see_every_file(bench_folder: Path, tmp_path: Path)
         change(model)
         found.append(keys())
     assert len(set.union(*found)) == sum(map(len, found))
+
+
+def _declare(path: Path, labels: dict[str, str]) -> Path:
+    """A task like sst2 with these labels in this order."""
+    lines = ["version: 1", "name: films", "inputs: [sentence]", "label: label", f"labels: {json.dumps(labels)}"]
+    lines += ["files: {train: SST-2/train.tsv, dev: SST-2/dev.tsv}", "metrics: [f1, accuracy]"]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_the_order_of_labels_counts(bench_folder: Path, tmp_path: Path) -> None:
+    """It numbers the classes of a new head, and f1 is that of the second; mappings are equal in any order."""
+    task = tmp_path / "task.yaml"
+    options: dict[str, Any] = {"task": task, "data": bench_folder / "data", "max_length": 32, "device": "cpu"}
+    options |= {"max_steps": 3, "save_every": 1, "output": tmp_path / "out"}
+    labels = {"negative": "0", "positive": "1"}
+    turned = dict(reversed(labels.items()))
+    _declare(task, labels)
+    with pytest.raises(KeyboardInterrupt):
+        compresskit.finetune(bench_folder / "model", callbacks=[_Stop()], **options)
+    _declare(task, turned)
+    with pytest.raises(InputError, match="another order of the labels"):
+        compresskit.finetune(bench_folder / "model", resume=True, **options)
+    _declare(task, labels)
+    compresskit.finetune(bench_folder / "model", resume=True, **options)
+
+    def keys() -> set[str]:
+        grid = {"models": (str(bench_folder / "model"),), "tasks": (str(task),), "data": str(bench_folder / "data")}
+        return {cell.key for cell in Shared(Grid(methods=("low-rank",), ratios=(3.0,), **grid)).cells()}
+
+    def decides() -> dict[str, Any]:
+        asked = {"model": bench_folder / "model", "task": task, "data": bench_folder / "data", "ratio": 3.0}
+        return Job(output=tmp_path / "small", **asked).schedule().decides
+
+    before = keys(), decides()
+    _declare(task, turned)
+    assert not keys() & before[0]
+    assert decides() != before[1]

@@ -47,6 +47,7 @@ def own(folder: Path, train: list[Any], dev: list[Any], text: str = OWN) -> Path
         (0.5, "is a number with a fraction; numbers to predict take kind: regression"),
         ("2.5", "is a number with a fraction"),
         ("\ufeff", "holds no label"),
+        ('""', "holds no label"),
         ("\u200b", "holds no label"),
         (-100, "marks what losses leave out"),
         ("-inf", "is no finite number"),

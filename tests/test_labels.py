@@ -131,6 +131,20 @@ def test_a_teacher_with_another_order_of_classes(tokenizer: Any, tmp_path: Path)
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
+def test_losses_of_a_teacher_with_another_order_of_classes(tokenizer: Any) -> None:
+    """Labels are numbered by the student's head, the teacher's losses on them are its own all the same."""
+    teacher = named("good", "bad", "fine", initializer_range=0.5)
+    order = [2, 0, 1]
+    numbers = [0, 1, 2] * 8
+    found = []
+    for student, labels in ((teacher, numbers), (reordered(teacher, order), [order.index(n) for n in numbers])):
+        small = compresskit.compress(student, method="low-rank", ratio=1.2)
+        options = {"dataset": rows(labels), "tokenizer": tokenizer, "device": "cpu", "max_steps": 1}
+        found.append(compresskit.distill(small, teacher, **options).record["scores"]["teacher"]["held_out"])
+    assert found[0] == pytest.approx(found[1])
+    assert found[0]["logits"] == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("head", ["classifier", "tokens"])
 def test_a_folder_keeps_the_order_of_its_own_head(tmp_path: Path, head: str) -> None:
     kind: Any = (

@@ -197,6 +197,22 @@ def test_scores_are_those_of_scikit_learn() -> None:
     assert found["average_precision"] == pytest.approx(average_precision_score(wanted, scores))
 
 
+def test_one_label_is_scored_by_itself() -> None:
+    """scikit-learn takes one column for two classes, of which it gives the mean."""
+    chance = np.random.default_rng(1)
+    wanted, scores = chance.integers(0, 2, 30), chance.random(30)
+    task = Task(version=1, name="x", kind="multi-label", inputs=("t",), label="l", metrics=("macro_f1",))
+    split = Split([("",)] * 30, [("spam",) if flag else () for flag in wanted], "x")
+    model = tiny_model(head="classifier", id2label={0: "spam"}, label2id={"spam": 0})
+    kind, data, answers = KINDS.get("multi-label"), TaskData(task, {"dev": split}, ("spam",)), list(scores[:, None])
+    found = kind.measure(Scoring(model, None, 8), data, split, answers)
+    assert found["macro_f1"] == found["micro_f1"] == pytest.approx(f1_score(wanted, scores >= 0.5))
+    assert found["average_precision"] == pytest.approx(average_precision_score(wanted, scores))
+    row = kind.report(Scoring(model, None, 8), data, split, answers).tables["by label"]["spam"]
+    assert row["f1"] == pytest.approx(found["macro_f1"])
+    assert row["support"] == wanted.sum()
+
+
 def test_a_data_set_from_python(bench_folder: Path) -> None:
     config = {"num_labels": 3, "problem_type": "multi_label_classification"}
     teacher = tiny_model(head="classifier", **config)

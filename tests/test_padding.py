@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 from conftest import reviews, tiny_model, write_tsv
 from datasets import Dataset
+from tokenizers import Tokenizer
 from transformers import DataCollatorWithPadding, PreTrainedModel, TrainingArguments
 
 import compresskit
@@ -81,6 +83,65 @@ def test_a_head_that_reads_the_last_token_gets_padding_in_front(bench_folder: Pa
     outputs, _ = logits("classification", model, bench_folder, tmp_path)
     for other in outputs[1:]:
         np.testing.assert_allclose(other, outputs[0], atol=1e-4)
+
+
+def test_a_family_that_mixes_padding_into_every_token_gets_none(bench_folder: Path, tmp_path: Path) -> None:
+    """FNet has no attention mask: a text would get another score in another batch."""
+    config = transformers.FNetConfig(
+        vocab_size=499, hidden_size=48, num_hidden_layers=2, intermediate_size=96, num_labels=2, initializer_range=0.5
+    )
+    torch.manual_seed(0)
+    model = transformers.FNetForSequenceClassification(config).eval()
+    outputs, _ = logits("classification", model, bench_folder, tmp_path)
+    for other in outputs[1:]:
+        np.testing.assert_allclose(other, outputs[0], atol=1e-4)
+
+
+def test_a_tokenizer_that_does_not_say_what_is_padding(bench_folder: Path, tmp_path: Path) -> None:
+    """As FNet's own: batches have a mask all the same, in scores and in training; vectors of sentences are refused."""
+    silent, usual = (tokenizer(bench_folder, "right") for _ in range(2))
+    silent.model_input_names = ["input_ids", "token_type_ids"]
+    teacher = tiny_model("bert", "classifier", initializer_range=0.5, id2label={0: "negative", 1: "positive"})
+    task: dict[str, Any] = {"task": "sst2", "data": bench_folder / "data", "max_length": 32, "device": "cpu"}
+    scores = [compresskit.evaluate(teacher, tokenizer=each, **task).record["scores"] for each in (silent, usual)]
+    assert scores[0] == scores[1]
+    masked = tiny_model("bert", "masked-lm")
+    text = {"text": bench_folder / "text.txt", "max_length": 32, "device": "cpu"}
+    for taught_by, lesson in ((teacher, task), (masked, text)):
+        trained = []
+        for each in (silent, usual):
+            torch.manual_seed(0)
+            student = compresskit.compress(taught_by, method="low-rank", ratio=2)
+            compresskit.distill(student, taught_by, tokenizer=each, max_steps=2, batch_size=8, **lesson)
+            trained.append(student.state_dict())
+        assert all(torch.equal(trained[0][name], tensor) for name, tensor in trained[1].items())
+    base = tiny_model("bert")
+    student = compresskit.compress(base, method="low-rank", ratio=2)
+    with pytest.raises(InputError, match="does not say which tokens are padding"):
+        compresskit.distill(student, base, tokenizer=silent, unit="line", max_steps=2, **text)
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(bench_folder: Path) -> None:
+    words = tokenizer(bench_folder, "right")
+    words.mask_token = None
+    teacher = tiny_model("bert", "masked-lm")
+    student = compresskit.compress(teacher, method="low-rank", ratio=2)
+    with pytest.raises(InputError, match="has no mask token"):
+        compresskit.distill(
+            student, teacher, tokenizer=words, text=bench_folder / "text.txt", max_length=32, max_steps=1
+        )
+
+
+def test_numbers_of_tokens_beyond_the_embedding_are_refused(bench_folder: Path) -> None:
+    gap = tokenizer(bench_folder, "right")
+    state = json.loads(gap.backend_tokenizer.to_str())
+    state["model"]["vocab"][max(state["model"]["vocab"])] = 4000
+    gap = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), pad_token="[PAD]"
+    )
+    model = tiny_model("bert", "classifier", num_labels=2)
+    with pytest.raises(InputError, match="the number 4000, the embedding has 499 rows"):
+        compresskit.evaluate(model, task="sst2", data=bench_folder / "data", tokenizer=gap, max_length=32)
 
 
 def test_training(bench_folder: Path, tmp_path: Path) -> None:

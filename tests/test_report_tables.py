@@ -152,6 +152,27 @@ def test_a_task_without_a_share_leaves_none_over_tasks() -> None:
     assert table[table["method"] == "x"].iloc[0]["score"] == pytest.approx((0.81 - 0.04) / 2)
 
 
+@pytest.mark.parametrize(
+    ("seeds", "kept", "count"),
+    [
+        ({"sst2": {0: 0.8}, "rte": {5: 0.7}}, [1.5], 1),
+        ({"sst2": {0: 0.8, 1: 0.6}, "rte": {5: 0.7}}, [1.5, 1.3], 2),
+        ({"sst2": {0: 0.8, 1: 0.6}, "rte": {0: 0.7, 1: 0.5}}, [1.5, 1.1], 2),
+    ],
+)
+def test_no_cell_counts_as_two_seeds_over_tasks(seeds: Any, kept: list[float], count: int) -> None:
+    """One seed for each task is one seed, whichever it is: it has no spread of 0."""
+    cells = [record("dense", None, task, next(iter(scores)), 0.9) for task, scores in seeds.items()]
+    cells += [record("x", 4, task, seed, score) for task, found in seeds.items() for seed, score in found.items()]
+    table = comparison.by_seed(comparison.over_tasks(frame(cells)))
+    row = table[table["method"] == "x"].iloc[0]
+    assert row["seeds"] == count
+    teacher = sum(entry.score_teacher for entry in cells[:2])
+    assert row["score_kept"] == pytest.approx(np.mean(kept) / teacher)
+    spread = np.std(kept, ddof=1) / teacher if count > 1 else np.nan
+    assert row["kept_spread"] == pytest.approx(spread, nan_ok=True)
+
+
 def test_an_unreachable_cell_stays_unreachable_over_tasks() -> None:
     cells = [record("dense", None, task, 0, 0.8) for task in ("sst2", "rte")]
     cells += [record("x", 90, task, 0, None, status="unreachable", message="out of reach") for task in ("sst2", "rte")]

@@ -62,21 +62,22 @@ def test_it_does_what_its_single_commands_do(run: Run, bench_folder: Path, data:
     pytest.importorskip("onnxruntime")
     flags = ["--model", bench_folder / "model", "--task", "sst2", "--data", data, "--ratio", 3]
     flags += ["--seed", 1, "--threads", 1, "--precision", "bf16", "--export", "onnx-int8"]
+    small = "it's small"  # commands are printed as a shell reads them
     planned = run("shrink", *flags, "--output", "hand", "--dry-run")
     assert planned.code == 0, planned.err
     assert list(Path.cwd().iterdir()) == []
     assert by_hand(run, planned.out) == ["finetune", "compress", "distill", "export"]
-    done = run("shrink", *flags, "--output", "small")
+    done = run("shrink", *flags, "--output", small)
     assert done.code == 0, done.err
-    assert same(Path("hand.shrink/teacher"), Path("small.shrink/teacher"))
-    assert same(Path("hand.shrink/cut"), Path("small.shrink/cut"))
-    assert same(Path("hand"), Path("small"))
-    assert Path("hand-onnx-int8/model.onnx").read_bytes() == Path("small-onnx-int8/model.onnx").read_bytes()
-    assert compresskit.verify("small") == []
+    assert same(Path("hand.shrink/teacher"), Path(f"{small}.shrink/teacher"))
+    assert same(Path("hand.shrink/cut"), Path(f"{small}.shrink/cut"))
+    assert same(Path("hand"), Path(small))
+    assert Path("hand-onnx-int8/model.onnx").read_bytes() == Path(f"{small}-onnx-int8/model.onnx").read_bytes()
+    assert compresskit.verify(small) == []
 
-    record = json.loads(Path("small.shrink/shrink.json").read_text())
+    record = json.loads(Path(f"{small}.shrink/shrink.json").read_text())
     assert [shlex.split(command) for command in record["commands"]] == [
-        [word.replace("hand", "small") for word in words if word not in ("--threads",)][: len(words) - 2]
+        [word.replace("hand", small) for word in words if word not in ("--threads",)][: len(words) - 2]
         for words in commands(planned.out)
     ]
     teacher, student, exported = record["rows"]
@@ -90,11 +91,13 @@ def test_it_does_what_its_single_commands_do(run: Run, bench_folder: Path, data:
     assert student["milliseconds"] > 0 < exported["milliseconds"]
     for words in ("teacher", "student", "onnx-int8", "kept", f"{student['parameters']:,}", "Next: compresskit predict"):
         assert words in done.out
+    again = next(line for line in done.out.splitlines() if line.startswith("Other sizes of the same teacher: "))
+    assert shlex.split(again.partition(": ")[2])[:4] == ["compresskit", "shrink", "--model", f"{small}.shrink/teacher"]
     for choice in record["choices"]:
         assert choice in done.out
         assert choice in planned.out
-    refused_here(run("shrink", *flags, "--output", "small"), "output small: exists")
-    refused_here(run("shrink", *flags, "--output", "small", "--resume"), "finished: nothing to resume")
+    refused_here(run("shrink", *flags, "--output", small), f"output {small}: exists")
+    refused_here(run("shrink", *flags, "--output", small, "--resume"), "finished: nothing to resume")
 
 
 def refused_here(result: Any, *words: str) -> None:

@@ -11,6 +11,7 @@ import pandas
 import pytest
 import transformers
 from conftest import tiny_model, vocabulary, write_tsv
+from tokenizers.processors import TemplateProcessing
 
 import compresskit
 from compresskit.data.corpus import EMBEDDED, find_corpus, sequences
@@ -325,6 +326,22 @@ def test_squad_windows_find_the_answer_again(tokenizer, tmp_path: Path) -> None:
     for window in range(len(spans)):
         starts[window][0] = ends[window][0] = 9
     assert squad.best_answers(starts, ends, columns, texts, allow_none=True) == [""]
+
+
+def test_no_answer_stands_where_the_tokenizer_puts_its_token(tokenizer) -> None:
+    """XLNet's [CLS] is the last token of a sequence."""
+    numbers = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    pair = "$A [SEP] $B:1 [SEP]:1 [CLS]:2"
+    template = TemplateProcessing(single="$A [SEP] [CLS]", pair=pair, special_tokens=numbers)
+    tokenizer.backend_tokenizer.post_processor = template
+    texts = [("who is it", "the film is good"), ("who", "the film is bad")]
+    columns = squad.windows(tokenizer, texts, [squad.Answers((), ()), squad.Answers(("bad",), (12,))], 40, 10)
+    last = [len(ids) - 1 for ids in columns["input_ids"]]
+    assert columns["start_positions"][0] == columns["end_positions"][0] == last[0]
+    assert columns["start_positions"][1] == last[1] - 2
+    logits = [np.where(np.arange(40) == place, 5.0, 0.0) for place in last]
+    assert squad.best_answers(logits, logits, columns, texts, allow_none=True) == ["", ""]
+    assert squad.best_spans(logits, logits, columns, texts)[0].no_answer > 0.5
 
 
 def test_long_question_leaves_room_for_the_context(tokenizer) -> None:

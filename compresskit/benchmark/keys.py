@@ -4,6 +4,7 @@ taken for this cell's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -12,11 +13,12 @@ from compresskit.benchmark.baselines.registry import BASELINES, find, row_name
 from compresskit.benchmark.grid import Cell, Grid, Row
 from compresskit.benchmark.provenance import digest
 from compresskit.decomposers import registry
+from compresskit.model.classes import in_order
 
 #: Entries of :func:`settings` that decide what cells share: a student after stage 1, or the compressed teacher.
 _OF_BOTH = ("model", "baseline", "recipe", "packages", "ratio", "versions", "host")
 _OF_GENERAL = (*_OF_BOTH, "text", "unit", "general", "general_seed")
-_OF_TEACHER = (*_OF_BOTH, "task", "data", "teacher", "first_seed")
+_OF_TEACHER = (*_OF_BOTH, "task", "label_order", "data", "teacher", "first_seed")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def settings(row: Row, grid: Grid, ground: Ground) -> dict[str, Any]:
         "teacher": mine.stage("teacher") if row.tuned else None,
         "first_seed": mine.seeds[0],
         "max_length": usual.stage("task")["max_length"],  # with which all are scored
-    }
+    } | _label_order(ground.task)
     rival = find(row.baseline)[0] if row.baseline else None
     if ground.content:  # where it lies is this machine's affair
         found |= {"baseline": row.name, "content": ground.content}
@@ -75,6 +77,15 @@ def settings(row: Row, grid: Grid, ground: Ground) -> dict[str, Any]:
         if grid.unit:
             found["unit"] = grid.unit
     return found
+
+
+def _label_order(task: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    """The order of declared labels, which decides the class numbers: a hash does not see that of a mapping. Nothing
+    where it is the usual one, that of their values, as in most declarations.
+    """
+    labels: Mapping[str, str] = (task or {}).get("labels") or {}
+    usual = list(labels.values()) == list(in_order(labels.values()))
+    return {} if usual else {"label_order": list(labels)}
 
 
 def start(row: Row, grid: Grid, found: dict[str, Any], model: str, task: str) -> str:

@@ -22,7 +22,6 @@ from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
 from compresskit.model.sources import check_weights
 from compresskit.model.targets import find_targets, users
-from compresskit.model.tokenizer import padding_for
 from compresskit.progress import Progress
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import TRAIN, TaskData
@@ -124,13 +123,13 @@ def calibrate(
 def sample(
     model: PreTrainedModel, tokenizer: Any, text: Corpus | TaskData, tokens: int, size: int = _BATCH
 ) -> list[dict[str, Tensor]]:
-    """What a calibration reads, as padded batches of ``size`` sequences or 1; arguments as of :func:`calibrate`. Raises
-    InputError.
+    """What a calibration reads, in batches of at most ``size`` equally long sequences or 1; arguments as of
+    :func:`calibrate`. Raises InputError.
     """
-    padding, length = padding_for(model, tokenizer), _length(model, text)
+    length = _length(model, text)
     if isinstance(text, TaskData):
-        return _task_batches(text, padding, tokens, length, size)
-    return corpora.batches(text, padding, tokens, length, size)
+        return _task_batches(text, tokenizer, tokens, length, size)
+    return corpora.batches(text, tokenizer, tokens, length, size)
 
 
 def _length(model: PreTrainedModel, text: Corpus | TaskData) -> int:
@@ -145,14 +144,14 @@ def _task_record(data: TaskData) -> dict[str, Any]:
 
 
 def _task_batches(data: TaskData, tokenizer: Any, tokens: int, length: int, size: int) -> list[dict[str, Tensor]]:
-    """Training rows of the task, to about ``tokens`` tokens, in batches of ``size`` or 1. Files may be sorted, by label
-    or topic: not the first.
+    """Training rows of the task, to about ``tokens`` tokens, in batches of at most ``size`` or 1. Files may be sorted,
+    by label or topic: not the first.
     """
     rows = data.splits[TRAIN]
     order = np.random.default_rng(0).permutation(len(rows))[:tokens]  # a row has a token or more
     encoded = KINDS.get(data.task.kind).encode(data, rows.take(order.tolist(), ""), tokenizer, length)
     columns = [name for name in tokenizer.model_input_names if name in encoded.column_names]
-    return corpora.padded(encoded.select_columns([*columns, "length"]), tokenizer, tokens, max(size, 1))
+    return corpora.in_batches(encoded.select_columns([*columns, "length"]), tokens, max(size, 1))
 
 
 @torch.inference_mode()

@@ -39,11 +39,14 @@ class RealTokens:
         return self._pick(ids, ids.shape)
 
     def rows(self, values: Tensor) -> Tensor:
-        """Inputs or outputs of a linear, (B, T, H); of the real tokens, (N, H). Of any other shape all, (..., H)."""
+        """Inputs or outputs of a linear, (B, T, H) or (T, B, H); of the real tokens, (N, H). Of any other shape all,
+        (..., H).
+        """
         return self._pick(values, values.shape[:-1])
 
     def _pick(self, values: Tensor, lead: torch.Size) -> Tensor:
-        mask = self._mask
-        if len(lead) == 2 and lead[0] == len(mask) and lead[1] > mask.shape[1]:  # padded to whole windows (Longformer)
-            mask = torch.nn.functional.pad(mask, (0, lead[1] - mask.shape[1]))
-        return values[mask] if lead == mask.shape else values.reshape(-1, *values.shape[len(lead) :])
+        for mask, turned in ((self._mask, False), (self._mask.T, True)):  # some layers compute with (T, B, ...)
+            if len(lead) == 2 and lead[turned] == mask.shape[turned] and lead[1 - turned] >= mask.shape[1 - turned]:
+                more = lead[1 - turned] - mask.shape[1 - turned]  # padded to whole windows (Longformer)
+                return values[torch.nn.functional.pad(mask, (0, 0, 0, more) if turned else (0, more))]
+        return values.reshape(-1, *values.shape[len(lead) :])

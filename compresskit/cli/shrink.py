@@ -114,9 +114,8 @@ def _report(schedule: Schedule, done: Shrunk) -> None:
         "It may be deleted.",
     ]
     if schedule.steps[0].command == "finetune":
-        lines.append(
-            f"Other sizes of the same teacher: compresskit shrink --model {schedule.teacher} --ratio ... --output ..."
-        )
+        again = shlex.join(["shrink", "--model", str(schedule.teacher)])
+        lines.append(f"Other sizes of the same teacher: compresskit {again} --ratio ... --output ...")
     pairs = schedule.data is not None and len(schedule.data.task.inputs) == 2
     texts = ["--pair", "TEXT", "TEXT"] if pairs else ["--text", "TEXT"]
     following = ["predict", "--model", str(done.folder), *texts]

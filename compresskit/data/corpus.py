@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
 
 from compresskit.data import EMBEDDED
 from compresskit.errors import InputError, no_panic, one_line
@@ -160,29 +162,35 @@ def windows(corpus: Corpus, tokenizer: Any, max_length: int, tokens: int | None 
     return [piece for piece, _ in found]
 
 
-def batches(corpus: Corpus, tokenizer: Any, tokens: int, max_length: int, size: int = 16) -> list[dict[str, Any]]:
-    """The first ``tokens`` tokens, to the end of a sequence, as padded batches of ``input_ids`` and ``attention_mask``.
+def batches(corpus: Corpus, tokenizer: Any, tokens: int, max_length: int, size: int = 16) -> list[dict[str, Tensor]]:
+    """The first ``tokens`` tokens, to the end of a sequence, as :func:`in_batches` of ``input_ids``.
 
     Raises:
         InputError: unreadable, empty or undecodable text.
     """
-    return padded(sequences(corpus, tokenizer, max_length, tokens), tokenizer, tokens, size)
+    return in_batches(sequences(corpus, tokenizer, max_length, tokens), tokens, size)
 
 
-def padded(dataset: Dataset, tokenizer: Any, tokens: int, size: int) -> list[dict[str, Any]]:
-    """The first ``tokens`` tokens of encoded sequences, to the end of one, as padded batches of ``size``.
+def in_batches(dataset: Dataset, tokens: int, size: int) -> list[dict[str, Tensor]]:
+    """The first ``tokens`` tokens of encoded sequences, to the end of one, in batches of at most ``size``.
+
+    Those of a batch are equally long, so nothing is padded: some families mix what stands beside a token into it (FNet,
+    ConvBERT), or make one of several tokens (Funnel), and where padding went could not be told from what a layer sees.
 
     Args:
-        dataset: the tokenizer's columns but ``attention_mask``, which the padding makes, and ``length``.
+        dataset: the tokenizer's columns but ``attention_mask``, which is all ones, and ``length``.
     """
     lengths = np.asarray(dataset["length"])
-    enough = int(np.searchsorted(np.cumsum(lengths), tokens)) + 1
-    first = dataset.select(np.argsort(lengths[:enough], kind="stable"))  # little padding
+    lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), tokens)) + 1]
+    order = np.argsort(lengths, kind="stable")
     columns = [name for name in dataset.column_names if name != "length"]
-    return [
-        dict(tokenizer.pad({name: first[start : start + size][name] for name in columns}, return_tensors="pt"))
-        for start in range(0, len(first), size)
-    ]
+    found = []
+    for alike in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
+        for start in range(0, len(alike), size):
+            rows = dataset[alike[start : start + size].tolist()]
+            batch = {name: torch.tensor(rows[name]) for name in columns}
+            found.append({**batch, "attention_mask": torch.ones_like(batch["input_ids"])})
+    return found
 
 
 def _kind(path: Path) -> str:

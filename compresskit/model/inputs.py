@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
+def takes_mask(model: Any) -> bool:
+    """Whether a transformers model can be told which tokens are padding. FNet cannot: it mixes all into each."""
+    return "attention_mask" in inspect.signature(model.forward).parameters
+
+
 def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A batch of a tokenizer as ``model`` takes it.
 

@@ -15,6 +15,9 @@ from compresskit.errors import InputError, no_panic, one_line
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 
+#: The column that says which tokens are no padding.
+MASK = "attention_mask"
+
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The tokenizer of a checkpoint's folder; None where it has none. Raises InputError if it cannot be loaded."""
@@ -61,9 +64,15 @@ def find_tokenizer(given: Any, *owners: Checkpoint) -> Any:
                 f"model {owner.origin}: {type(owner.model).__name__} needs pad_token_id in its configuration"
             )
         embedding: Any = owner.model.get_input_embeddings()
-        if len(chosen) > embedding.num_embeddings:
-            rows = embedding.num_embeddings
+        rows: int = embedding.num_embeddings
+        if len(chosen) > rows:
             raise InputError(f"model {owner.origin}: the tokenizer has {len(chosen)} tokens, the embedding {rows}")
+        token, number = max(chosen.get_vocab().items(), key=lambda pair: pair[1], default=("", 0))
+        if number >= rows:  # numbers may have gaps
+            raise InputError(
+                f"model {owner.origin}: the tokenizer gives {token!r} the number {number}, the embedding has {rows} "
+                "rows"
+            )
     return chosen
 
 
@@ -71,11 +80,13 @@ def padding_for(model: Any, tokenizer: Any) -> Any:
     """A copy that pads where ``model`` may be padded, whatever the tokenizer's own side, which is made for another use.
 
     That is behind the tokens: positions, tags and answers are counted from the beginning of a row, and heads read its
-    first token. A head that reads the last one (XLNet) takes padding in front.
+    first token. A head that reads the last one (XLNet) takes padding in front. The copy always says which tokens are
+    real (``attention_mask``), which FNet's own does not.
     """
     copied = copy.copy(tokenizer)
     summary = getattr(getattr(model, "sequence_summary", None), "summary_type", None)
     copied.padding_side = "left" if summary in ("last", "cls_index") else "right"
+    copied.model_input_names = list(dict.fromkeys([*copied.model_input_names, MASK]))
     return copied
 
 

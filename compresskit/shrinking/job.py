@@ -171,7 +171,9 @@ class Job:
             f"epochs of the student: {epochs}: {size}{unknown} (results: five GLUE tasks)",
             f"length: {short if length else own}",
         )
-        content = {"task": task.model_dump(mode="json", exclude_defaults=True), "rows": data.record()}
+        content: dict[str, Any] = {"task": task.model_dump(mode="json", exclude_defaults=True), "rows": data.record()}
+        if task.labels is not None:  # equal mappings may have another order
+            content["order of the labels"] = list(task.labels)
         steps = steps if given else (tuning, *steps)
         return Schedule(self.output, steps, choices, self._decides(whole, content), teacher, data, length)
 

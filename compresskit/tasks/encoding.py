@@ -17,6 +17,7 @@ from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
 from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model, unsaid
+from compresskit.model.tokenizer import MASK
 from compresskit.tasks.answer import Answer
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
@@ -76,6 +77,12 @@ def text_vectors(scoring: Scoring, how: SentenceModel, texts: Sequence[str]) -> 
             f"tokenizer of {scoring.model.config.name_or_path or type(base).__name__}: pads on the left, where "
             f"{type(base).__name__} counts positions: a sentence would get another vector in another batch; set "
             "padding_side to right in its tokenizer_config.json"
+        )
+    if MASK not in tokenizer.model_input_names:
+        raise InputError(
+            f"tokenizer of {scoring.model.config.name_or_path or type(base).__name__}: does not say which tokens are "
+            f"padding: a sentence would get another vector in another batch; add {MASK} to model_input_names in its "
+            "tokenizer_config.json"
         )
     before = how.prompt_tokens(tokenizer, scoring.max_length)
     encoded = tokenizer([how.prompt + text for text in texts], truncation=True, max_length=scoring.max_length)

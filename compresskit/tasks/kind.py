@@ -18,6 +18,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from compresskit.errors import InputError, no_panic, unknown
 from compresskit.model.heads import has_head
+from compresskit.model.inputs import takes_mask
 from compresskit.model.tokenizer import padding_for
 from compresskit.progress import Progress
 from compresskit.storage import files
@@ -345,7 +346,8 @@ class TaskKind(ABC):
         if (note := self.cut(split, dataset, scoring.max_length)) is not None:
             scoring.notes.append(note)
         run, padding = scoring.run or scoring.model, padding_for(scoring.model, scoring.tokenizer)
-        return dataset, predict(run, padding, dataset, scoring.batch_size, scoring.progress)
+        alike = not takes_mask(scoring.model)
+        return dataset, predict(run, padding, dataset, scoring.batch_size, scoring.progress, alike=alike)
 
     @abstractmethod
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> Mapping[str, float]:

@@ -156,7 +156,8 @@ def check_declared(labels: Mapping[str, str]) -> None:
 
 
 def _missing(text: str) -> bool:
-    return text in _MISSING or text.casefold() in _MISSING_IN_ANY_CASE or not likeness(text)
+    # Quotation marks around nothing are an empty field, where they are read as they stand.
+    return text in _MISSING or text.casefold() in _MISSING_IN_ANY_CASE or not likeness(text.strip("\"'"))
 
 
 def _why_not(value: Any, text: str) -> str | None:

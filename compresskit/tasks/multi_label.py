@@ -201,14 +201,13 @@ class MultiLabel(TaskKind):
         wanted = np.array([[name in names for name in order] for names in split.targets])
         probabilities = np.stack(answers)
         given = probabilities >= THRESHOLD
-        occurring = wanted.any(axis=0)
-        precision = 0.0
-        if occurring.any():
-            precision = sklearn_metrics.average_precision_score(wanted[:, occurring], probabilities[:, occurring])
+        # Label by label: scikit-learn takes one column for two classes, of which it would give the mean.
+        labels = list(zip(wanted.T, given.T, probabilities.T, strict=True))
+        precisions = [sklearn_metrics.average_precision_score(y, p) for y, _, p in labels if y.any()]
         return {
-            "macro_f1": float(sklearn_metrics.f1_score(wanted, given, average="macro", zero_division=0)),
-            "micro_f1": float(sklearn_metrics.f1_score(wanted, given, average="micro", zero_division=0)),
-            "average_precision": min(float(precision), 1.0),
+            "macro_f1": float(np.mean([sklearn_metrics.f1_score(y, g, zero_division=0) for y, g, _ in labels])),
+            "micro_f1": float(sklearn_metrics.f1_score(wanted.ravel(), given.ravel(), zero_division=0)),
+            "average_precision": min(float(np.mean(precisions)), 1.0) if precisions else 0.0,
             "exact_match": float((wanted == given).all(axis=1).mean()),
         }
 

@@ -36,10 +36,16 @@ class Runnable(Protocol):
 
 
 def predict(
-    model: Runnable, tokenizer: Any, dataset: Dataset, batch_size: int, progress: Progress | None = None
+    model: Runnable,
+    tokenizer: Any,
+    dataset: Dataset,
+    batch_size: int,
+    progress: Progress | None = None,
+    *,
+    alike: bool = False,
 ) -> Logits:
     """Logits of every sequence, in the data set's order; computed in batches of similar length, without padding work
-    that a shorter batch would not have.
+    that a shorter batch would not have. ``alike``: of equal length, for a model that does not tell padding from tokens.
 
     Raises:
         WorkError: NaN among the logits, which would count as an answer.
@@ -47,12 +53,14 @@ def predict(
     state = PartialState()
     columns = [name for name in tokenizer.model_input_names if name in dataset.column_names]
     inputs = dataset.select_columns(columns)
-    order = np.argsort(-np.asarray(dataset["length"]), kind="stable")[state.process_index :: state.num_processes]
+    lengths = np.asarray(dataset["length"])
+    order = np.argsort(-lengths, kind="stable")[state.process_index :: state.num_processes]
+    parts = np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1) if alike else [order]
+    batches = [part[start : start + batch_size].tolist() for part in parts for start in range(0, len(part), batch_size)]
     collate = DataCollatorWithPadding(tokenizer)
     found: list[tuple[int, dict[str, np.ndarray]]] = []
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size].tolist()
+        for rows in batches:
             batch = collate([inputs[row] for row in rows])
             output = model(**fitted(model, {key: value.to(model.device) for key, value in batch.items()}))
             logits = {key: _array(value) for key, value in output.items() if key.endswith("logits")}
@@ -62,7 +70,7 @@ def predict(
                 )
             found += [(row, {key: value[i] for key, value in logits.items()}) for i, row in enumerate(rows)]
             if progress is not None:
-                progress("predicting", min(start + batch_size, len(order)), len(order))
+                progress("predicting", len(found), len(order))
     if state.num_processes > 1:
         found = gather_object(found)
     ordered = dict(found)

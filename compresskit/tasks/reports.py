@@ -66,8 +66,11 @@ def of_labels(targets: np.ndarray, answers: np.ndarray, labels: Sequence[str]) -
         targets, answers: (rows, labels) of 0 and 1.
         labels: their names.
     """
+    wanted, given, numbers = targets.astype(int), answers.astype(int), range(len(labels))
+    if len(labels) == 1:  # one column would be two classes
+        wanted, given, numbers = wanted.ravel(), given.ravel(), range(1, 2)
     found = sklearn_metrics.classification_report(
-        targets.astype(int), answers.astype(int), target_names=list(labels), output_dict=True, zero_division=0
+        wanted, given, labels=list(numbers), target_names=list(labels), output_dict=True, zero_division=0
     )
     return Report({"by label": _rows(found, len(targets))})
 

@@ -101,8 +101,8 @@ class Spans(TaskKind):
         return squad.Answers.of(row, where)
 
     def windows(self, split: Split, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-        """Overlapping windows of question and context, with ``example`` (row number) and ``offsets`` (character span of
-        each context token, else None).
+        """Overlapping windows of question and context, with ``example`` (row number), ``offsets`` (character span of
+        each context token, else None) and ``none`` (place of the token that stands for no answer).
         """
         stride = min(STRIDE, max_length // 3)
         return squad.windows(tokenizer, split.texts, split.targets, max_length, stride)
@@ -132,7 +132,7 @@ class Spans(TaskKind):
     ) -> tuple[list[np.ndarray], list[np.ndarray], dict[str, list[Any]]]:
         """Logits of start and end for every window, and what the windows are of."""
         dataset, logits = self.logits(scoring, data, split)
-        columns = {name: dataset[name] for name in ("example", "offsets")}
+        columns = {name: dataset[name] for name in ("example", "offsets", "none")}
         return logits["start_logits"], logits["end_logits"], columns
 
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[str]) -> dict[str, float]:

@@ -129,8 +129,9 @@ def windows(
         stride: tokens of the context that two windows share; fewer where the questions leave no room for so many.
 
     Returns:
-        Columns: the tokenizer's own, ``start_positions`` and ``end_positions`` (0, the [CLS] token, where the window
-        lacks the answer), ``example`` (row number) and ``offsets`` (character span of each context token, else None).
+        Columns: the tokenizer's own, ``start_positions`` and ``end_positions`` (those of the [CLS] token where the
+        window lacks the answer), ``example`` (row number), ``offsets`` (character span of each context token, else
+        None) and ``none`` (the place of the [CLS] token: the last one in XLNet).
 
     Raises:
         InputError: the tokenizer is no fast one; ``max_length`` leaves no room for a token of the context.
@@ -159,12 +160,14 @@ def windows(
         return_offsets_mapping=True,
     )
     columns: dict[str, list[Any]] = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
-    columns |= {"start_positions": [], "end_positions": [], "example": [], "offsets": []}
+    columns |= {"start_positions": [], "end_positions": [], "example": [], "offsets": [], "none": []}
     for window, example in enumerate(encoded["overflow_to_sample_mapping"]):
         sequence = encoded.sequence_ids(window)
         spans = zip(encoded["offset_mapping"][window], sequence, strict=True)
         offsets = [span if owner == 1 else None for span, owner in spans]
-        start, end = _token_span(offsets, answers[example])
+        none = _none_place(tokenizer, encoded["input_ids"][window])
+        start, end = _token_span(offsets, answers[example]) or (none, none)
+        columns["none"].append(none)
         columns["start_positions"].append(start)
         columns["end_positions"].append(end)
         columns["example"].append(example)
@@ -188,13 +191,22 @@ def _short_questions(tokenizer: Any, texts: Sequence[tuple[str, ...]], limit: in
     ]
 
 
-def _token_span(offsets: Sequence[tuple[int, int] | None], answers: Answers) -> tuple[int, int]:
+def _none_place(tokenizer: Any, ids: Sequence[int]) -> int:
+    """The token that stands for no answer: [CLS], else the one that begins a text, else the first."""
+    for token in (tokenizer.cls_token_id, tokenizer.bos_token_id):
+        if token is not None and token in ids:
+            return list(ids).index(token)
+    return 0
+
+
+def _token_span(offsets: Sequence[tuple[int, int] | None], answers: Answers) -> tuple[int, int] | None:
+    """The first token of the answer and its last; None where the window lacks it, or there is none."""
     if not answers.texts:
-        return 0, 0
+        return None
     first, last = answers.starts[0], answers.starts[0] + len(answers.texts[0])
     inside = [i for i, span in enumerate(offsets) if span is not None and span[0] < last and span[1] > first]
     if not inside or offsets[inside[0]][0] > first or offsets[inside[-1]][1] < last:  # type: ignore[index]
-        return 0, 0
+        return None
     return inside[0], inside[-1]
 
 
@@ -243,7 +255,7 @@ def best_spans(
 
     Args:
         start_logits, end_logits: of each window, (tokens,) or more.
-        columns: ``example`` and ``offsets`` of :func:`windows`.
+        columns: ``example``, ``offsets`` and ``none`` of :func:`windows`.
         texts: question and context of each example.
     """
     best: dict[int, Span] = {}
@@ -251,7 +263,9 @@ def best_spans(
     for window, example in enumerate(columns["example"]):
         offsets = columns["offsets"][window]
         start, end = start_logits[window][: len(offsets)], end_logits[window][: len(offsets)]
-        none[example] = min(none.get(example, np.inf), float(start[0] + end[0]))
+        place = columns["none"][window]
+        nothing = float(start[place] + end[place])
+        none[example] = min(none.get(example, np.inf), nothing)
         context = texts[example][1]
         valid = np.array([span is not None for span in offsets])
         starts = [i for i in np.argsort(-start, kind="stable")[:_BEST] if valid[i]]
@@ -263,7 +277,7 @@ def best_spans(
                     score = float(start[i] + end[j])
                     if example not in best or score > best[example].score:
                         first, last = offsets[i][0], offsets[j][1]
-                        probability, no_answer = np.exp(score - whole), np.exp(float(start[0] + end[0]) - whole)
+                        probability, no_answer = np.exp(score - whole), np.exp(nothing - whole)
                         best[example] = Span(
                             context[first:last], first, last, score, 0.0, float(probability), float(no_answer)
                         )

@@ -225,10 +225,11 @@ def from_dataset(
 
     def measure(model: PreTrainedModel) -> Scores:
         assert models.teacher is not None  # distillation alone trains on a data set
+        student, teacher = models.student.model, models.teacher.model
         sequences, collator = held_out, collators[0]
-        if models.by_words and model is models.teacher.model:
+        if models.by_words and model is teacher:
             sequences, collator = teacher_rows(held_out), PaddingCollator(models.teacher_padding)
-        return {"held_out": held_out_losses(model, models.teacher.model, sequences, collator, stage)}
+        return {"held_out": held_out_losses(model, student, teacher, sequences, collator, stage)}
 
     return TrainingData(
         rows=training,
@@ -352,6 +353,9 @@ def _collator(dataset: Dataset, models: Models, stage: Stage, options: Options) 
         return models.collator(collator)
     if "labels" not in dataset.column_names:
         if type(models.student.model).__name__.endswith("ForMaskedLM"):
+            if models.tokenizer.mask_token is None:
+                name = type(models.tokenizer).__name__
+                raise InputError(f"tokenizer {name}: has no mask token to hide words with; name one (mask_token)")
             collator = MaskingCollator(models.padding, stage.mask_probability, options.seed)
     elif isinstance(dataset[0]["labels"], list) and predictions is PLAIN:
         collator = TokenLabelCollator(models.padding)

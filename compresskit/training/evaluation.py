@@ -52,18 +52,34 @@ def scores_and_reports(scoring: Scoring, data: TaskData) -> tuple[Scores, dict[s
 
 
 def held_out_losses(
-    model: PreTrainedModel, teacher: PreTrainedModel, dataset: Dataset, collator: Any, stage: Stage
+    model: PreTrainedModel,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    dataset: Dataset,
+    collator: Any,
+    stage: Stage,
 ) -> dict[str, float]:
-    """The mean of each possible loss term of ``stage``, unweighted, over held-out rows (``input_ids``, ``length``)."""
-    with attention_kept(model, teacher), mode_kept(model, teacher):
-        return _held_out_losses(model, teacher, dataset, collator, stage)
+    """The mean of each possible loss term of ``stage``, unweighted, over held-out rows (``input_ids``, ``length``).
+
+    Args:
+        model: whose losses: the student or the teacher.
+        student: by whose head the rows' labels are numbered.
+        teacher: what is compared with.
+    """
+    with attention_kept(student, teacher), mode_kept(student, teacher):
+        return _held_out_losses(model, student, teacher, dataset, collator, stage)
 
 
 def _held_out_losses(
-    model: PreTrainedModel, teacher: PreTrainedModel, dataset: Dataset, collator: Any, stage: Stage
+    model: PreTrainedModel,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    dataset: Dataset,
+    collator: Any,
+    stage: Stage,
 ) -> dict[str, float]:
     masked = isinstance(collator, MaskingCollator)
-    objective = Objective(model, teacher, stage, dataset.column_names, masked=masked)
+    objective = Objective(student, teacher, stage, dataset.column_names, masked=masked)
     predictions = objective.predictions
     device = next(model.parameters()).device
     rows = dataset.remove_columns("length")
@@ -80,7 +96,7 @@ def _held_out_losses(
             targets = {name: moved.pop(name) for name in predictions.targets if name in moved}
             read = (model, student_inputs(moved)), (teacher, teacher_inputs(moved) or moved)
             outputs, taught = (each(**fitted(each, inputs), **objective.wanted) for each, inputs in read)
-            words = WordsOfBatch.of(moved)
+            outputs, words = objective.as_student(outputs) if model is teacher else outputs, WordsOfBatch.of(moved)
             terms = objective.terms(outputs, taught, moved["attention_mask"], targets, counts, words=words)
             for name, term in terms.items():
                 sums[name] += float(term)

@@ -117,11 +117,16 @@ class Objective:
         if words is not None and teacher is not None:
             of_tokens = "logits" in self.weights and self.predictions.over_tokens(student["logits"])
             student, teacher, states = words.aligned(student, teacher, of_tokens=of_tokens)
-        if self.order is not None and teacher is not None and "logits" in teacher:
-            teacher = type(teacher)(**{**teacher, "logits": teacher["logits"][..., self.order]})
+        teacher = None if teacher is None else self.as_student(teacher)
         count = Counts(*counts.clamp(min=1))  # a small batch may have no masked token: its term is 0, not 0 / 0
         batch = Outputs(student, teacher, mask, states, targets, count, self.predictions, self.stage, vectors)
         return {name: TERMS[name].value(batch) for name in self.weights}
+
+    def as_student(self, teacher: Output) -> Output:
+        """Outputs of the teacher with its classes in the student's order."""
+        if self.order is None or "logits" not in teacher:
+            return teacher
+        return type(teacher)(**{**teacher, "logits": teacher["logits"][..., self.order]})
 
     def total(self, terms: Mapping[LossName, Tensor]) -> Tensor:
         """The weighted sum."""

@@ -201,14 +201,18 @@ class Run:
             ),
         }
 
-    def _content(self) -> dict[str, dict[str, str]]:
-        """Hashes of all that the models and the tokenizer are made of."""
-        found = {"content of the student": identity.of_checkpoint(self.models.student)}
+    def _content(self) -> dict[str, Any]:
+        """Hashes of all that the models and the tokenizer are made of, and the order of declared labels: it decides the
+        class numbers, and two mappings are equal whatever their order.
+        """
+        found: dict[str, Any] = {"content of the student": identity.of_checkpoint(self.models.student)}
         if self.models.teacher is not None:
             found["content of the teacher"] = identity.of_checkpoint(self.models.teacher)
         found["tokenizer"] = identity.of_tokenizer(self.models.tokenizer)
         if self.models.by_words:
             found["tokenizer of the teacher"] = identity.of_tokenizer(self.models.teacher_tokenizer)
+        if labels := self.data.record.get("task", {}).get("labels"):
+            found["order of the labels"] = list(labels)
         return found
 
     def _notes(self, work: WorkingFolder | None) -> list[str]:
@@ -219,8 +223,9 @@ class Run:
 
     def _scores_before(self, work: WorkingFolder | None) -> dict[str, Any]:
         scores = {}
-        for who, model in zip(("student_before", "teacher"), self._everyone, strict=False):
+        for model in self._everyone:  # losses need both at once
             model.float().to(self.options.torch_device)
+        for who, model in zip(("student_before", "teacher"), self._everyone, strict=False):
             measure = partial(self.data.measure, model)
             scores[who] = work.once(who, measure) if work is not None else measure()
         return scores

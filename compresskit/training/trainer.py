@@ -393,7 +393,8 @@ def _padding(collator: Any, model: PreTrainedModel) -> Any:
     """The collator, or a copy of it whose tokenizer pads where the model may be padded."""
     tokenizer = getattr(collator, "tokenizer", None)
     fitting = None if tokenizer is None else padding_for(model, tokenizer)
-    if fitting is None or getattr(tokenizer, "padding_side", None) in (None, fitting.padding_side):
+    asked = ("padding_side", "model_input_names")
+    if fitting is None or all(getattr(tokenizer, name, None) in (None, getattr(fitting, name)) for name in asked):
         return collator
     changed = copy.copy(collator)
     changed.tokenizer = fitting

@@ -136,7 +136,9 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
     for _, cells in frame.groupby(["model", "method", "kind", "ratio_asked"], dropna=False, sort=False):
         # A teacher has one seed for each task, whichever it is.
         several = cells["kind"].iloc[0] == "student" or cells.groupby("task")["seed"].nunique().max() > 1
-        for seed in cells["seed"].unique() if several else cells["seed"].unique()[:1]:
+        # One for each seed of the task that has most of them: where seeds differ, more would count some cells twice.
+        most = max((of_task["seed"].unique() for _, of_task in cells.groupby("task", sort=False)), key=len)
+        for seed in most if several else most[:1]:
             mine = [
                 of_task if not several or seed not in seeds.get(task, {seed}) else of_task[of_task["seed"] == seed]
                 for task, of_task in cells.groupby("task", sort=False)
