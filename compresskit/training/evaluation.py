@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.model.inputs import fitted
@@ -51,20 +52,36 @@ def scores_and_reports(scoring: Scoring, data: TaskData) -> tuple[Scores, dict[s
 
 
 def held_out_losses(
-    model: PreTrainedModel, teacher: PreTrainedModel, dataset: Dataset, collator: Any, stage: Stage
+    model: PreTrainedModel,
+    teacher: PreTrainedModel,
+    dataset: Dataset,
+    collator: Any,
+    stage: Stage,
+    projections: nn.ModuleList | None = None,
 ) -> dict[str, float]:
-    """The mean of each possible loss term of ``stage``, unweighted, over held-out rows (``input_ids``, ``length``)."""
+    """The mean of each possible loss term of ``stage``, unweighted, over held-out rows (``input_ids``, ``length``).
+
+    Args:
+        projections: of the model's hidden states to the teacher's width, where they are not equally wide.
+    """
     with attention_kept(model, teacher), mode_kept(model, teacher):
-        return _held_out_losses(model, teacher, dataset, collator, stage)
+        return _held_out_losses(model, teacher, dataset, collator, stage, projections)
 
 
 def _held_out_losses(
-    model: PreTrainedModel, teacher: PreTrainedModel, dataset: Dataset, collator: Any, stage: Stage
+    model: PreTrainedModel,
+    teacher: PreTrainedModel,
+    dataset: Dataset,
+    collator: Any,
+    stage: Stage,
+    projections: nn.ModuleList | None,
 ) -> dict[str, float]:
     masked = isinstance(collator, MaskingCollator)
-    objective = Objective(model, teacher, stage, dataset.column_names, masked=masked)
+    objective = Objective(model, teacher, stage, dataset.column_names, masked=masked, projections=projections)
     predictions = objective.predictions
     device = next(model.parameters()).device
+    if projections is not None:
+        projections.to(device)
     rows = dataset.remove_columns("length")
     batches = [
         collator([*rows.select(range(i, min(i + BATCH_SIZE, len(rows))))]) for i in range(0, len(rows), BATCH_SIZE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
@@ -15,6 +15,9 @@ from compresskit.tasks.predictions import PLAIN, Counts, Output, Predictions
 from compresskit.tasks.registry import predictions_of
 from compresskit.training.attention import expose_attention, lacking
 from compresskit.training.terms import TERMS, Outputs, Term
+
+#: What follows the hidden size of a model.
+_OF_WIDTH = ("hidden_size", "num_attention_heads")
 
 
 class Objective:
@@ -27,6 +30,8 @@ class Objective:
         order: for each class of the student the number of the teacher's that bears its name; None where the numbers
             are the same.
         masked: whether the batches hide words and label them.
+        projections: of the student's hidden states to the teacher's width, the embedding output first; None where
+            the two are equally wide (:mod:`compresskit.training.projections`).
         attention_maps: ``scores`` or ``probabilities`` where attention has a weight, else None.
 
     Raises:
@@ -45,9 +50,11 @@ class Objective:
         sentences: bool = False,
         explicit: Sequence[str] = (),
         predictions: Predictions | None = None,
+        projections: nn.ModuleList | None = None,
     ) -> None:
         self.stage = stage
         self.masked = masked
+        self.projections = projections
         self.predictions = predictions or predictions_of(student)
         self.weights: dict[LossName, float] = {}
         self.dropped: dict[LossName, str] = {}
@@ -107,7 +114,7 @@ class Objective:
         if self.order is not None and teacher is not None and "logits" in teacher:
             teacher = type(teacher)(**{**teacher, "logits": teacher["logits"][..., self.order]})
         count = Counts(*counts.clamp(min=1))  # a small batch may have no masked token: its term is 0, not 0 / 0
-        batch = Outputs(student, teacher, mask, targets, count, self.predictions, self.stage, vectors)
+        batch = Outputs(student, teacher, mask, targets, count, self.predictions, self.stage, vectors, self.projections)
         return {name: TERMS[name].value(batch) for name in self.weights}
 
     def total(self, terms: Mapping[LossName, Tensor]) -> Tensor:
@@ -130,6 +137,10 @@ def _impossible(
         return f"what {kind} predicts is not supported (masked-LM and task heads are)"
     if term.of_labels and not labelled:
         return f"the data has no column {' and '.join(predictions_of(student).targets)}"
+    if term.reads == "attentions" and teacher is not None:
+        theirs, ours = (getattr(model.config, "num_attention_heads", None) for model in (teacher, student))
+        if theirs != ours:
+            return f"the teacher has {theirs} attention heads, the student {ours}"
     if term.reads is not None:
         for model in (student, teacher):
             if model is not None and (lack := lacking(model, term.reads)):
@@ -176,12 +187,14 @@ def unnamed_note(student: PreTrainedModel, teacher: PreTrainedModel) -> str | No
     return f"the {who} does not name its labels; taken as {', '.join(names)}, in this order"
 
 
-def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+def check_fit(student: PreTrainedModel, teacher: PreTrainedModel, *, projected: bool = False) -> None:
     """Refuse a pair of models whose outputs cannot be compared. Raises InputError naming what differs.
 
     A student may have fewer layers than its teacher: each learns from the last of a stretch of the teacher's
-    (:func:`compresskit.model.depth.stretches`).
+    (:func:`compresskit.model.depth.stretches`). It may have another hidden size, and then other heads, where its
+    hidden states are compared through projections.
     """
+    widths = {getattr(model.config, "hidden_size", None) for model in (teacher, student)}
     for name, what in (
         ("model_type", "families"),
         ("vocab_size", "vocabularies"),
@@ -190,7 +203,7 @@ def check_fit(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         ("num_labels", "numbers of labels"),
     ):
         theirs, ours = getattr(teacher.config, name, None), getattr(student.config, name, None)
-        if theirs != ours:
+        if theirs != ours and not (projected and len(widths) > 1 and name in _OF_WIDTH):
             raise InputError(f"teacher and student have different {what} ({name}): {theirs} and {ours}")
     theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
     if ours > theirs:
