@@ -25,7 +25,7 @@ from compresskit.model.positions import shortened
 from compresskit.model.rebuilt import built, rebuilt, shapes
 from compresskit.model.targets import block_prefixes, count_parameters, find_targets
 
-#: Hidden sizes and numbers of FFN units are multiples of this: kernels are made for such.
+#: Hidden sizes, FFN units and channels of a head are multiples of this: kernels are made for such.
 STEP = 8
 #: Entries of a configuration that follow the hidden size where they equal it.
 _ALSO_HIDDEN = ("embedding_size", "pooler_hidden_size")
@@ -292,12 +292,15 @@ class Anatomy:
         return of(found, units[fitting - 1])
 
     def _heads(self, hidden: int) -> int:
-        """How many heads a hidden size is shared out among; 0: it cannot be."""
+        """How many heads a hidden size is shared out among, each of multiples of :data:`STEP` channels where
+        each has so now; 0: it cannot be.
+        """
         each = max(1, self.widths.hidden // self.widths.heads)
         if self._whole_heads:
             return hidden // each if hidden % each == 0 else 0
+        step = 1 if each % STEP else STEP
         counts = range(-(-hidden // each), self.widths.heads + 1)
-        return next((count for count in counts if hidden % count == 0), 0)
+        return next((count for count in counts if hidden % (count * step) == 0), 0)
 
     @torch.no_grad()
     def narrowed(self, widths: Widths, statistics: Statistics | None = None) -> PreTrainedModel:
