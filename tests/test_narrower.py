@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +199,23 @@ def test_a_narrower_student_is_distilled_and_goes_on_bit_for_bit(bench_folder: P
     assert set(weights(tmp_path / "whole")) == set(weights(start))
     with pytest.raises(InputError, match="loss attention: the teacher has 4 attention heads, the student 2, but its"):
         train("asked", losses={"attention": 1})
+
+
+@pytest.mark.slow
+def test_projections_are_learned_by_one_process(bench_folder: Path, tmp_path: Path) -> None:
+    start = narrow(bench_folder / "model", tmp_path / "start")
+    compresskit.compress(start, method="low-rank", ratio=1.5).save_pretrained(tmp_path / "student")
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(start / name, tmp_path / "student")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    models = ("--student", tmp_path / "student", "--teacher", bench_folder / "model", "--output", tmp_path / "out")
+    settings = ("--text", bench_folder / "text.txt", "--max-length", "32", "--max-steps", "1", "--device", "cpu")
+    line = [*map(str, (*torchrun, "-m", "compresskit", "distill", *models, *settings))]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0
+    assert "hidden sizes of 48 and 24" in done.stderr
+    assert "--loss embedding=0 --loss hidden=0" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_masked_lm_learns_from_a_wider_one(bench_folder: Path, tmp_path: Path) -> None:
