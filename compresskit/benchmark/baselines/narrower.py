@@ -51,7 +51,9 @@ class Narrower(Baseline):
     def fact(self, model: str, made_by: MadeBy) -> str:
         """Its widths."""
         widths = made_by.facts or {}
-        return (
+        found = (
             f"hidden size {widths['hidden']}, {widths['ffn']} FFN units and {widths['heads']} heads of {model}, those "
             "that matter most"
         )
+        mapped = "; without labels its states are compared through linear maps to the dense model's width"
+        return found + (mapped if made_by.task is None else "")
