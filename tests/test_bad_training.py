@@ -138,7 +138,7 @@ def test_bad_distillation(run: Run, bench_folder: Path, arguments: list[str], wo
     ("changes", "words"),
     [
         ({"vocab_size": 300}, ["teacher and student have different vocabularies", "300 and 499"]),
-        ({"hidden_size": 24}, ["teacher and student have different hidden sizes", "24 and 48"]),
+        ({"num_attention_heads": 2}, ["teacher and student have different numbers of attention heads", "2 and 4"]),
         ({"num_hidden_layers": 1}, ["the student has more layers than its teacher", "2 and 1"]),
     ],
 )

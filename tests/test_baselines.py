@@ -46,10 +46,10 @@ class FirstLayers(Baseline):
         return f"the first {made_by.facts['layers left']} layers of {model}"
 
 
-class Narrower(FirstLayers):
-    """A stand-in for a model with narrower layers: one row for each ratio and seed, trained as the students are."""
+class Shallower(FirstLayers):
+    """A stand-in for a model with fewer layers: one row for each ratio and seed, trained as the students are."""
 
-    name = "narrower"
+    name = "shallower"
     summary = "fewer layers by the ratio"
     argument = ""
     rated = True
@@ -73,7 +73,7 @@ class Method(FirstLayers):
 @pytest.fixture
 def others() -> Iterator[None]:
     """The baselines above, as those of another package."""
-    classes = (FirstLayers, Narrower, Method)
+    classes = (FirstLayers, Shallower, Method)
     points = [EntryPoint(one.name, f"test_baselines:{one.__name__}", BASELINES.group) for one in classes]
     with BASELINES.with_plugins(points):
         yield
@@ -81,33 +81,33 @@ def others() -> Iterator[None]:
 
 @pytest.mark.usefixtures("others")
 def test_rows_of_another_package(bench_folder: Path, tmp_path: Path, run: Run) -> None:
-    grid = {"methods": ("low-rank",), "ratios": (3.0,), "baselines": ("first:1", "narrower"), "seeds": (0, 1)}
+    grid = {"methods": ("low-rank",), "ratios": (3.0,), "baselines": ("first:1", "shallower"), "seeds": (0, 1)}
     result = tiny_bench(bench_folder, tmp_path / "out", **grid)
     rows = {(record.method, record.ratio_asked, record.seed): record for record in result.records}
     assert list(rows) == [
         ("dense", None, 0),  # always there
         ("first 1", None, 0),
-        ("narrower", 3.0, 0),
-        ("narrower", 3.0, 1),
+        ("shallower", 3.0, 0),
+        ("shallower", 3.0, 1),
         ("low-rank", 3.0, 0),
         ("low-rank", 3.0, 1),
     ]
     assert {record.status for record in result.records} == {"finished"}
-    first, narrower, dense = rows["first 1", None, 0], rows["narrower", 3.0, 0], rows["dense", None, 0]
-    assert (first.kind, narrower.kind) == ("baseline", "baseline")
+    first, shallower, dense = rows["first 1", None, 0], rows["shallower", 3.0, 0], rows["dense", None, 0]
+    assert (first.kind, shallower.kind) == ("baseline", "baseline")
     model = tiny_model()
     model.encoder.layer = model.encoder.layer[:1]
     assert first.parameters == count(model)
     assert first.megabytes == 4 * count(model) / 1e6
-    assert narrower.parameters == dense.parameters
-    assert narrower.seconds_distill > 0
+    assert shallower.parameters == dense.parameters
+    assert shallower.seconds_distill > 0
     assert first.seconds_distill is None
     assert first.seconds_compress is not None
     assert first.made_by.versions.keys() == dense.made_by.versions.keys()
     folders = {path.name.rpartition("-")[0] for path in (tmp_path / "out" / "cells").iterdir()}
-    assert {"model-first-1-seed0", "model-narrower-3x-seed1"} <= folders
+    assert {"model-first-1-seed0", "model-shallower-3x-seed1"} <= folders
     assert not list((tmp_path / "out").glob("cells/*first*/model"))
-    assert len(list((tmp_path / "out").glob("cells/*narrower*/model"))) == 2
+    assert len(list((tmp_path / "out").glob("cells/*shallower*/model"))) == 2
     text = (result.folder / "README.md").read_text()
     assert "- first 1: the first 1 layers of model" in text
     listed = run("methods")
@@ -125,7 +125,7 @@ def test_rows_of_another_package(bench_folder: Path, tmp_path: Path, run: Run) -
     ("entry", "says"),
     [
         ("first", "baseline first: give first:K"),
-        ("narrower:2", "baseline narrower:2: takes no argument; give narrower"),
+        ("shallower:2", "baseline shallower:2: takes no argument; give shallower"),
         ("kronecker", "baseline kronecker: is called like a method"),
         ("int8 ", "unknown baseline 'int8 ': did you mean 'int8'"),
     ],

@@ -259,6 +259,13 @@ def test_retrieval_and_closeness_by_hand() -> None:
     # A student with half the layers is compared with every second one of the teacher.
     half = Encoded((layers[0], layers[2]), teacher.vectors)
     assert closeness(half, teacher, passages)["hidden error"] == 0.0
+    # A narrower one through the linear maps that fit best on other passages.
+    wider = torch.randn(2, 5)
+    wide = Encoded(tuple(layer @ wider for layer in layers), teacher.vectors @ wider)
+    found = closeness(teacher, wide, passages, (teacher, wide))
+    assert found["sentence similarity"] == pytest.approx(1.0, abs=1e-3)
+    assert found["hidden error"] == pytest.approx(0.0, abs=1e-2)
+    assert found["retrieval"] == closeness(teacher, teacher, passages)["retrieval"]
 
 
 def test_speedup_is_the_median_of_the_rounds() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from compresskit.benchmark import finished, quality, scoring
 from compresskit.benchmark.baselines.base import Made, megabytes
@@ -23,8 +23,6 @@ from compresskit.benchmark.grid import Cell, Grid
 from compresskit.benchmark.records import RECORD, LayerError, Record
 from compresskit.benchmark.records import read as read_record
 from compresskit.benchmark.shared import Shared
-from compresskit.calibration.statistics import Calibration
-from compresskit.data.corpus import Part
 from compresskit.decomposers import FactorisedLayer, SharedFactors
 from compresskit.errors import InputError, UnreachableError, WorkError, one_line
 from compresskit.folders.training import read_stages
@@ -32,10 +30,10 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.measure import count_flops
 from compresskit.model.output import output_folder
+from compresskit.model.sentence_vectors import numbers_behind
 from compresskit.model.targets import count_parameters, find_targets
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.pipeline import Compression
-from compresskit.planning.recipe import Recipe
 from compresskit.planning.resolved import resolved_recipe
 from compresskit.storage.writing import new_folder, write_text
 from compresskit.training import stages
@@ -122,7 +120,7 @@ class Workshop:
             self.say(f"making {cell.method}")
         dense = self._read_dense()
         start = time.perf_counter()
-        made = cell.rival.make(dense, finished.asked(cell, self.shared, self.folder))
+        made = cell.rival.make(dense, finished.asked(cell, self.shared, self.folder, self.dense))
         seconds = time.perf_counter() - start
         found = self._size(made) | self._score(made)
         found["made_by"] = self.shared.made_by(cell, made.made_by)
@@ -187,7 +185,7 @@ class Workshop:
         self.say("stage 1: general text")
         seed = self.grid.seeds[0] if self.start else self.cell.seed
         settings = {**(self.grid.general or {}), **self._options, "seed": seed}
-        text = self.shared.corpus(self._part)
+        text = self.shared.corpus(finished.training_part(self.cell))
         if self.grid.unit:
             settings |= {"unit": self.grid.unit, "teacher_outputs": self.dense / OUTPUTS}
         self._train(stages.distill, target, start, self.cell.origin, text=text, **settings)
@@ -214,11 +212,6 @@ class Workshop:
         """The grid as it is for this cell."""
         return self.shared.grid.of(self.cell.task, self.cell.variant)
 
-    @property
-    def _part(self) -> Part:
-        """Of the general text, what a student may see."""
-        return "all" if self.cell.task is not None else "training"
-
     # -- making -----------------------------------------------------------------------------------------------------
 
     def _compress(self, target: Path) -> dict[str, Any]:
@@ -226,7 +219,11 @@ class Workshop:
         assert recipe is not None
         self.say("compressing")
         dense = self._read_whole()
-        statistics, calibrating = self._statistics(recipe) if recipe.calibration_tokens else (None, 0.0)
+        statistics, calibrating = None, 0.0
+        if recipe.calibration_tokens:
+            statistics, calibrating = finished.statistics(
+                self.cell, self.shared, self.dense, recipe.calibration_tokens, weigh=recipe.by_error
+            )
         start = time.perf_counter()
         work = Compression(dense, recipe, statistics=statistics)
         plan = work.plan()
@@ -251,19 +248,12 @@ class Workshop:
             },
         }
 
-    def _statistics(self, recipe: Recipe) -> tuple[Calibration, float]:
-        cell, tokens = self.cell, recipe.calibration_tokens
-        if self.grid.students_from == "checkpoint":
-            return self.shared.statistics(cell.origin, self._part, tokens)
-        assert cell.task is not None
-        return self.shared.task_statistics(cell.origin, cell.task, self.dense / MODEL, tokens, recipe.by_error)
-
     def _make_baseline(self, target: Path) -> dict[str, Any]:
         assert self.cell.rival is not None
         self.say(f"making {self.cell.method}")
         dense = self._read_whole()
         start = time.perf_counter()
-        made = self.cell.rival.make(dense, finished.asked(self.cell, self.shared, self.folder))
+        made = self.cell.rival.make(dense, finished.asked(self.cell, self.shared, self.folder, self.dense))
         seconds = time.perf_counter() - start
         with new_folder(target) as temporary:
             checkpoints.save(made.checkpoint, temporary)
@@ -291,6 +281,7 @@ class Workshop:
 
     def _read(self, folder: Path) -> Checkpoint:
         """A student in the class in which it is scored, with the teacher's head where it has none yet."""
+        set_seed(self.cell.seed)  # of a head that is new in the student
         adopt = self._read_dense().model if self.cell.tuned else None
         changes = labels_of(adopt) if adopt is not None else {}
         return checkpoints.read(folder, compressed=None, adopt=adopt, **changes)
@@ -302,14 +293,18 @@ class Workshop:
 
     def _size(self, made: Made) -> dict[str, Any]:
         rival, read = self.cell.rival, made.checkpoint
-        dense = self._read_dense().model
+        whole = self._read_dense()
+        dense = whole.model
         model = read.model if rival is None else rival.counted(dense, read.model)
         flops = count_flops(model)
         total = count_parameters(model) if rival is None else rival.parameters(dense, read.model)
+        behind, roles = numbers_behind(read.folder), _by_role(model, dense)
+        total += behind
+        roles["rest"] += behind
         return {
             "parameters": total,
-            "parameters_by_role": _by_role(model, dense),
-            "ratio": count_parameters(dense) / total,
+            "parameters_by_role": roles,
+            "ratio": (count_parameters(dense) + numbers_behind(whole.folder)) / total,
             "megabytes": megabytes(read) if rival is None else rival.megabytes(read),
             "flops": flops.total,
             "flops_linear": flops.linear,
@@ -318,12 +313,14 @@ class Workshop:
     def _score(self, made: Made) -> dict[str, Any]:
         cell, rival, model = self.cell, self.cell.rival, made.checkpoint.model
         if cell.task is None:
-            tokenizer, passages = self.shared.tokenizer(cell.origin), self.shared.passages(cell.origin)
-            if made.run is None:
-                return scoring.without_labels(
-                    cell, self.shared, quality.encode(model.float().eval(), tokenizer, passages)
-                )
-            return scoring.without_labels(cell, self.shared, quality.encode_run(made.run, tokenizer, passages))
+            tokenizer = self.shared.tokenizer(cell.origin)
+
+            def encode(passages: quality.Passages) -> quality.Encoded:
+                if made.run is not None:
+                    return quality.encode_run(made.run, tokenizer, passages)
+                return quality.encode(model.float().eval(), tokenizer, passages)
+
+            return scoring.without_labels(cell, self.shared, encode)
         if made.run is not None:  # what its outputs mean is read from the dense model
             dense = self._read_dense()
             return scoring.on_task(cell, self.shared, dense.model, made.run, folder=dense.folder)

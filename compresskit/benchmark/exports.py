@@ -84,11 +84,10 @@ def _export(cell: Cell, form: str, shared: Shared, folder: Path, dense: Path) ->
 def _score(cell: Cell, form: str, shared: Shared, read: Checkpoint, folder: Path) -> dict[str, Any]:
     if cell.task is not None:
         return scoring.on_task(cell, shared, read.model.float().eval(), load(form, folder), folder=read.folder)
-    passages = shared.passages(cell.origin)
     with tempfile.TemporaryDirectory() as temporary:
         encoder: Any = read.model.base_model
         if encoder is not read.model:  # an exported head gives no hidden states: its encoder is written for them
             folder = Path(temporary)
             exported.write(replace(read, model=encoder), folder / form, form)
-        ours = quality.encode_run(load(form, folder), shared.tokenizer(cell.origin), passages)
-    return scoring.without_labels(cell, shared, ours)
+        run, tokenizer = load(form, folder), shared.tokenizer(cell.origin)
+        return scoring.without_labels(cell, shared, lambda passages: quality.encode_run(run, tokenizer, passages))

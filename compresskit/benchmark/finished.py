@@ -9,6 +9,8 @@ from compresskit.benchmark.baselines.base import Asked, Made
 from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import Record
 from compresskit.benchmark.shared import Shared
+from compresskit.calibration.statistics import Calibration
+from compresskit.data.corpus import Part
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.tasks.predicting import Runnable
@@ -27,9 +29,37 @@ def read_dense(cell: Cell, shared: Shared, dense: Path) -> Checkpoint:
     return checkpoints.read(dense / MODEL) if cell.tuned else shared.read_dense(cell.origin)
 
 
-def asked(cell: Cell, shared: Shared, folder: Path) -> Asked:
-    """What the cell's baseline is asked for; ``folder`` is the cell's."""
+def statistics(
+    cell: Cell, shared: Shared, dense: Path, tokens: int, *, weigh: bool = False
+) -> tuple[Calibration, float]:
+    """What the matrices of the model see from which a student of the cell is made, on the text that it learns from or,
+    where it is made from the task's teacher, on the task's rows; and the seconds that reading took.
+
+    Args:
+        dense: folder of the dense cell of the same model and task.
+        weigh: also find how much predictions depend on each matrix.
+    """
+    if shared.grid.of(cell.task, cell.variant).students_from == "checkpoint":
+        return shared.statistics(cell.origin, training_part(cell), tokens)
+    assert cell.task is not None
+    return shared.task_statistics(cell.origin, cell.task, dense / MODEL, tokens, weigh)
+
+
+def training_part(cell: Cell) -> Part:
+    """Of the general text, what a student may see."""
+    return "all" if cell.task is not None else "training"
+
+
+def asked(cell: Cell, shared: Shared, folder: Path, dense: Path | None = None) -> Asked:
+    """What the cell's baseline is asked for.
+
+    Args:
+        folder: of the cell.
+        dense: as of :func:`statistics`; None where shapes alone count.
+    """
     found = cell.asked._replace(folder=folder, text=shared.corpus("training"))
+    if dense is not None:
+        found = found._replace(statistics=lambda tokens: statistics(cell, shared, dense, tokens)[0])
     if cell.task is None:
         return found
     length = scoring.trained_length(cell, shared) if cell.tuned else 0
@@ -41,7 +71,7 @@ def read_own(cell: Cell, shared: Shared, folder: Path, dense: Path) -> Made:
     if cell.learns:
         return Made(checkpoints.read(folder / MODEL, compressed=None))
     assert cell.rival is not None
-    return cell.rival.make(read_dense(cell, shared, dense), asked(cell, shared, folder))
+    return cell.rival.make(read_dense(cell, shared, dense), asked(cell, shared, folder, dense))
 
 
 def read_model(cell: Cell, shared: Shared, folder: Path, dense: Path) -> Runnable:

@@ -17,6 +17,7 @@ from compresskit.errors import InputError
 from compresskit.model.depth import stretches
 from compresskit.model.inputs import fitted
 from compresskit.model.tokenizer import split
+from compresskit.training.projections import least_squares
 
 #: Tokens of a passage; passages of one document; about so many passages in all.
 PASSAGE, PER_DOCUMENT, PASSAGES = 64, 12, 512
@@ -44,6 +45,11 @@ class Passages:
         counts = np.bincount(self.document)[self.document]
         return float(np.mean((counts - 1) / (len(self.document) - 1)))
 
+    def spread(self) -> Passages:
+        """Evenly spread ones, as many as there are hidden states of."""
+        chosen = np.linspace(0, len(self.tokens) - 1, min(HIDDEN, len(self.tokens))).round().astype(int)
+        return Passages(self.tokens[chosen], self.document[chosen])
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -53,10 +59,17 @@ class Encoded:
         hidden: hidden states of the first :data:`HIDDEN` passages, one (HIDDEN, T, H) tensor a layer, embeddings first;
             none of what gives its last ones alone.
         vectors: (N, H) mean over the tokens of the last layer.
+        alone: the last hidden states of the same passages, (HIDDEN, T, H), of what gives no others.
     """
 
     hidden: tuple[Tensor, ...]
     vectors: Tensor
+    alone: Tensor | None = None
+
+    @property
+    def last(self) -> Tensor:
+        """The last hidden states of the first :data:`HIDDEN` passages."""
+        return self.hidden[-1] if self.alone is None else self.alone
 
 
 def find_passages(corpus: Corpus, tokenizer: Any, length: int = PASSAGE) -> Passages:
@@ -104,33 +117,64 @@ def encode(model: PreTrainedModel, tokenizer: Any, passages: Passages) -> Encode
 def encode_run(run: Callable[..., Mapping[str, Tensor]], tokenizer: Any, passages: Passages) -> Encoded:
     """The passages through what gives its last hidden states alone, such as an exported encoder, on the CPU."""
     collate = DataCollatorWithPadding(tokenizer)
+    states: list[Tensor] = []
+    vectors: list[Tensor] = []
     with torch.inference_mode():
-        vectors = [
-            run(**fitted(run, collate([{"input_ids": row.tolist()} for row in batch])))["last_hidden_state"].mean(1)
-            for batch in passages.tokens.split(_BATCH)
-        ]
-    return Encoded((), torch.cat(vectors))
+        for batch in passages.tokens.split(_BATCH):
+            inputs = collate([{"input_ids": row.tolist()} for row in batch])
+            last = run(**fitted(run, inputs))["last_hidden_state"]
+            vectors.append(last.mean(1))
+            if len(states) * _BATCH < HIDDEN:
+                states.append(last)
+    return Encoded((), torch.cat(vectors), torch.cat(states))
 
 
-def closeness(student: Encoded, teacher: Encoded, passages: Passages) -> dict[str, float]:
+def closeness(
+    student: Encoded, teacher: Encoded, passages: Passages, others: tuple[Encoded, Encoded] | None = None
+) -> dict[str, float]:
     """Three figures for a student, two for what gives its last hidden states alone.
 
     ``sentence similarity``: mean over the passages of cos(v, v'), v and v' the sentence vectors of teacher and student,
     both without the mean over all passages, so that a constant vector scores 0. ``hidden error``: ||H - H'||_F /
     ||H||_F over the layers that both have, H without its mean. ``retrieval``: share of passages whose nearest other
     passage (cosine) comes from the same document.
+
+    Args:
+        others: what student and teacher make of other passages, where they are not equally wide. All but retrieval then
+            compares what linear maps make of the student's states, those that fit best on the other passages.
     """
-    ours, theirs = (vectors - vectors.mean(0) for vectors in (student.vectors, teacher.vectors))
+    compared = student if others is None else _as_wide(student, *others)
+    ours, theirs = (vectors - vectors.mean(0) for vectors in (compared.vectors, teacher.vectors))
     found = {METRIC: float(torch.cosine_similarity(ours, theirs).mean())}
     if student.hidden:
-        found["hidden error"] = _hidden_error(student.hidden, teacher.hidden)
+        found["hidden error"] = _hidden_error(compared.hidden, teacher.hidden)
     return found | {"retrieval": retrieval(student.vectors, passages.document)}
 
 
+def _as_wide(student: Encoded, ours: Encoded, theirs: Encoded) -> Encoded:
+    """What maps make of the student's states that bring ``ours`` nearest to ``theirs``, token by token."""
+
+    def mapped(wanted: Tensor, known: Tensor, *states: Tensor) -> list[Tensor]:
+        linear = least_squares(known.flatten(0, -2), wanted.flatten(0, -2))
+        with torch.inference_mode():
+            return [linear(state) for state in states]
+
+    (vectors,) = mapped(theirs.last, ours.last, student.vectors)
+    if not student.hidden:
+        return Encoded((), vectors)
+    wanted = [theirs.hidden[0], *_learnt_from(len(ours.hidden), theirs.hidden)]
+    layers = [mapped(*each)[0] for each in zip(wanted, ours.hidden, student.hidden, strict=True)]
+    return Encoded(tuple(layers), vectors)
+
+
+def _learnt_from(count: int, teacher: Sequence[Tensor]) -> list[Tensor]:
+    """The teacher's states that the layers of a student learn from that has ``count`` states, embeddings among them."""
+    return [teacher[1 + stretch[-1]] for stretch in stretches(len(teacher) - 1, count - 1)]
+
+
 def _hidden_error(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> float:
-    learnt_from = [stretch[-1] for stretch in stretches(len(teacher) - 1, len(student) - 1)]
     residual = total = 0.0
-    for ours, theirs in zip(student[1:], [teacher[1 + place] for place in learnt_from], strict=True):
+    for ours, theirs in zip(student[1:], _learnt_from(len(student), teacher), strict=True):
         residual += float((ours - theirs).square().sum())
         total += float((theirs - theirs.mean((0, 1))).square().sum())
     return float((residual / total) ** 0.5)

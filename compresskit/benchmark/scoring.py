@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 
 from compresskit.benchmark import quality
 from compresskit.benchmark.grid import Cell
-from compresskit.benchmark.quality import Encoded
+from compresskit.benchmark.quality import Encoded, Passages
 from compresskit.benchmark.shared import Shared
 from compresskit.scores import mean_over_splits
 from compresskit.tasks.kind import Scoring
@@ -50,8 +51,13 @@ def on_task(
     return {"metric": task.primary, "score": mean_over_splits(found, task.primary), "scores": dict(found)}
 
 
-def without_labels(cell: Cell, shared: Shared, ours: Encoded) -> dict[str, Any]:
-    """The same of what a model makes of the held-out passages."""
-    teacher, _ = shared.encoded(cell.origin)
-    scores = quality.closeness(ours, teacher, shared.passages(cell.origin))
+def without_labels(cell: Cell, shared: Shared, encode: Callable[[Passages], Encoded]) -> dict[str, Any]:
+    """The same of what a model, by ``encode``, makes of the held-out passages."""
+    passages = shared.passages(cell.origin)
+    ours, (teacher, _) = encode(passages), shared.encoded(cell.origin)
+    others = None
+    if ours.vectors.shape != teacher.vectors.shape:
+        seen = shared.passages(cell.origin, "training")
+        others = encode(seen), shared.encoded(cell.origin, "training")[0]
+    scores = quality.closeness(ours, teacher, passages, others)
     return {"metric": quality.METRIC, "score": scores[quality.METRIC], "scores": dict(scores)}

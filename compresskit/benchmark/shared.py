@@ -169,9 +169,11 @@ class Shared:
         folder = None if self.grid.data is None else Path(self.grid.data)
         return declared, load_data(declared, folder, train=is_tuned(name))
 
-    def _passages(self, origin: str | None) -> quality.Passages:
+    def _passages(self, origin: str | None, part: Part = "held-out") -> quality.Passages:
+        """Those that quality is measured on; of the training part as many as maps between widths are fitted to."""
         limit = positions(self.read_dense(origin).model) or quality.PASSAGE
-        return quality.find_passages(self.corpus("held-out"), self.tokenizer(origin), min(quality.PASSAGE, limit))
+        found = quality.find_passages(self.corpus(part), self.tokenizer(origin), min(quality.PASSAGE, limit))
+        return found if part == "held-out" else found.spread()
 
     def _statistics(self, origin: str | None, part: Part, tokens: int) -> tuple[Calibration, float]:
         """The calibration, and the seconds that it took."""
@@ -187,8 +189,8 @@ class Shared:
         found = calibrate(dense, tokenizer, self.task(task)[1], tokens, weigh=weigh)
         return found, time.perf_counter() - start
 
-    def _encoded(self, origin: str | None) -> tuple[quality.Encoded, float]:
+    def _encoded(self, origin: str | None, part: Part = "held-out") -> tuple[quality.Encoded, float]:
         """The passages through the teacher, and its own retrieval score."""
-        passages = self.passages(origin)
+        passages = self.passages(origin, part)
         encoded = quality.encode(self.read_dense(origin).model.float().eval(), self.tokenizer(origin), passages)
         return encoded, quality.retrieval(encoded.vectors, passages.document)

@@ -109,7 +109,8 @@ def read(
         as_class: a key of :data:`MODEL_CLASSES`; default: ``config.architectures[0]``, else the base model.
         device: where to put the model.
         compressed: whether it must be a compressed one; None takes both. Default: it must be dense.
-        adopt: a model whose class is taken, and whose head weights are copied where the checkpoint lacks them.
+        adopt: a model whose class is taken, and whose head weights are copied where the checkpoint lacks them and is as
+            wide.
         new_head: leave the last layer of a stored head out, whatever it predicts, as if the checkpoint lacked it.
         config_changes: passed on to ``from_pretrained``, e.g. ``num_labels``.
 
@@ -273,8 +274,8 @@ def _model_class(config: Any, folder: Path, as_class: str | None) -> Any:
 def _check_missing(
     model: PreTrainedModel, missing: list[str], folder: Path, adopt: PreTrainedModel | None
 ) -> tuple[str, ...]:
-    """Heads and poolers that the checkpoint lacks are new, or copied from ``adopt``, and named in a note; anything else
-    is refused.
+    """Heads and poolers that the checkpoint lacks are copied from ``adopt``, or new where there is none or it is not
+    as wide, and named in a note; anything else is refused.
     """
     prefix = base_prefix(model)
     heads = {target.name for target in find_targets(model) if target.role == "head"}
@@ -283,6 +284,11 @@ def _check_missing(
         raise InputError(f"model {folder}: lacks weight {lost[0]}" + (f" and {len(lost) - 1} more" * (len(lost) > 1)))
     if not missing:
         return ()
+    widths = {getattr(each.config, "hidden_size", None) for each in (model, adopt) if each is not None}
+    if len(widths) > 1:
+        return (
+            f"not in the student, whose width is not the teacher's, so initialised at random: {', '.join(missing)}",
+        )
     if adopt is not None:
         theirs, ours = adopt.state_dict(), model.state_dict()
         for key in missing:
@@ -343,7 +349,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     checkpoint.model.save_pretrained(folder)
     write_tokenizer(checkpoint, folder)
     if checkpoint.folder is not None and checkpoint.model.base_model is checkpoint.model:
-        sentence.copy(checkpoint.folder, folder)
+        sentence.copy(checkpoint.folder, folder, getattr(checkpoint.model.config, "hidden_size", None))
 
 
 def write_tokenizer(checkpoint: Checkpoint, destination: Path) -> None:

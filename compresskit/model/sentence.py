@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ TRANSFORMER_FILES = tuple(
 )
 #: Its files; the folders that ``modules.json`` lists come with them.
 FILES = re.compile(r"modules\.json|config_sentence_transformers\.json|sentence_[\w-]+_config\.json")
+#: What a pooling calls the width of what it pools, before version 6 of sentence-transformers and since.
+_WIDTHS = ("word_embedding_dimension", "embedding_dimension")
 
 
 def module_folders(folder: Path) -> list[str]:
@@ -91,10 +94,26 @@ def _keep_all(folder: Path) -> None:
         (folder / CONFIG).write_text(json.dumps(general, indent=2) + "\n", encoding="utf-8")
 
 
-def copy(source: Path, destination: Path) -> None:
-    """Copy pooling, normalisation, prompts and sequence length of a sentence-transformers model, if it is one."""
+def copy(source: Path, destination: Path, hidden_size: int | None = None) -> None:
+    """Copy pooling, normalisation, prompts and sequence length of a sentence-transformers model, if it is one.
+
+    Args:
+        hidden_size: of the encoder in ``destination``, for the pooling, which names it; None: that of ``source``.
+    """
     for file in source.iterdir():
         if file.is_file() and FILES.fullmatch(file.name):
             shutil.copyfile(file, destination / file.name)
     for name in module_folders(source):
         shutil.copytree(source / name, destination / name)
+        if hidden_size is not None:
+            _name_width(destination / name / "config.json", hidden_size)
+
+
+def _name_width(path: Path, hidden_size: int) -> None:
+    """Let a pooling's settings name the width of what it pools; those of other modules name none."""
+    with suppress(OSError, ValueError, TypeError):  # what cannot be read is refused where it is needed
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        names = [name for name in _WIDTHS if name in settings and settings[name] != hidden_size]
+        if names:
+            settings |= dict.fromkeys(names, hidden_size)
+            path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

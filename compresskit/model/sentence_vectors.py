@@ -252,6 +252,24 @@ def has_sentence_model(folder: Path | None) -> bool:
     return folder is not None and (folder / MODULES).is_file()
 
 
+def numbers_behind(folder: Path | None) -> int:
+    """How many numbers the layers behind a model's encoder have; 0 where there are none."""
+    return sum(read_headers(path).numbers for path in _weighty(folder))
+
+
+def bytes_behind(folder: Path | None) -> int:
+    """Bytes of the weight files of the layers behind a model's encoder."""
+    return sum(read_headers(path).size for path in _weighty(folder))
+
+
+def _weighty(folder: Path | None) -> list[Path]:
+    """The modules of a folder that have weights."""
+    paths = [] if folder is None else [folder / name for name in module_folders(folder)]
+    return [
+        path for path in paths if any((path / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
+    ]
+
+
 def _read(folder: Path, role: Role) -> SentenceModel:
     modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
     kinds = [_kind(folder, module) for module in modules]

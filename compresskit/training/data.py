@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.data import corpus as corpora
@@ -30,6 +31,7 @@ from compresskit.tasks.rows import DEV, TRAIN, Split, TaskData
 from compresskit.training.alignment import PairCollator, Texts, pair_columns, paired, teacher_rows
 from compresskit.training.batches import MaskingCollator, PaddingCollator, TokenLabelCollator
 from compresskit.training.evaluation import Scores, held_out_losses, score
+from compresskit.training.projections import of_hidden_states
 from compresskit.training.sentences import HELD_OUT as HELD_OUT_TEXTS
 from compresskit.training.sentences import METRICS, Encoder, Sentences
 from compresskit.training.settings import Options
@@ -118,6 +120,7 @@ class TrainingData:
         predictions: what the task's kind says the head predicts; None: what the head says.
         dev: the primary metric of a model on the task's dev rows; None without a task.
         together: so many rows after each other stay in one batch (2: pairs).
+        projections: of the student's hidden states to the teacher's width; None where they are equally wide.
     """
 
     rows: Dataset
@@ -131,11 +134,19 @@ class TrainingData:
     predictions: Predictions | None = None
     dev: Callable[[PreTrainedModel], float] | None = None
     together: int = 1
+    projections: nn.ModuleList | None = None
 
     @property
     def masked(self) -> bool:
         """Whether words are hidden anew in every epoch."""
         return isinstance(self.collator, MaskingCollator)
+
+    @property
+    def learned_beside(self) -> dict[str, nn.Module]:
+        """What is trained with the student and is no part of it, by the name that checkpoints have for it."""
+        sentences = None if self.sentences is None else self.sentences.projection
+        found = {"sentence_projection": sentences, "hidden_projections": self.projections or None}
+        return {name: module for name, module in found.items() if module is not None}
 
 
 def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress | None = None) -> TrainingData:
@@ -152,14 +163,17 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
     rows = kind.encode(data, split, models.tokenizer, length, models.student.model)
     cut = kind.cut(split, rows, length)
     if models.by_words:
-        rows, note = models.paired(rows, kind.sequences(split), length, split.source)
-        found.append(note)
+        rows, words = models.paired(rows, kind.sequences(split), length, split.source)
+        found.append(words)
     dev = replace(data, splits={DEV: data.splits[DEV]})
+    collator = kind.collator(models.padding)
+    projections, note = _projections(models.student, models.teacher, stage, rows, collator, kind.predictions.targets)
+    found.append(note)
     if pairs:
         found.append(f"{len(split) // 2} pairs of a relevant and an irrelevant text are trained on")
     return TrainingData(
         rows=rows,
-        collator=models.collator(kind.collator(models.padding)),
+        collator=models.collator(collator),
         max_length=length,
         record={"task": task.model_dump(mode="json", exclude_defaults=True), "splits": data.record()},
         measure=lambda model: score(
@@ -170,6 +184,28 @@ def from_task(data: TaskData, models: Models, stage: Stage, progress: Progress |
         dev=lambda model: score(Scoring(model, models.tokenizer, length, progress=progress), dev)[DEV][task.primary],
         predictions=_weighing(kind, data, rows, stage, models.student.model),
         together=2 if pairs else 1,
+        projections=projections,
+    )
+
+
+def _projections(
+    student: Checkpoint,
+    teacher: Checkpoint | None,
+    stage: Stage,
+    rows: Dataset,
+    collator: Any,
+    targets: Sequence[str] = (),
+) -> tuple[nn.ModuleList | None, str | None]:
+    """Of the student's hidden states to the teacher's width, where they differ; and a note that says so."""
+    if teacher is None:
+        return None, None
+    found = of_hidden_states(student.model, teacher.model, stage, rows, collator, targets)
+    if not found:
+        return found, None
+    ours, theirs = student.model.config.hidden_size, teacher.model.config.hidden_size
+    return found, (
+        f"hidden states of {ours} numbers are compared with the teacher's of {theirs} through linear maps, which are "
+        "learned beside and dropped in the end"
     )
 
 
@@ -222,6 +258,8 @@ def from_dataset(
     count = min(HELD_OUT, max(1, len(rows) // 10))
     held_out, training = rows.select(order[:count]), rows.select(np.sort(order[count:]))
     collators = [_collator(rows, models, stage, options) for _ in range(2)]  # masks of training move on with the epochs
+    targets = predictions_of(models.student.model).targets
+    projections, note = _projections(models.student, models.teacher, stage, training, collators[0], targets)
 
     def measure(model: PreTrainedModel) -> Scores:
         assert models.teacher is not None  # distillation alone trains on a data set
@@ -229,7 +267,8 @@ def from_dataset(
         sequences, collator = held_out, collators[0]
         if models.by_words and model is teacher:
             sequences, collator = teacher_rows(held_out), PaddingCollator(models.teacher_padding)
-        return {"held_out": held_out_losses(model, student, teacher, sequences, collator, stage)}
+        own = projections if model is student else None
+        return {"held_out": held_out_losses(model, student, teacher, sequences, collator, stage, own)}
 
     return TrainingData(
         rows=training,
@@ -237,7 +276,8 @@ def from_dataset(
         max_length=max(rows["length"]),
         record={**record, "sequences": len(training), "held_out": count},
         measure=measure,
-        notes=notes,
+        notes=(*notes, note) if note else notes,
+        projections=projections,
     )
 
 
@@ -255,18 +295,21 @@ def from_units(
     sentences = Sentences.of(student, teacher, texts, units.texts[:count], stage, half=half, progress=progress)
     rows = sentences.rows(units.record["source"])
     cut = sum(length >= student.max_length for length in rows["length"])
-    found = [f"{cut} of {len(rows)} texts reach {student.max_length} tokens; what is longer was cut there"]
+    found = [f"{cut} of {len(rows)} texts reach {student.max_length} tokens; what is longer was cut there"] * (cut > 0)
+    collator = PaddingCollator(
+        padding_for(student.checkpoint.model, student.tokenizer), pad_to_multiple_of=_multiple(student)
+    )
+    projections, note = _projections(student.checkpoint, teacher.checkpoint, stage, rows, collator)
     return TrainingData(
         rows=rows,
-        collator=PaddingCollator(
-            padding_for(student.checkpoint.model, student.tokenizer), pad_to_multiple_of=_multiple(student)
-        ),
+        collator=collator,
         max_length=student.max_length,
         record={**units.record, "sentences": len(texts), "held_out": count, "teacher_max_length": teacher.max_length},
         measure=sentences.measure,
         primary=METRICS[0],
-        notes=tuple(found if cut else ()),
+        notes=(*found, *((note,) if note else ())),
         sentences=sentences,
+        projections=projections,
     )
 
 

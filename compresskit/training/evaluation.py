@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.model.inputs import fitted
@@ -58,6 +59,7 @@ def held_out_losses(
     dataset: Dataset,
     collator: Any,
     stage: Stage,
+    projections: nn.ModuleList | None = None,
 ) -> dict[str, float]:
     """The mean of each possible loss term of ``stage``, unweighted, over held-out rows (``input_ids``, ``length``).
 
@@ -65,9 +67,10 @@ def held_out_losses(
         model: whose losses: the student or the teacher.
         student: by whose head the rows' labels are numbered.
         teacher: what is compared with.
+        projections: of the model's hidden states to the teacher's width, where they are not equally wide.
     """
     with attention_kept(student, teacher), mode_kept(student, teacher):
-        return _held_out_losses(model, student, teacher, dataset, collator, stage)
+        return _held_out_losses(model, student, teacher, dataset, collator, stage, projections)
 
 
 def _held_out_losses(
@@ -77,11 +80,14 @@ def _held_out_losses(
     dataset: Dataset,
     collator: Any,
     stage: Stage,
+    projections: nn.ModuleList | None,
 ) -> dict[str, float]:
     masked = isinstance(collator, MaskingCollator)
-    objective = Objective(student, teacher, stage, dataset.column_names, masked=masked)
+    objective = Objective(student, teacher, stage, dataset.column_names, masked=masked, projections=projections)
     predictions = objective.predictions
     device = next(model.parameters()).device
+    if projections is not None:
+        projections.to(device)
     rows = dataset.remove_columns("length")
     batches = [
         collator([*rows.select(range(i, min(i + BATCH_SIZE, len(rows))))]) for i in range(0, len(rows), BATCH_SIZE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
@@ -17,6 +17,9 @@ from compresskit.tasks.registry import predictions_of
 from compresskit.training.alignment import WordsOfBatch, is_by_words
 from compresskit.training.attention import expose_attention, lacking
 from compresskit.training.terms import TERMS, Outputs, Term
+
+#: What follows the hidden size of a model.
+_OF_WIDTH = ("hidden_size", "num_attention_heads")
 
 
 class Objective:
@@ -30,6 +33,8 @@ class Objective:
             are the same.
         masked: whether the batches hide words and label them.
         by_words: whether student and teacher cut texts into different tokens, as the columns say.
+        projections: of the student's hidden states to the teacher's width, the embedding output first; None where
+            the two are equally wide (:mod:`compresskit.training.projections`).
         attention_maps: ``scores`` or ``probabilities`` where attention has a weight, else None.
 
     Raises:
@@ -48,10 +53,12 @@ class Objective:
         sentences: bool = False,
         explicit: Sequence[str] = (),
         predictions: Predictions | None = None,
+        projections: nn.ModuleList | None = None,
     ) -> None:
         self.stage = stage
         self.masked = masked
         self.by_words = is_by_words(columns)
+        self.projections = projections
         self.predictions = predictions or predictions_of(student)
         self.weights: dict[LossName, float] = {}
         self.dropped: dict[LossName, str] = {}
@@ -119,7 +126,9 @@ class Objective:
             student, teacher, states = words.aligned(student, teacher, of_tokens=of_tokens)
         teacher = None if teacher is None else self.as_student(teacher)
         count = Counts(*counts.clamp(min=1))  # a small batch may have no masked token: its term is 0, not 0 / 0
-        batch = Outputs(student, teacher, mask, states, targets, count, self.predictions, self.stage, vectors)
+        batch = Outputs(
+            student, teacher, mask, states, targets, count, self.predictions, self.stage, vectors, self.projections
+        )
         return {name: TERMS[name].value(batch) for name in self.weights}
 
     def as_student(self, teacher: Output) -> Output:
@@ -148,6 +157,10 @@ def _impossible(
         return f"what {kind} predicts is not supported (masked-LM and task heads are)"
     if term.of_labels and not labelled:
         return f"the data has no column {' and '.join(predictions_of(student).targets)}"
+    if term.reads == "attentions" and teacher is not None:
+        theirs, ours = (getattr(model.config, "num_attention_heads", None) for model in (teacher, student))
+        if theirs != ours:
+            return f"the teacher has {theirs} attention heads, the student {ours}"
     if term.reads is not None:
         for model in (student, teacher):
             if model is not None and (lack := lacking(model, term.reads)):
@@ -207,13 +220,20 @@ def unnamed_note(student: PreTrainedModel, teacher: PreTrainedModel) -> str | No
     return f"the {who} does not name its labels; taken as {', '.join(names)}, in this order"
 
 
-def check_fit(student: PreTrainedModel, teacher: PreTrainedModel, *, by_words: bool = False) -> None:
-    """Refuse a pair of models whose outputs cannot be compared; ``by_words``: their vocabularies may differ. Raises
-    InputError naming what differs.
+def check_fit(
+    student: PreTrainedModel, teacher: PreTrainedModel, *, by_words: bool = False, projected: bool = False
+) -> None:
+    """Refuse a pair of models whose outputs cannot be compared. Raises InputError naming what differs.
+
+    Args:
+        by_words: their vocabularies may differ.
+        projected: their hidden sizes may differ, and then their heads.
 
     A student may have fewer layers than its teacher: each learns from the last of a stretch of the teacher's
-    (:func:`compresskit.model.depth.stretches`).
+    (:func:`compresskit.model.depth.stretches`). It may have another hidden size, and then other heads, where its
+    hidden states are compared through projections.
     """
+    widths = {getattr(model.config, "hidden_size", None) for model in (teacher, student)}
     for name, what in (
         ("model_type", "families"),
         ("vocab_size", "vocabularies"),
@@ -222,7 +242,8 @@ def check_fit(student: PreTrainedModel, teacher: PreTrainedModel, *, by_words: b
         ("num_labels", "numbers of labels"),
     ):
         theirs, ours = getattr(teacher.config, name, None), getattr(student.config, name, None)
-        if theirs != ours and not (by_words and name == "vocab_size"):
+        free = (by_words and name == "vocab_size") or (projected and len(widths) > 1 and name in _OF_WIDTH)
+        if theirs != ours and not free:
             raise InputError(f"teacher and student have different {what} ({name}): {theirs} and {ours}")
     theirs, ours = teacher.config.num_hidden_layers, student.config.num_hidden_layers
     if ours > theirs:

@@ -38,7 +38,7 @@ def teacher_and_student(
     compressed, changes = None if allow_dense else True, labels_of(taught_by.model)
     read = read_model(student, compressed=compressed, adopt=taught_by.model, new_head=new_head, **changes)
     own = _own_tokenizers(taught_by, read) if tokenizer is None else None
-    check_fit(read.model, taught_by.model, by_words=own is not None)
+    check_fit(read.model, taught_by.model, by_words=own is not None, projected=own is None)
     if (note := unnamed_note(read.model, taught_by.model)) is not None:
         read = replace(read, notes=(*read.notes, note))
     if own is None:
@@ -88,7 +88,7 @@ def encoders(
     own = find_tokenizer(tokenizer or load_tokenizer(read) or words, read)
     if inside:
         find_tokenizer(tokenizer, taught_by, read)  # the same tokens for both
-        check_fit(read.model, taught_by.model)
+        check_fit(read.model, taught_by.model, projected=True)
     theirs = read_sentence_model(taught_by.folder)
     ours = read_sentence_model(read.folder) if has_sentence_model(read.folder) else theirs
     if (note := unsaid(taught_by.folder)) is not None:

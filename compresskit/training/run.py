@@ -6,7 +6,6 @@ import math
 import pickle
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from compresskit.training.data import Models, TrainingData
 from compresskit.training.early_stopping import EarlyStopping, scores
 from compresskit.training.forward import dropout
 from compresskit.training.objective import Objective
+from compresskit.training.projections import beside
 from compresskit.training.settings import Options
 from compresskit.training.terms import TERMS
 from compresskit.training.trainer import DistillationTrainer, state_of
@@ -133,9 +133,8 @@ class Run:
         dtype = student.dtype
         scores = self._scores_before(work)
         set_seed(self.options.seed)  # a resumed run skips the measurements
-        sentences = self.data.sentences
-        projecting = nullcontext() if sentences is None else sentences.projecting(student)
-        with attention_kept(*self._everyone), projecting, tempfile.TemporaryDirectory() as nowhere:
+        learned = beside(student, self.data.learned_beside)
+        with attention_kept(*self._everyone), learned, tempfile.TemporaryDirectory() as nowhere:
             # Trainer wants a folder even to write nothing.
             history, trained = self._train(Path(nowhere) if work is None else work.path, work)
         student.to(dtype).eval()  # trained in fp32, stored and scored as it was
@@ -164,6 +163,7 @@ class Run:
             sentences=self.data.sentences is not None,
             explicit=self.explicit_losses,
             predictions=self.data.predictions,
+            projections=self.data.projections,
         )
 
     def _check(self) -> None:
@@ -251,6 +251,7 @@ class Run:
             train_dataset=self.data.rows,
             data_collator=self.data.collator,
             predictions=self.data.predictions,
+            projections=self.data.projections,
             together=self.data.together,
             callbacks=[*self.callbacks, *([stopping] if stopping is not None else [])],
         )

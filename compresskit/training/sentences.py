@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from compresskit.progress import Progress
 from compresskit.tasks.encoding import text_vectors
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.metrics import OF_NUMBERS
+from compresskit.training.projections import least_squares
 from compresskit.training.vectors import keep_vectors
 
 #: Texts that are held out, to compare the student before and after.
@@ -39,8 +39,6 @@ METRICS = ("similarity", "cosine")
 _BATCH = 64
 #: Texts that a projection is fitted to before it is trained.
 _FITTED = 2048
-#: The name of the projection among the student's modules while it trains.
-_PROJECTION = "sentence_projection"
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ class Sentences:
                     f"teacher and student have sentence vectors of {theirs} and {ours} numbers, and the projection "
                     "between them is trained by one process alone; or give --loss pooled=0, so that similarity teaches"
                 )
-            projection = _projection(*(each.encode(texts[:_FITTED]) for each in (student, teacher)))
+            projection = least_squares(*(each.encode(texts[:_FITTED]) for each in (student, teacher)))
         width = ours if projection is None else theirs
         for size in stage.dims:
             if size >= width:
@@ -224,22 +222,11 @@ class Sentences:
         )
         return first == second
 
-    @contextmanager
-    def projecting(self, student: nn.Module) -> Iterator[None]:
-        """The projection is a part of the student while it trains, so that it is optimised and in checkpoints."""
-        if self.projection is not None:
-            student.add_module(_PROJECTION, self.projection.train())
-        try:
-            yield
-        finally:
-            if self.projection is not None:
-                delattr(student, _PROJECTION)
-
     def write_modules(self, folder: Path) -> None:
         """Say in the student's folder how its vectors are made, where its own files do not say all of it."""
         own, taught_by = self.student.checkpoint, self.teacher.checkpoint.folder
         if not has_sentence_model(folder) and taught_by is not None and has_sentence_model(taught_by):
-            sentence.copy(taught_by, folder)
+            sentence.copy(taught_by, folder, getattr(own.model.config, "hidden_size", None))
         if self.projection is not None:
             whole = replace(self.student, how=replace(self.student.how, size=None)).encode(self.held_out[:1])
             sentence.append_linear(
@@ -275,16 +262,6 @@ def agreement(ours: Tensor, theirs: Tensor) -> dict[str, float]:
     found = {"similarity": OF_NUMBERS["spearman"](first, second, 0)}
     if ours.shape == theirs.shape:
         found["cosine"] = float(functional.cosine_similarity(ours, theirs, dim=1).mean())
-    return found
-
-
-def _projection(ours: Tensor, theirs: Tensor) -> nn.Linear:
-    """The linear map (D -> D') with the least squared error over (N, D) and (N, D') vectors, kept small where N is."""
-    first, second = ours.double(), theirs.double()
-    gram = first.T @ first
-    gram.diagonal().add_(1e-3 * gram.diagonal().mean())
-    found = nn.Linear(first.shape[1], second.shape[1], bias=False)
-    found.weight.data = torch.linalg.solve(gram, first.T @ second).T.float().contiguous()
     return found
 
 

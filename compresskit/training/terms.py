@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compresskit.model.depth import stretches
 from compresskit.planning.stage import LossName, Stage
@@ -30,6 +30,8 @@ class Outputs:
         predictions: what the head predicts.
         stage: forms and temperatures of the terms.
         vectors: sentence vectors of student and teacher, each (B, D), where the run has some.
+        projections: of the student's hidden states to the teacher's width, the embedding output first; None where
+            the two are equally wide.
     """
 
     student: Output
@@ -41,6 +43,7 @@ class Outputs:
     predictions: Predictions
     stage: Stage
     vectors: tuple[Tensor, Tensor] | None = None
+    projections: nn.ModuleList | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Term:
 
 
 def _embedding(batch: Outputs) -> Tensor:
-    ours, theirs = batch.student.hidden_states[0], batch.teacher.hidden_states[0]
+    (ours,), theirs = _states(batch, slice(1)), batch.teacher.hidden_states[0]
     return losses.embedding_loss(ours, theirs, batch.states, batch.count.states)
 
 
@@ -76,7 +79,7 @@ def _attention(batch: Outputs) -> Tensor:
 
 
 def _hidden(batch: Outputs) -> Tensor:
-    ours = batch.student.hidden_states[1:]
+    ours = _states(batch, slice(1, None))
     theirs = _matching(batch.teacher.hidden_states[1:], len(ours))
     return losses.hidden_loss(ours, theirs, batch.states, batch.count.states)
 
@@ -114,6 +117,14 @@ def _vectors(batch: Outputs) -> tuple[Tensor, Tensor]:
     if batch.vectors is None:
         raise ValueError("the batch has no sentence vectors")
     return batch.vectors
+
+
+def _states(batch: Outputs, which: slice) -> Sequence[Tensor]:
+    """Hidden states of the student as wide as the teacher's."""
+    states: Sequence[Tensor] = batch.student.hidden_states[which]
+    if batch.projections is None:
+        return states
+    return [project(state.float()) for project, state in zip(batch.projections[which], states, strict=True)]
 
 
 def _matching(layers: Sequence[Tensor], count: int) -> Sequence[Tensor]:

@@ -49,9 +49,10 @@ class DistillationTrainer(Trainer):
     Args:
         model: the student. It is trained in place, and where attention is compared it stays with the attention
             implementation that shows it; checkpointing that keeps no gradients is refused.
-        teacher: a model of the same family and hidden size, with as many layers or more; None for supervised training
-            alone. It stays as it is: a twin that shares its weights computes. Its vocabulary may be another one where
-            the data set has its own tokens too (:func:`compresskit.training.alignment.paired`).
+        teacher: a model of the same family, with as many layers or more, and as wide unless there are ``projections``;
+            None for supervised training alone. It stays as it is: a twin that shares its weights computes. Its
+            vocabulary may be another one where the data set has its own tokens too
+            (:func:`compresskit.training.alignment.paired`).
         stage: weights of the loss terms and their form; other fields are the caller's to put into ``args``.
         args: as for Trainer. ``per_device_train_batch_size`` x devices x accumulation sequences make one step.
         train_dataset: a ``datasets.Dataset`` with ``input_ids`` (and ``labels`` for the supervised loss: the student's
@@ -60,6 +61,9 @@ class DistillationTrainer(Trainer):
         vectors: finds the sentence vectors of a batch, for the losses that compare them; the data set then names the
             text of each row (``text_number``).
         predictions: what the head predicts and how that is learnt. Default: what the head says.
+        projections: of the student's hidden states to the teacher's width, one for each, of a student of another hidden
+            size (:func:`compresskit.training.projections.of_hidden_states`). They are trained where they are parts of
+            the model (:func:`compresskit.training.projections.beside`).
         together: so many rows after each other stay in one batch. Default: 1.
         rest: passed on to Trainer; ``data_collator`` must pad and give an ``attention_mask`` (DataCollatorWithPadding,
             the default where a tokenizer is given as ``processing_class``). A copy of it pads where the model may be
@@ -81,6 +85,7 @@ class DistillationTrainer(Trainer):
         explicit_losses: Sequence[str] = (),
         vectors: VectorsOfBatch | None = None,
         predictions: Predictions | None = None,
+        projections: nn.ModuleList | None = None,
         together: int = 1,
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
@@ -94,7 +99,8 @@ class DistillationTrainer(Trainer):
         elif held_out is not None:
             rest["eval_dataset"] = _own_rows(held_out, model)
         if teacher is not None:
-            check_fit(model, teacher, by_words=is_by_words(train_dataset.column_names))
+            by_words = is_by_words(train_dataset.column_names)
+            check_fit(model, teacher, by_words=by_words, projected=projections is not None)
         check_arguments(args, (predictions or predictions_of(model)).targets, rest)
         check_checkpointing(model)
         args = copy.copy(args)  # the caller's stay as they are
@@ -124,6 +130,7 @@ class DistillationTrainer(Trainer):
             sentences=vectors is not None,
             explicit=explicit_losses,
             predictions=predictions,
+            projections=projections,
         )
         self.teacher: Any = None
         if own is not None and self.loss.needs_teacher:

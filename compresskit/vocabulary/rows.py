@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.errors import InputError, WorkError
+from compresskit.errors import InputError
+from compresskit.model.rebuilt import rebuilt
+from compresskit.model.rebuilt import shapes as shapes_of
 
 
 def vocabulary_rows(model: PreTrainedModel) -> int:
@@ -72,8 +74,7 @@ def with_rows(model: PreTrainedModel, order: Sequence[int]) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     config.vocab_size = len(order)
     _renumber(config, lambda number: new.get(number, number))
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in type(model)(config).state_dict().items()}
+    shapes = shapes_of(model, config)
     chosen = torch.tensor(order, device=model.device)
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -82,12 +83,7 @@ def with_rows(model: PreTrainedModel, order: Sequence[int]) -> PreTrainedModel:
         if changed and (len(changed) > 1 or (tensor.shape[changed[0]], wanted[changed[0]]) != (rows, len(order))):
             raise InputError(f"{type(model).__name__}: {name} hangs on the vocabulary in a way that is not known")
         tensors[name] = tensor.index_select(changed[0], chosen) if changed else tensor
-    build: Any = type(model).from_pretrained
-    made, info = build(None, config=config, state_dict=tensors, dtype=model.dtype, output_loading_info=True)
-    if lost := sorted({*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]}):
-        raise WorkError(f"{type(model).__name__}: {lost[0]} was lost when the vocabulary was trimmed")
-    smaller: PreTrainedModel = made.train(model.training)
-    return smaller.to(model.device)  # type: ignore[arg-type]
+    return rebuilt(model, config, tensors)
 
 
 def _renumber(config: Any, change: Callable[[int], int]) -> None:

@@ -7,7 +7,7 @@ work for it without a change elsewhere. A grid names it ``NAME``, or ``NAME:ARGU
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -15,9 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 from transformers import PreTrainedModel, TrainerCallback
 
 from compresskit.benchmark.provenance import MadeBy
+from compresskit.calibration.statistics import Calibration
 from compresskit.data.corpus import Corpus
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint, weight_files
+from compresskit.model.sentence_vectors import bytes_behind
 from compresskit.model.targets import count_parameters
 from compresskit.tasks.predicting import Runnable
 from compresskit.tasks.rows import TaskData
@@ -36,6 +38,8 @@ class Asked(NamedTuple):
         max_length: tokens of a sequence of the task.
         text: general text that no score is taken on.
         folder: the cell's own, where a baseline that is not trained may keep files, in a folder of its own in it.
+        statistics: reads about so many tokens of the text that students learn from, or of the task, with the model that
+            the baseline gets, and says what its matrices see; None where nobody asks for what matters in it.
     """
 
     argument: str = ""
@@ -44,6 +48,7 @@ class Asked(NamedTuple):
     max_length: int = 0
     folder: Path = Path()
     text: Corpus | None = None
+    statistics: Callable[[int], Calibration] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Made:
     Attributes:
         checkpoint: the model, in the dense one's class, and the folder whose tokenizer and other files belong to it.
         made_by: fields of :class:`compresskit.benchmark.provenance.MadeBy` that the baseline adds to the record:
-            ``layers``, or ``facts`` for anything else.
+            ``layers``, ``calibration``, or ``facts`` for anything else.
         run: what is scored and timed in the place of the checkpoint's model, such as an exported graph; None: the
             model itself. It runs on the CPU. Without a task it gives ``last_hidden_state``.
     """
@@ -147,6 +152,6 @@ class Baseline(ABC):
 
 
 def megabytes(made: Checkpoint) -> float:
-    """10^6 bytes of the weight files in a checkpoint's folder."""
+    """10^6 bytes of the weight files in a checkpoint's folder, and of layers behind its encoder."""
     assert made.folder is not None
-    return sum(file.stat().st_size for file in weight_files(made.folder)) / 1e6
+    return (sum(file.stat().st_size for file in weight_files(made.folder)) + bytes_behind(made.folder)) / 1e6
