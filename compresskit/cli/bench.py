@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: What ``--quick`` replaces, where the flag itself is not given.
 QUICK = {"ratios": (19.0,), "latency_rounds": 3}
-QUICK_TOKENS = 15_000
+QUICK_TOKENS, QUICK_TOKENS_OF_VECTORS = 15_000, 100_000
 OUTPUT = Path("reports/local")
 #: Name that ``--task`` takes beside those of tasks.
 SENTENCES = "sentences"
@@ -93,7 +93,7 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
 @click.option(
     "--general-tokens",
     type=click.IntRange(0),
-    help="Tokens of stage 1 for every student; 0 leaves it out. Default: 40000.",
+    help="Tokens of stage 1 for every student; 0 leaves it out. Default: 40000, with --unit 400000.",
 )
 @click.option("--task-epochs", type=float, help="Epochs of stage 2 for every student. Default: 1.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of all training. Default: fp32.")
@@ -157,7 +157,9 @@ def bench(
     changes = _with_sentences({name: value for name, value in changes.items() if value is not None}, start.data)
     if quick:
         changes = QUICK | changes
-    tokens = QUICK_TOKENS if quick and general_tokens is None and start.general is not False else general_tokens
+    tokens = general_tokens
+    if quick and tokens is None and start.general is not False:
+        tokens = QUICK_TOKENS_OF_VECTORS if changes.get("unit", start.unit) else QUICK_TOKENS
     if tokens is not None:
         usual = GENERAL_OF_VECTORS if changes.get("unit") and recipe is None else start.general or {}
         changes["general"] = _budget(usual, max_tokens=tokens) if tokens else False
