@@ -20,8 +20,9 @@ from conftest import Run, refused
 from test_bench_processes import table
 
 from compresskit.benchmark import cluster as clusters
-from compresskit.benchmark.grid import Cell, Grid
+from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.machine import versions
+from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.todo import Todo, Watcher
 from compresskit.errors import WorkError
 

@@ -6,19 +6,17 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
-from conftest import reviews, tiny_bench, tiny_model, weights, write_tsv
+from conftest import tiny_bench, tiny_model, weights, write_tsv
 from transformers import AutoModel
 
 import compresskit
 from compresskit.benchmark.baselines.layers import with_fewer_layers
-from compresskit.benchmark.grid import GENERAL, GENERAL_OF_VECTORS, Grid
+from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.store import Store
-from compresskit.errors import InputError
 from compresskit.planning.recipe import for_method
 
 STAGE = {"max_length": 32, "learning_rate": 3e-3, "epochs": 2}
@@ -296,47 +294,3 @@ def test_variants_are_checked(bench_folder: Path, tmp_path: Path, variant: dict[
     with pytest.raises(compresskit.InputError, match=says):
         tiny_bench(bench_folder, tmp_path / "out", variants={"other": variant})
     assert not (tmp_path / "out").exists()
-
-
-def test_students_of_vectors(bench_folder: Path, tmp_path: Path) -> None:
-    """Stage 1 teaches vectors; a task that compares vectors is scored, and nothing is fine-tuned."""
-    data = tmp_path / "data"
-    pairs = [(*(text for text, _ in reviews(2, seed=seed)), str(seed % 6)) for seed in range(30)]
-    write_tsv(data / "dev.tsv", "sentence1\tsentence2\tscore", pairs)
-    options: dict[str, Any] = {"unit": ("line", "passage"), "baselines": ("dense", "half-layers")}
-    options |= {"text": str(bench_folder / "text.txt"), "general": {"max_steps": 4}, "exports": ("onnx",)}
-    result = tiny_bench(
-        bench_folder, tmp_path / "out", tasks=("stsb-similarity",), data=str(data), share_general=True, **options
-    )
-    assert not result.failed, [record.message for record in result.failed]
-    dense, _, student = result.records
-    expected = compresskit.evaluate(bench_folder / "model", task="stsb-similarity", data=data, device="cpu")
-    assert dense.score == expected.record["scores"]["dev"]["spearman"]
-    assert dense.made_by.teacher is None
-    assert student.made_by.task_stage is None
-    assert student.made_by.unit == ("line", "passage")
-    assert set(student.made_by.general.losses) == {"pooled", "similarity"}  # type: ignore[union-attr]
-    assert student.exports["onnx"].score == pytest.approx(student.score, abs=1e-4)
-    folder = next(result.folder.glob("cells/*low-rank*/model"))
-    again = compresskit.evaluate(folder, task="stsb-similarity", data=data, device="cpu")
-    assert again.record["scores"]["dev"]["spearman"] == student.score
-    text = (result.folder / "README.md").read_text()
-    assert "vectors of lines and passages" in text
-    without = tiny_bench(bench_folder, tmp_path / "none", **options | {"exports": ()})
-    assert not without.failed
-
-
-def test_vectors_are_compared_only_where_students_learn_some(bench_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"stsb-similarity: compares vectors.*--unit sentence"):
-        tiny_bench(bench_folder, tmp_path / "out", tasks=("stsb-similarity",), data=str(tmp_path))
-    with pytest.raises(InputError, match="stsb-similarity: nothing would be trained without stage 1"):
-        tiny_bench(
-            bench_folder, tmp_path / "out", tasks=("stsb-similarity",), data=str(tmp_path), unit=("line",),
-            general=False,
-        )  # fmt: skip
-
-
-def test_vectors_have_a_usual_stage_1_of_their_own() -> None:
-    assert Grid(unit=("sentence",)).general == GENERAL_OF_VECTORS
-    assert Grid(unit=("sentence",), general={"max_steps": 3}).general == {"max_steps": 3}
-    assert Grid().general == GENERAL

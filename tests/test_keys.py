@@ -10,10 +10,11 @@ import pytest
 
 from compresskit.benchmark import keys
 from compresskit.benchmark.baselines.registry import row_name
-from compresskit.benchmark.grid import Cell, Grid, Row
+from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.machine import host
 from compresskit.benchmark.provenance import digest
 from compresskit.benchmark.records import read
+from compresskit.benchmark.rows import Cell, Row
 from compresskit.planning.recipe import Recipe, for_method
 
 REPORTS = Path(__file__).resolve().parents[1] / "reports"

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 import compresskit
 from compresskit import InputError
 from compresskit.benchmark import keys
-from compresskit.benchmark.grid import Grid, Row
+from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.rows import Row
 from compresskit.folders.training import read_stages
 from compresskit.tasks.loading import load_task
 from compresskit.training.reading import with_new_head

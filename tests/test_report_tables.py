@@ -311,6 +311,15 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"general": False, "tasks": ("rte",)}, "compresskit bench --task rte --general-tokens 0"),
         ({"task": {"batch_size": 8}, "data": "DIR"}, "compresskit bench --recipe grid.yaml --data DIR"),
+        (
+            {"text": ("a b.txt", "c.tsv"), "fields": ("x", "y"), "unit": ("line",), "max_texts": 9, "language": "de"},
+            "compresskit bench --text 'a b.txt' --text c.tsv --field x --field y --unit line --language de "
+            "--max-texts 9",
+        ),
+        (
+            {"text": ("a.txt", "b.txt"), "unit": ("line",), "method_seeds": {"low-rank": (0, 1)}},
+            "compresskit bench --recipe grid.yaml --text FILE --text FILE",
+        ),
     ],
 )
 def test_command(changes: dict[str, Any], expected: str) -> None:

@@ -19,8 +19,9 @@ from transformers import AutoTokenizer, TrainerCallback
 import compresskit
 from compresskit import InputError
 from compresskit.benchmark import keys
-from compresskit.benchmark.grid import Grid, Row
+from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.provenance import Training
+from compresskit.benchmark.rows import Row
 from compresskit.planning.recipe import Recipe, for_method
 from compresskit.planning.stage import DEFAULTS, Stage
 from compresskit.tasks.class_weights import class_weights

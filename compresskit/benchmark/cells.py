@@ -19,9 +19,10 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from compresskit.benchmark import finished, quality, scoring
 from compresskit.benchmark.baselines.base import Made, megabytes
 from compresskit.benchmark.finished import MODEL
-from compresskit.benchmark.grid import Cell, Grid
+from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.records import RECORD, LayerError, Record
 from compresskit.benchmark.records import read as read_record
+from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.shared import Shared
 from compresskit.decomposers import FactorisedLayer, SharedFactors
 from compresskit.errors import InputError, UnreachableError, WorkError, one_line
@@ -163,7 +164,9 @@ class Workshop:
         make = self._compress if cell.rival is None else self._make_baseline
         made = _once(work / "compressed.json", lambda: make(start))
         self.say("scoring before training")
-        before = _once(self.folder / WORK / "before.json", lambda: self._score(Made(self._read(start))))
+        before = _once(
+            self.folder / WORK / "before.json", lambda: self._score(Made(self._read(start)), asymmetric=False)
+        )
         trained: dict[str, dict[str, Any]] = {}
         seconds = 0.0
         if grid.general is not False:
@@ -183,12 +186,15 @@ class Workshop:
     def _stage_1(self, start: Path, target: Path, trained: dict[str, dict[str, Any]]) -> float:
         """General text, from one folder to another; the seconds it took. ``trained`` learns what was decided in it."""
         self.say("stage 1: general text")
-        seed = self.grid.seeds[0] if self.start else self.cell.seed
+        seed = self.shared.grid.seeds[0] if self.grid.share_general else self.cell.seed
         settings = {**(self.grid.general or {}), **self._options, "seed": seed}
-        text = self.shared.corpus(finished.training_part(self.cell))
         if self.grid.unit:
-            settings |= {"unit": self.grid.unit, "teacher_outputs": self.dense / OUTPUTS}
-        self._train(stages.distill, target, start, self.cell.origin, text=text, **settings)
+            settings |= {"text": self.shared.corpora(finished.training_part(self.cell)), "unit": self.grid.unit}
+            settings |= {"language": self.grid.language, "max_texts": self.grid.max_texts}
+            settings |= {"teacher_outputs": self.dense / OUTPUTS}
+        else:
+            settings["text"] = self.shared.corpus(finished.training_part(self.cell))
+        self._train(stages.distill, target, start, self.cell.origin, **settings)
         stage = _last_stage(target)
         trained["general"] = {"losses": stage["losses"], "seed": seed}  # the losses that the class allowed
         return float(stage["seconds"])
@@ -310,7 +316,7 @@ class Workshop:
             "flops_linear": flops.linear,
         }
 
-    def _score(self, made: Made) -> dict[str, Any]:
+    def _score(self, made: Made, *, asymmetric: bool = True) -> dict[str, Any]:
         cell, rival, model = self.cell, self.cell.rival, made.checkpoint.model
         if cell.task is None:
             tokenizer = self.shared.tokenizer(cell.origin)
@@ -323,12 +329,13 @@ class Workshop:
             return scoring.without_labels(cell, self.shared, encode)
         if made.run is not None:  # what its outputs mean is read from the dense model
             dense = self._read_dense()
-            return scoring.on_task(cell, self.shared, dense.model, made.run, folder=dense.folder)
+            return scoring.on_task(cell, self.shared, dense.model, made.run, folder=dense.folder, asymmetric=asymmetric)
         own = find_tokenizer(None, made.checkpoint) if rival is not None and rival.own_tokenizer else None
         cpu = rival is not None and rival.cpu_only
         device: Any = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
         folder = made.checkpoint.folder
-        return scoring.on_task(cell, self.shared, model.float().to(device), tokenizer=own, folder=folder)
+        model = model.float().to(device)
+        return scoring.on_task(cell, self.shared, model, tokenizer=own, folder=folder, asymmetric=asymmetric)
 
 
 def reason(error: Exception, folder: Path) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from compresskit.benchmark import cells as work
 from compresskit.benchmark import exports, finished, latency
-from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.provenance import digest
 from compresskit.benchmark.records import Record
+from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.shared import Shared
 from compresskit.benchmark.stand_in import timed_folder
 from compresskit.benchmark.store import Store
@@ -107,7 +107,7 @@ def _time_all(
 
 def _build(cell: Cell, shared: Shared) -> str:
     """What decides how a cell's model is built."""
-    head = shared.task(cell.task)[0].kind if cell.task is not None else ""
+    head = shared.task(cell.task)[0].kind if cell.tuned and cell.task is not None else ""
     recipe = cell.recipe.model_dump(mode="json") if cell.recipe is not None else None
     grid = shared.grid.of(cell.task, cell.variant)
     of_teacher = [cell.task_name] if grid.students_from == "teacher" else []  # its statistics choose shapes

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from compresskit.benchmark.grid import Cell, Grid
+from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.machine import versions
 from compresskit.benchmark.records import Record
+from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.shared import Shared
 from compresskit.benchmark.store import Store
 from compresskit.benchmark.todo import PATIENCE, Todo, Watcher, failure, settle

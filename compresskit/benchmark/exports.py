@@ -10,8 +10,9 @@ from typing import Any
 
 from compresskit.benchmark import cells as work
 from compresskit.benchmark import finished, quality, scoring
-from compresskit.benchmark.grid import Cell, Grid
+from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.records import ExportRecord, Record
+from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.shared import Shared
 from compresskit.errors import InputError
 from compresskit.exporting import exported

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from compresskit.benchmark import scoring
 from compresskit.benchmark.baselines.base import Asked, Made
-from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import Record
+from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.shared import Shared
 from compresskit.calibration.statistics import Calibration
 from compresskit.data.corpus import Part

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -20,15 +18,16 @@ from pydantic import (
     model_validator,
 )
 
-from compresskit.benchmark.baselines.base import DENSE, Asked, Baseline
+from compresskit.benchmark.baselines.base import DENSE
 from compresskit.benchmark.baselines.registry import BASELINES, find, row_name
 from compresskit.benchmark.changes import Beginning, TaskChanges, Variant, check_seeds, no_twins
-from compresskit.data.units import Unit
+from compresskit.benchmark.rows import Row, is_tuned
+from compresskit.data.units import LANGUAGE, Unit, check_units
 from compresskit.decomposers import AUTO, registry
 from compresskit.errors import InputError, unknown
 from compresskit.planning.recipe import Allocation, Recipe, check_ratio, for_method, load_recipe, shipped_recipes
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
-from compresskit.tasks.loading import evaluation_only, load_task
+from compresskit.tasks.loading import load_task
 from compresskit.training.settings import split_settings, with_settings
 from compresskit.validation import parse_mapping, read_named, validate
 
@@ -36,38 +35,13 @@ from compresskit.validation import parse_mapping, read_named, validate
 USUAL = (DENSE, "int8", "half-layers")
 #: Stage 1 of every student where the grid says nothing: short, for a first look. At so few tokens small batches win.
 GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
-#: The same where stage 1 teaches vectors, which are compared within a batch: four texts at 2e-3 taught low rank at 8x
-#: nothing (kept -0.3 %), sixteen at 1e-3 brought it to 29.8 %.
-GENERAL_OF_VECTORS: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 16, "learning_rate": 1e-3}
-
-
-class Row(NamedTuple):
-    """One cell that a grid asks for, as it asks for it.
-
-    Attributes:
-        model: a folder or hub id; None: the embedded checkpoint.
-        task: a name or YAML file; None: quality without labels.
-        seed: of its training.
-        name: what tables call it: the baseline, or ``METHOD``, or ``METHOD + VARIANT``.
-        baseline: the grid's entry; empty: a student of a method.
-        recipe: of a student; None for a baseline.
-        ratio: as asked; None for what has a ratio of its own.
-        variant: name of the variant; empty: as the grid says.
-    """
-
-    model: str | None
-    task: str | None
-    seed: int
-    name: str
-    baseline: str = ""
-    recipe: Recipe | None = None
-    ratio: float | None = None
-    variant: str = ""
-
-    @property
-    def tuned(self) -> bool:
-        """As of :class:`Cell`."""
-        return is_tuned(self.task)
+#: The same where stage 1 teaches vectors, which are compared within a batch, so that few texts a batch teach little.
+#: Low rank at 8x then keeps 81 % of the score on STS-B (docs/results.md).
+GENERAL_OF_VECTORS: dict[str, Any] = {"max_tokens": 400_000}
+#: Fields that came after folders were made. At their defaults they are not written, so that folders of before stay as
+#: they are.
+_LATER = ("variants", "unit", "fields", "language", "max_texts", "method_seeds")
+Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(check_seeds)]
 
 
 class Grid(BaseModel):
@@ -84,8 +58,14 @@ class Grid(BaseModel):
         data: folder with the tasks' files; None: the hub.
         unit: of the text: ``sentence``, ``passage``, ``line``. Stage 1 then teaches the vectors of such pieces, as
             ``compresskit distill --unit`` does, and tasks that compare vectors can be scored; empty: hidden states.
-        text: general text for stage 1 and for quality without labels; None: the embedded text.
+        text: general text for stage 1, calibration and quality without labels; None: the embedded text. With ``unit``
+            also several, and tables: stage 1 then reads all of them, what else reads text the first one alone.
+        fields: with ``unit``: columns of tables, each of which gives texts.
+        language: with ``unit``: of the sentences, ISO 639-1.
+        max_texts: with ``unit``: at most so many texts, chosen at random; with ``epochs`` in ``general`` it is the
+            budget in sentences.
         seeds: of order, masks and new heads. The teacher of a task, and baselines that are not trained, take the first.
+        method_seeds: method -> seeds of its own, e.g. more of them for the methods that lead.
         baselines: rows without compression by factors: registered names, some with an argument behind a colon.
             ``dense`` (the teacher) is always there.
         teacher: settings of :func:`compresskit.finetune` for a task's teacher.
@@ -124,8 +104,12 @@ class Grid(BaseModel):
     tasks: tuple[str, ...] = ()
     data: str | None = None
     unit: tuple[Unit, ...] = ()
-    text: str | None = None
-    seeds: Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(check_seeds)] = (0,)
+    text: str | tuple[str, ...] | None = None
+    fields: tuple[str, ...] = ()
+    language: str = LANGUAGE
+    max_texts: int | None = Field(default=None, ge=4)
+    seeds: Seeds = (0,)
+    method_seeds: dict[str, Seeds] = Field(default_factory=dict)
     baselines: tuple[str, ...] = USUAL
     teacher: dict[str, Any] = Field(default_factory=dict)
     students_from: Beginning = "checkpoint"
@@ -150,7 +134,13 @@ class Grid(BaseModel):
             return {**given, "general": dict(GENERAL_OF_VECTORS)}
         return given
 
-    @field_validator("models", "methods", "ratios", "tasks", "baselines", "exports")
+    @field_validator("text")
+    @classmethod
+    def _one_is_no_list(cls, value: Any) -> Any:
+        several = no_twins(value) if isinstance(value, tuple) else (value,)
+        return several if len(several) > 1 else next(iter(several), None)
+
+    @field_validator("models", "methods", "ratios", "tasks", "fields", "baselines", "exports")
     @classmethod
     def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         found: tuple[Any, ...] = no_twins(value)
@@ -162,10 +152,9 @@ class Grid(BaseModel):
         return tuple(check_ratio(ratio) for ratio in value)
 
     @model_serializer(mode="wrap")
-    def _later_if_any(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Most grids have no variants and no units, and folders of before say nothing of them."""
-        later = ("variants", "unit")
-        return {name: value for name, value in whole(self).items() if name not in later or value}
+    def _later_if_set(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in _LATER}
+        return {k: value for k, value in whole(self).items() if k not in usual or getattr(self, k) != usual[k]}
 
     def checked(self) -> Grid:
         """The grid itself, once methods, baselines, tasks and settings are known to be valid. Raises InputError."""
@@ -181,10 +170,13 @@ class Grid(BaseModel):
                     f"task {task}: compares vectors, and nothing can be trained on it; give --unit sentence, so that "
                     "students learn vectors of the text"
                 )
+        check_units(self.unit, fields=self.fields, language=self.language, limit=self.max_texts)
         if self.data is not None and not self.tasks:
             raise InputError("data belongs to a task: give --task")
         if strangers := [task for task in self.per_task if task not in self.tasks]:
             raise unknown("task of per_task", strangers[0], self.tasks)
+        if strangers := [method for method in self.method_seeds if method not in self.all_methods()]:
+            raise unknown("method of method_seeds", strangers[0], self.all_methods())
         for variant in self.variants.values():
             if unheard := [method for method in variant.methods if method not in self.all_methods()]:
                 raise unknown("method of variants", unheard[0], self.all_methods())
@@ -284,7 +276,7 @@ class Grid(BaseModel):
         first = grid._recipe(method, self.ratios[0])
         for ratio in (None,) if first.explicit else self.ratios:
             recipe = first if ratio is None else grid._recipe(method, ratio)
-            for seed in grid.seeds:
+            for seed in grid.method_seeds.get(method, grid.seeds):
                 name = _with_variant(recipe.name, variant)
                 yield Row(model, task, seed, name, recipe=recipe, ratio=ratio, variant=variant)
 
@@ -299,89 +291,6 @@ class Grid(BaseModel):
         if recipe.name in (*BASELINES.all(), AUTO, *registry.METHODS.all()):
             raise InputError(f"recipe {method}: is called {recipe.name!r} like a baseline or method; rename it")
         return recipe.model_copy(update={"distill": None, "ratio": None if recipe.explicit else ratio})
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One result to be: a model made smaller one way, for one task, with one seed.
-
-    Attributes:
-        model: the short name of the dense checkpoint.
-        origin: what reads it: None for the embedded one.
-        method: what tables call the row, as in :class:`Row`.
-        recipe: None for a baseline.
-        ratio: as asked; None for baselines and explicit shapes.
-        task: name or file; None for quality without labels.
-        task_name: the declared name; empty without a task.
-        seed: of its training.
-        key: hash of all that decides the result.
-        start: name of the folder with what it shares with other cells (stage 1 and what comes before it, or the
-            compressed teacher); empty: it has its own.
-        baseline: the grid's entry for a baseline; empty for a student of a method.
-        variant: of a student; empty: as the grid says.
-        tuned: whether the task has a teacher fine-tuned on it, from which students learn in a stage 2; otherwise the
-            checkpoint itself is the teacher.
-    """
-
-    model: str
-    origin: str | None
-    method: str
-    recipe: Recipe | None = field(hash=False)
-    ratio: float | None
-    task: str | None
-    task_name: str
-    seed: int
-    key: str
-    start: str = ""
-    baseline: str = ""
-    variant: str = ""
-    tuned: bool = False
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder, unique through the key."""
-        method = re.sub(r"[^\w.-]+", "-", self.method)
-        parts = [self.model, method, f"{self.ratio:g}x" if self.ratio else "", self.task_name, f"seed{self.seed}"]
-        return "-".join(part for part in (*parts, self.key[:8]) if part)
-
-    @property
-    def rival(self) -> Baseline | None:
-        """The baseline that it is; None for a student of a method."""
-        return find(self.baseline)[0] if self.baseline else None
-
-    @property
-    def asked(self) -> Asked:
-        """What the grid asks of its baseline."""
-        return Asked(self.baseline.partition(":")[2], self.ratio)
-
-    @property
-    def is_teacher(self) -> bool:
-        """Whether it is the dense model that the others are compared with."""
-        return self.baseline == DENSE
-
-    @property
-    def learns(self) -> bool:
-        """Whether its model is trained on the students' budget."""
-        return self.rival is None or self.rival.trained
-
-    @property
-    def keeps_model(self) -> bool:
-        """Whether it has a model of its own in its folder; others are made from the dense one."""
-        return self.learns or (self.is_teacher and self.tuned)
-
-    @property
-    def exported(self) -> bool:
-        """Whether it may be exported."""
-        return self.rival is None or (self.rival.exported and not self.rival.own_tokenizer)
-
-    def __str__(self) -> str:
-        ratio = f" {self.ratio:g}x" if self.ratio else ""
-        return f"{self.method}{ratio}" + (f", {self.task_name}" if self.task else "") + f", seed {self.seed}"
-
-
-def is_tuned(task: str | None) -> bool:
-    """Whether models are fine-tuned on the task: not without one, and not where vectors are compared."""
-    return task is not None and not evaluation_only(load_task(task))
 
 
 def load_grid(name_or_path: str | Path) -> Grid:

@@ -10,14 +10,16 @@ from importlib.metadata import version
 from typing import Any
 
 from compresskit.benchmark.baselines.registry import BASELINES, find, row_name
-from compresskit.benchmark.grid import Cell, Grid, Row
+from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.provenance import digest
+from compresskit.benchmark.rows import Cell, Row
+from compresskit.data.units import LANGUAGE
 from compresskit.decomposers import registry
 from compresskit.model.classes import in_order
 
 #: Entries of :func:`settings` that decide what cells share: a student after stage 1, or the compressed teacher.
 _OF_BOTH = ("model", "baseline", "recipe", "packages", "ratio", "versions", "host")
-_OF_GENERAL = (*_OF_BOTH, "text", "unit", "general", "general_seed")
+_OF_GENERAL = (*_OF_BOTH, "text", "unit", "language", "max_texts", "general", "general_seed")
 _OF_TEACHER = (*_OF_BOTH, "task", "label_order", "data", "teacher", "first_seed")
 
 
@@ -26,7 +28,7 @@ class Ground:
     """What cells rest on beside the grid, as plain data.
 
     Attributes:
-        model, text, versions: the checkpoint, the general text and the libraries, as
+        model, text, versions: the checkpoint, the general text (a list of several) and the libraries, as
             :class:`compresskit.benchmark.provenance.MadeBy` has them.
         task, data: the declaration without its defaults, and its rows; None without a task.
         host: the hash of the machine; None where cells of any machine will do.
@@ -34,7 +36,7 @@ class Ground:
     """
 
     model: dict[str, Any]
-    text: dict[str, Any]
+    text: dict[str, Any] | list[dict[str, Any]]
     versions: dict[str, str]
     host: str | None
     task: dict[str, Any] | None = None
@@ -76,6 +78,10 @@ def settings(row: Row, grid: Grid, ground: Ground) -> dict[str, Any]:
         }
         if grid.unit:
             found["unit"] = grid.unit
+        if grid.language != LANGUAGE:
+            found["language"] = grid.language
+        if grid.max_texts is not None:
+            found["max_texts"] = grid.max_texts
     return found
 
 
@@ -89,7 +95,8 @@ def _label_order(task: Mapping[str, Any] | None) -> dict[str, list[str]]:
 
 
 def start(row: Row, grid: Grid, found: dict[str, Any], model: str, task: str) -> str:
-    """Name of the folder with what the cell shares with others; empty: it shares nothing.
+    """Name of the folder with what the cell shares with others; empty: it shares nothing. Tasks that compare vectors
+    train nothing of their own, so they always share their models, one for each seed.
 
     Args:
         found: of :func:`settings`.
@@ -98,7 +105,8 @@ def start(row: Row, grid: Grid, found: dict[str, Any], model: str, task: str) ->
     if "students_from" not in found:
         return ""
     of_teacher = found["students_from"] == "teacher"
-    if not of_teacher and not grid.share_general:
+    alone = row.task is None or row.tuned
+    if alone and not of_teacher and not grid.share_general:
         return ""
     method = row_name(row.baseline) if row.recipe is None else row.recipe.name
     names = _OF_TEACHER if of_teacher else _OF_GENERAL

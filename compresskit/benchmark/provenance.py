@@ -47,21 +47,26 @@ class Text(_Part):
         sha256: of the text, or of the training rows of ``task``.
         part: ``training`` or ``held-out``; absent: all of it.
         task: whose training rows these are; absent: general text.
+        fields: of a table: the columns with texts; absent: it is none.
     """
 
     source: str
     sha256: str | None
     part: str | None = None
     task: str | None = None
+    fields: tuple[str, ...] | None = None
 
 
 class Rows(_Part):
-    """One split of a task: how many rows, from where, the SHA-256 of its file, and what should be known of it."""
+    """One split of a task: how many rows, from where, the SHA-256 of its file, and what should be known of it; of a
+    retrieval also how many documents.
+    """
 
     rows: int
     source: str
     sha256: str | None
     remark: str
+    documents: int | None = None
 
 
 class Training(_Part, Stage):
@@ -106,8 +111,9 @@ class MadeBy(_Part):
     Attributes:
         model: the dense checkpoint.
         recipe: of the student, as plain data without its defaults; None for a baseline.
-        text: the general text of the grid.
+        text: the general text of the grid; several where stage 1 reads several.
         unit: of the text, whose vectors stage 1 taught; None: it taught hidden states.
+        language, max_texts: how the text was cut into units; absent: English, all of it.
         general: stage 1 of the students; None (written as ``{}``): there is none.
         task: the declaration as plain data without its defaults; this and the next four are of cells with a task.
         data: split -> its rows.
@@ -126,8 +132,10 @@ class MadeBy(_Part):
 
     model: Identity
     recipe: dict[str, Any] | None
-    text: Text
+    text: Text | tuple[Text, ...]
     unit: tuple[str, ...] | None = None
+    language: str | None = None
+    max_texts: int | None = None
     general: Training | None
     task: dict[str, Any] | None = None
     data: dict[str, Rows] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,12 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compresskit.benchmark.provenance import MadeBy, digest
 from compresskit.errors import InputError
-from compresskit.scores import share_kept
+from compresskit.scores import mean_over_splits, share_kept
 from compresskit.storage.writing import write_text
 from compresskit.validation import validate
 
 FORMAT_VERSION: Literal[1] = 1
 RECORD = "record.json"
+#: Among the scores of a retrieval: those where the dense model embeds the documents.
+WITH_DENSE = "documents by the dense model"
 
 
 #: A name for tables, pages and folders: nothing in it means anything to Markdown, HTML, LaTeX or a spreadsheet.
@@ -236,6 +238,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
             "message": record.message,
             "key": record.key,
         }
+        row |= _asymmetric_column(record.scores, record.metric)
         rows.append(row)
         for form, exported in record.exports.items():
             score = exported.score
@@ -254,8 +257,15 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
                     "retrieval": exported.scores.get("retrieval"),
                     "message": exported.message,
                 }
+                | _asymmetric_column(exported.scores, record.metric)
             )
     return pd.DataFrame(rows)
+
+
+def _asymmetric_column(scores: Mapping[str, Any], metric: str | None) -> dict[str, float]:
+    """The score of a retrieval where the dense model embeds the documents; no column where it did not."""
+    found = scores.get(WITH_DENSE)
+    return {} if found is None or metric is None else {"score_asymmetric": mean_over_splits(found, metric)}
 
 
 def _timings(latency: Latency | None) -> dict[str, float]:

@@ -66,7 +66,7 @@ def bench(
         ray_address: of the cluster. Default: the one that runs on this machine.
         gpus_per_cell: that a cell takes of its node, also a share; on a cluster only.
         changes: fields of :class:`Grid` that replace the recipe's. With other ``tasks``, its ``per_task`` loses what is
-            said of tasks that are not among them.
+            said of tasks that are not among them, and with other ``methods`` its ``method_seeds`` likewise.
 
     Raises:
         InputError: refused before any cell runs: bad grid, model, data or folder; a damaged record.
@@ -114,5 +114,8 @@ def _find_grid(recipe: Grid | str | Path | None, changes: dict[str, Any]) -> Gri
     given = {name: value for name, value in changes.items() if value is not None}
     if start.per_task and "tasks" in given:  # what a recipe says of tasks that are not asked for does not matter
         given.setdefault("per_task", {task: start.per_task[task] for task in start.per_task if task in given["tasks"]})
+    if start.method_seeds and "methods" in given:
+        seeds = {method: own for method, own in start.method_seeds.items() if method in given["methods"]}
+        given.setdefault("method_seeds", seeds)
     grid: Grid = validate(Grid, start.model_dump() | given, "bench")
     return grid.checked()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from compresskit.benchmark import quality
-from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.quality import Encoded, Passages
+from compresskit.benchmark.records import WITH_DENSE
+from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.shared import Shared
 from compresskit.scores import mean_over_splits
 from compresskit.tasks.kind import Scoring
@@ -34,21 +36,39 @@ def on_task(
     *,
     tokenizer: Any = None,
     folder: Path | None = None,
+    asymmetric: bool = True,
 ) -> dict[str, Any]:
-    """Metric, score (its mean over the splits) and every metric of a model on the cell's task.
+    """Metric, score (its mean over the splits) and every metric of a model on the cell's task; of a retrieval also
+    those where the dense model embeds the documents.
 
     Args:
         run: computes in the model's place, e.g. ONNX Runtime.
         tokenizer: of the model, where it is not the dense model's.
         folder: of the model, which says how vectors of texts are made.
+        asymmetric: False leaves out the scores with the dense model's documents.
     """
     assert cell.task is not None
     task, data = shared.task(cell.task)
     words = tokenizer or shared.tokenizer(cell.origin)
     kind = KINDS.get(task.kind)
     length = trained_length(cell, shared) if cell.tuned else kind.length(task, model, words, folder)
-    found = score(Scoring(model, words, length, run=run, folder=folder), data)
-    return {"metric": task.primary, "score": mean_over_splits(found, task.primary), "scores": dict(found)}
+    scoring = Scoring(model, words, length, run=run, folder=folder)
+    found = score(scoring, data)
+    scores: dict[str, Any] = dict(found)
+    # Vectors of another tokenizer's model lie in another space.
+    if asymmetric and kind.has_documents and tokenizer is None and not cell.is_teacher:
+        scores[WITH_DENSE] = score(replace(scoring, documents=_dense(cell, shared, model.device)), data)
+    return {"metric": task.primary, "score": mean_over_splits(found, task.primary), "scores": scores}
+
+
+def _dense(cell: Cell, shared: Shared, device: Any) -> Scoring:
+    """The dense model, to embed documents."""
+    assert cell.task is not None
+    task, read = shared.task(cell.task)[0], shared.read_dense(cell.origin)
+    words, model = shared.tokenizer(cell.origin), read.model.float().eval()
+    moved: Any = model
+    length = KINDS.get(task.kind).length(task, model, words, read.folder)
+    return Scoring(moved.to(device), words, length, folder=read.folder)
 
 
 def without_labels(cell: Cell, shared: Shared, encode: Callable[[Passages], Encoded]) -> dict[str, Any]:

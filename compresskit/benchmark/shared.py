@@ -11,13 +11,14 @@ from typing import Any
 
 from compresskit.benchmark import keys, quality
 from compresskit.benchmark.baselines.registry import find
-from compresskit.benchmark.grid import Cell, Grid, is_tuned
+from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.keys import Ground
 from compresskit.benchmark.machine import git_state, hardware, host, versions
 from compresskit.benchmark.provenance import MadeBy, digest
+from compresskit.benchmark.rows import Cell, is_tuned
 from compresskit.calibration.statistics import Calibration, calibrate
-from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus, Part
+from compresskit.data.units import LANGUAGE, find_corpora
 from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import identity
@@ -41,7 +42,7 @@ class Shared:
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
-        self._texts = corpora.find_corpus(grid.text)
+        self._corpora = find_corpora(grid.text, grid.fields, grid.unit)
         # Instances are few and live as long as the benchmark.
         self.identity = cache(self._identity)
         self.tokenizer = cache(self._tokenizer)
@@ -51,7 +52,7 @@ class Shared:
         # Large (an n x n moment for every layer), and cells come task by task: not for longer than they are needed.
         self.statistics = lru_cache(2)(self._statistics)
         self.task_statistics = lru_cache(2)(self._task_statistics)
-        self.text_record = cache(self._texts.record)
+        self.text_record = cache(self._text_record)
         self.content = cache(_content)
 
     def cells(self) -> list[Cell]:
@@ -118,9 +119,13 @@ class Shared:
         """The pre-trained checkpoint, freshly read: a cell may change it."""
         return checkpoints.read(origin)
 
+    def corpora(self, part: Part) -> tuple[Corpus, ...]:
+        """The texts of stage 1, or a part of each."""
+        return tuple(replace(corpus, part=part) for corpus in self._corpora)
+
     def corpus(self, part: Part) -> Corpus:
-        """The general text, or a part of it."""
-        return Corpus(self._texts.name, self._texts.path, part)
+        """The first of them, for calibration and for quality without labels."""
+        return self.corpora(part)[0]
 
     def made_by(
         self, cell: Cell, made: Mapping[str, Any] | None = None, trained: Mapping[str, Mapping[str, Any]] | None = None
@@ -137,6 +142,8 @@ class Shared:
             "recipe": cell.recipe.model_dump(mode="json", exclude_defaults=True) if cell.recipe is not None else None,
             "text": self.text_record(),
             "unit": grid.unit or None,
+            **({"language": grid.language} if grid.language != LANGUAGE else {}),
+            **({"max_texts": grid.max_texts} if grid.max_texts is not None else {}),
             "general": grid.stage("general") | dict(done.get("general", {})),
             "versions": versions() | dict(package.split(" ", 1) for package in keys.packages(cell) if " " in package),
             "hardware": hardware(),
@@ -160,6 +167,10 @@ class Shared:
         read = checkpoints.read(origin)
         assert read.folder is not None
         return {"name": read.origin, "sha256": identity.of_folder(read.folder)}
+
+    def _text_record(self) -> dict[str, Any] | list[dict[str, Any]]:
+        first, *others = (corpus.record() for corpus in self._corpora)
+        return [first, *others] if others else first
 
     def _tokenizer(self, origin: str | None) -> Any:
         return find_tokenizer(None, checkpoints.read(origin))

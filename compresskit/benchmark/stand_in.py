@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from compresskit.benchmark import finished
-from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import Record
+from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.shared import Shared
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint

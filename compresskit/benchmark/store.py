@@ -11,8 +11,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from compresskit.benchmark.grid import Cell, Grid
+from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.records import FORMAT_VERSION, RECORD, Record, read, write
+from compresskit.benchmark.rows import Cell
 from compresskit.errors import InputError
 from compresskit.storage.writing import write_text
 from compresskit.validation import validate
@@ -182,8 +183,10 @@ def _without_places(grid: Grid) -> Grid:
         name: variant.model_copy(update={"methods": tuple(map(_short, variant.methods))})
         for name, variant in grid.variants.items()
     }
-    text = _short(grid.text) if grid.text else None
-    return grid.model_copy(update={**names, "variants": variants, "text": text, "data": "DIR" if grid.data else None})
+    text = tuple(map(_short, grid.text)) if isinstance(grid.text, tuple) else _short(grid.text) if grid.text else None
+    seeds = {_short(method): own for method, own in grid.method_seeds.items()}
+    data = "DIR" if grid.data else None
+    return grid.model_copy(update={**names, "variants": variants, "text": text, "method_seeds": seeds, "data": data})
 
 
 def _short(name: str) -> str:

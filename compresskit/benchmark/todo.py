@@ -10,8 +10,9 @@ from transformers import TrainerCallback
 
 from compresskit.benchmark import cells as work
 from compresskit.benchmark import exports, finished
-from compresskit.benchmark.grid import Cell, Grid
+from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.records import Record
+from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.shared import Shared
 from compresskit.benchmark.store import Store
 

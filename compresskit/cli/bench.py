@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compresskit.cli.common import begin, err, out, prepare, print_notes
+from compresskit.cli.common import begin, err, out, prepare, print_notes, units
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: What ``--quick`` replaces, where the flag itself is not given.
 QUICK = {"ratios": (19.0,), "latency_rounds": 3}
-QUICK_TOKENS = 15_000
+QUICK_TOKENS, QUICK_TOKENS_OF_VECTORS = 15_000, 100_000
 OUTPUT = Path("reports/local")
 #: Name that ``--task`` takes beside those of tasks.
 SENTENCES = "sentences"
@@ -61,13 +61,20 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
     help="Tasks to score on; sentences: vectors of sentences (STS-B with --data). Default: quality without labels.",
 )
 @click.option("--data", metavar="DIR", help="Folder with the tasks' files. Default: the hub.")
-@click.option("--text", metavar="FILE|HUB_ID", help="Text of stage 1. Default: the embedded text.")
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="FILE|HUB_ID",
+    help="Text of stage 1: .txt, .jsonl, also .gz; with --unit also several, and tables. Default: the embedded text.",
+)
 @click.option(
     "--unit",
     callback=_list(str),
     metavar="A,B",
     help="Stage 1 teaches the vectors of such pieces of the text: sentence, passage, line. Default: hidden states.",
 )
+@units
 @click.option("--seeds", callback=_list(int), metavar="A,B", help="One run of every student for each seed. Default: 0.")
 @click.option(
     "--baselines", callback=_list(str), metavar="A,B", help="Rows to compare with; `compresskit methods` lists them."
@@ -86,7 +93,7 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
 @click.option(
     "--general-tokens",
     type=click.IntRange(0),
-    help="Tokens of stage 1 for every student; 0 leaves it out. Default: 40000.",
+    help="Tokens of stage 1 for every student; 0 leaves it out. Default: 40000, with --unit 400000.",
 )
 @click.option("--task-epochs", type=float, help="Epochs of stage 2 for every student. Default: 1.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of all training. Default: fp32.")
@@ -126,6 +133,8 @@ def bench(
     threads: int | None,
     debug: bool,
     quick: bool,
+    texts: tuple[str, ...],
+    fields: tuple[str, ...],
     general_tokens: int | None,
     task_epochs: float | None,
     executor: Executor,
@@ -144,10 +153,13 @@ def bench(
     from compresskit.cli.bench_screen import Screen
 
     start = load_grid(recipe) if recipe is not None else Grid()
+    changes |= {"text": texts or None, "fields": fields or None}
     changes = _with_sentences({name: value for name, value in changes.items() if value is not None}, start.data)
     if quick:
         changes = QUICK | changes
-    tokens = QUICK_TOKENS if quick and general_tokens is None and start.general is not False else general_tokens
+    tokens = general_tokens
+    if quick and tokens is None and start.general is not False:
+        tokens = QUICK_TOKENS_OF_VECTORS if changes.get("unit", start.unit) else QUICK_TOKENS
     if tokens is not None:
         usual = GENERAL_OF_VECTORS if changes.get("unit") and recipe is None else start.general or {}
         changes["general"] = _budget(usual, max_tokens=tokens) if tokens else False

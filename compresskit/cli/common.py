@@ -72,6 +72,22 @@ def trimming(command: F) -> F:
     return command
 
 
+def units(command: F) -> F:
+    """The flags that say how texts become units, beside `--unit` itself."""
+    options = (
+        click.option(
+            "--field", "fields", multiple=True, metavar="NAME", help="With --unit: column of a table with texts."
+        ),
+        click.option("--language", metavar="CODE", help="With --unit: language of the sentences. Default: en."),
+        click.option(
+            "--max-texts", type=click.IntRange(4), help="With --unit: at most so many texts, chosen at random."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def common(command: F) -> F:
     """The flags of the commands that read a dense model in a class of choice."""
     options = (

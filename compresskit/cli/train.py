@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.markup import escape
 
-from compresskit.cli.common import AS_CHOICES, err, out, prepare, print_notes, printable, progress_bar, shared
+from compresskit.cli.common import AS_CHOICES, err, out, prepare, print_notes, printable, progress_bar, shared, units
 from compresskit.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -160,14 +160,11 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
 )
 @click.option(
     "--unit",
-    "units",
     multiple=True,
     type=click.Choice(["sentence", "passage", "line"]),
     help="Learn the teacher's sentence vectors, of each such piece of the text.",
 )
-@click.option("--field", "fields", multiple=True, metavar="NAME", help="With --unit: column of a table with texts.")
-@click.option("--language", default="en", show_default=True, help="With --unit: language of the sentences.")
-@click.option("--max-texts", type=click.IntRange(4), help="With --unit: at most so many texts, chosen at random.")
+@units
 @click.option(
     "--loss",
     "losses",
@@ -197,7 +194,7 @@ def distill(
     student: str,
     teacher: str | None,
     texts: tuple[str, ...],
-    units: tuple[str, ...],
+    unit: tuple[str, ...],
     debug: bool,
     threads: int | None,
     **flags: Any,
@@ -215,11 +212,13 @@ def distill(
     prepare(flags["seed"], threads)
     from compresskit.training import stages
 
-    flags |= {"text": texts if len(texts) > 1 else next(iter(texts), None), "unit": units or None}
+    flags |= {"text": texts if len(texts) > 1 else next(iter(texts), None), "unit": unit or None}
+    if flags["language"] is None:
+        del flags["language"]
     with _progress("distilling", flags["output"]) as tools:
         result = stages.distill(student, teacher, **flags, **tools)
     following = ["--teacher", "TASK_TEACHER", "--student", str(result.folder), "--task", "TASK"]
-    _report(result, [] if flags["task"] or units else following)
+    _report(result, [] if flags["task"] or unit else following)
 
 
 @click.command()

@@ -6,11 +6,12 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from compresskit.data.corpus import Corpus
+from compresskit.data.corpus import Corpus, find_corpus
 from compresskit.errors import InputError
 
 Unit = Literal["sentence", "passage", "line"]
@@ -24,6 +25,8 @@ _PASSAGE = (2, 6)
 _OF_SENTENCES = frozenset(("sentence", "passage"))
 #: Documents between two reports of progress.
 _REPORT = 500
+#: What may be given as text: one source, several of them, or the embedded text.
+Texts = str | Path | Corpus | Sequence[str | Path | Corpus] | None
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,53 @@ class Units:
     texts: list[str]
     record: dict[str, Any]
     duplicates: int
+
+
+def check_units(
+    units: Sequence[str], *, fields: Sequence[str] = (), language: str = LANGUAGE, limit: int | None = None
+) -> None:
+    """Refuse what does not go together, before any text is read. The arguments are those of :func:`read_units` and
+    :func:`find_corpora`.
+
+    Raises:
+        InputError: an unknown unit; without a unit what belongs to one; a language that is no code or that no unit
+            reads; a limit below two.
+    """
+    for unit in units:
+        if unit not in UNITS:
+            raise InputError(f"unit {unit!r}: is unknown; known: {', '.join(UNITS)}")
+    if not units:
+        if fields or limit is not None or language != LANGUAGE:
+            raise InputError(f"fields, max_texts and language belong to unit; give one or more of {', '.join(UNITS)}")
+        return
+    if not _CODE.fullmatch(language):  # sentencex would take it for English
+        raise InputError(f"language {language!r}: give a code of ISO 639, such as en or de")
+    if language != LANGUAGE and not _OF_SENTENCES & set(units):
+        raise InputError(f"language {language}: is that of sentences; unit {', '.join(units)} has none: leave it out")
+    if limit is not None and (not isinstance(limit, int) or limit < 2):
+        raise InputError(f"max texts {limit}: give an integer of at least 2")
+
+
+def find_corpora(text: Texts, fields: Sequence[str], units: Sequence[str]) -> tuple[Corpus, ...]:
+    """The texts to read; one without units.
+
+    Args:
+        text: of each :func:`compresskit.data.corpus.find_corpus` says what it may be.
+        fields: columns of those that are tables.
+        units: into which they will be cut.
+
+    Raises:
+        InputError: several texts without units; fields of no table; a text that is not there.
+    """
+    several = isinstance(text, list | tuple)
+    if not units and several:
+        raise InputError(f"several texts are read in units alone; give unit ({', '.join(UNITS)})")
+    given: Sequence[Any] = text if isinstance(text, list | tuple) else (text,)
+    found = tuple(find_corpus(one, fields) for one in given)
+    if fields and not any(corpus.fields for corpus in found):
+        names = ", ".join(corpus.name for corpus in found)
+        raise InputError(f"fields are columns of tables; text {names} is none: leave fields out")
+    return found
 
 
 def read_units(
@@ -62,20 +112,11 @@ def read_units(
         progress: called with (what, done, total); the total is 0, as it is not known.
 
     Raises:
-        InputError: an unknown unit, no unit, a language that is no code or that no unit reads, a limit below two, fewer
-            than two texts.
+        InputError: no unit, or as :func:`check_units`; fewer than two texts.
     """
-    for unit in units:
-        if unit not in UNITS:
-            raise InputError(f"unit {unit!r}: is unknown; known: {', '.join(UNITS)}")
     if not units:
         raise InputError(f"unit: give one or more of {', '.join(UNITS)}")
-    if not _CODE.fullmatch(language):  # sentencex would take it for English
-        raise InputError(f"language {language!r}: give a code of ISO 639, such as en or de")
-    if language != LANGUAGE and not _OF_SENTENCES & set(units):
-        raise InputError(f"language {language}: is that of sentences; unit {', '.join(units)} has none: leave it out")
-    if limit is not None and (not isinstance(limit, int) or limit < 2):
-        raise InputError(f"max texts {limit}: give an integer of at least 2")
+    check_units(units, language=language, limit=limit)
     generator = np.random.default_rng(seed)
     seen: set[bytes] = set()
     texts: list[str] = []

@@ -11,8 +11,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 
-from compresskit.data import corpus as corpora
-from compresskit.data.units import LANGUAGE, UNITS, Unit, read_units
+from compresskit.data.units import LANGUAGE, Texts, Unit, check_units, find_corpora, read_units
 from compresskit.errors import InputError
 from compresskit.folders.evaluation import write_report
 from compresskit.internals.datasets import fingerprint
@@ -37,7 +36,6 @@ from compresskit.training.working_folder import working_folder
 #: Settings of losses of sentence vectors, and of losses of heads.
 _OF_SENTENCES = ("pooled_loss", "similarity_loss", "similarity_temperature", "dims")
 _OF_HEADS = ("logits_loss", "temperature", "mask_probability")
-Texts = str | Path | corpora.Corpus | Sequence[str | Path | corpora.Corpus] | None
 
 
 def finetune(
@@ -156,8 +154,8 @@ def distill(
     """
     units = (unit,) if isinstance(unit, str) else tuple(unit or ())
     fields = (fields,) if isinstance(fields, str) else tuple(fields)
-    of_units = bool(fields) or max_texts is not None or language != LANGUAGE
-    _check_lesson(units, task=task, data=data, text=text, dataset=dataset, of_units=of_units)
+    _check_lesson(units, task=task, data=data, text=text, dataset=dataset)
+    check_units(units, fields=fields, language=language, limit=max_texts)
     name: StageName = "sentences" if units else "general" if task is None else "task"
     explicit, options = split_settings(settings)
     stage = with_settings(recipe_stage(student, name), explicit)
@@ -165,7 +163,7 @@ def distill(
         raise InputError("new_head: is for tasks; the general stage trains the head that the checkpoint has")
     _check_used(explicit, stage, sentences=bool(units))
     declared = None if task is None else find_task(task)
-    corpus = _corpora(text, fields, units) if task is None and dataset is None else ()
+    corpus = find_corpora(text, fields, units) if task is None and dataset is None else ()
     target = _check_output(output, overwrite, resume, student, teacher)
     start_processes(options)
     set_seed(options.seed)
@@ -198,33 +196,14 @@ def distill(
     ).execute()
 
 
-def _check_lesson(units: Sequence[Unit], *, task: Any, data: Any, text: Any, dataset: Any, of_units: bool) -> None:
-    """Refuse what :func:`distill` is given to learn from, where it does not go together. Raises InputError.
-
-    Args:
-        of_units: whether something was given that only units read.
-    """
+def _check_lesson(units: Sequence[Unit], *, task: Any, data: Any, text: Any, dataset: Any) -> None:
+    """Refuse what :func:`distill` is given to learn from, where it does not go together. Raises InputError."""
     if sum(given is not None for given in (task, text, dataset)) > 1:
         raise InputError("give one of task, text and dataset")
     if units and (task is not None or dataset is not None):
         raise InputError("unit belongs to text; leave it out with a task or a data set")
     if data is not None and task is None:
         raise InputError("data belongs to a task; give one, or leave data out")
-    if not units and of_units:
-        raise InputError(f"fields, max_texts and language belong to unit; give one or more of {', '.join(UNITS)}")
-
-
-def _corpora(text: Texts, fields: Sequence[str], units: Sequence[Unit]) -> tuple[corpora.Corpus, ...]:
-    """The texts to read. Raises InputError: what belongs to units is given without them; fields of no table."""
-    several = isinstance(text, list | tuple)
-    if not units and several:
-        raise InputError(f"several texts are read in units alone; give unit ({', '.join(UNITS)})")
-    given: Sequence[Any] = text if isinstance(text, list | tuple) else (text,)
-    found = tuple(corpora.find_corpus(one, fields) for one in given)
-    if fields and not any(corpus.fields for corpus in found):
-        names = ", ".join(corpus.name for corpus in found)
-        raise InputError(f"fields are columns of tables; text {names} is none: leave fields out")
-    return found
 
 
 def _check_used(explicit: Mapping[str, Any], stage: Stage, *, sentences: bool) -> None:

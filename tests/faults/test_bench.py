@@ -12,8 +12,8 @@ from conftest import BUDGET
 from test_bench_processes import table
 
 import compresskit
-from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import Record
+from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.todo import Watcher
 from faults.command import Command, finish, start
 from faults.conftest import Outcome

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import compresskit
-from compresskit.benchmark.grid import Cell
 from compresskit.benchmark.records import Record
+from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.todo import Watcher
 from faults.command import finish, start
 from faults.conftest import Outcome

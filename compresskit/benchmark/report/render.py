@@ -33,18 +33,24 @@ _WITHOUT_LABELS = (
 )
 #: Fields of the grid with a flag that takes them as they are.
 _FLAGS = {
+    "models": "model",
     "methods": "methods",
     "ratios": "ratios",
     "tasks": "task",
     "data": "data",
     "text": "text",
+    "fields": "field",
     "unit": "unit",
+    "language": "language",
+    "max_texts": "max-texts",
     "seeds": "seeds",
     "students_from": "students-from",
     "baselines": "baselines",
     "precision": "precision",
     "exports": "export",
 }
+#: Those whose flag is given once for each value.
+_REPEATED = ("models", "text", "fields")
 _PICTURES = ("kept-*.png", "speed-*.png", "fronts-*.png", "errors.png")
 _LEGEND = (
     "Arrows: which way is better. **Bold**: keeps most of the students at one asked ratio. ●: Pareto-optimal, nothing "
@@ -54,6 +60,9 @@ _LEGEND = (
     "Speedup: over the dense model of the same phase, full sequences. Peak MB: resident memory that the model and one "
     "pass of batch 32 add. Error: ‖W − W'‖ / ‖W‖ over all factorised matrices, before training. Before: score before "
     "training. Kept: score / the teacher's."
+)
+_ASYMMETRIC = (
+    "Asymmetric: score of a retrieval where the dense model embeds the documents and the row's model the queries."
 )
 _ALL_TASKS = (
     "All tasks: scores, ratios and seconds of distillation are means over tasks; sizes, times of the model, error and "
@@ -118,26 +127,29 @@ def paste(folder: Path, document: Path) -> None:
 
 def command(grid: Grid) -> str:
     """The command that makes this grid. What has no flag stands in grid.yaml beside the report, a bench recipe."""
-    default = Grid()
+    default = Grid(unit=grid.unit)
     given = {name for name in Grid.model_fields if getattr(grid, name) != getattr(default, name)}
+    given |= {"unit"} if grid.unit else set()
     given -= {"version", "name", "description", "latency_rounds"}  # the last one says how exact, not what
-    flags = [f"--model {shlex.quote(model)}" for model in grid.models]
-    flags += [f"--{flag} {_words(getattr(grid, name))}" for name, flag in _FLAGS.items() if name in given]
+    flags = [f"--{flag} {words}" for name, flag in _FLAGS.items() if name in given for words in _values(grid, name)]
     for name, key, flag in (("general", "max_tokens", "--general-tokens"), ("task", "epochs", "--task-epochs")):
         settings = getattr(grid, name)
         usual = {other: value for other, value in getattr(default, name).items() if other != key}
         if name in given and (settings is False or settings == usual | {key: settings.get(key)}):
             flags.append(f"{flag} {settings[key] if settings else 0}")
             given.discard(name)
-    if given - {*_FLAGS, "models"}:
-        flags = ["--recipe grid.yaml", *(["--data DIR"] if grid.data else []), *(["--text FILE"] if grid.text else [])]
+    if given - set(_FLAGS):
+        texts = ["--text FILE"] * (len(_values(grid, "text")) if grid.text else 0)
+        flags = ["--recipe grid.yaml", *(["--data DIR"] if grid.data else []), *texts]
     return " ".join(["compresskit bench", *flags])
 
 
-def _words(value: Any) -> str:
-    if not isinstance(value, tuple):
-        return shlex.quote(str(value))
-    return shlex.quote(",".join(str(entry).removesuffix(".0") for entry in value))
+def _values(grid: Grid, name: str) -> list[str]:
+    """What stands behind each flag of a field."""
+    value = getattr(grid, name)
+    several = value if isinstance(value, tuple) else (value,)
+    words = [str(entry).removesuffix(".0") if isinstance(entry, float) else str(entry) for entry in several]
+    return [shlex.quote(word) for word in (words if name in _REPEATED else [",".join(words)])]
 
 
 def _records(store: Store) -> tuple[Record, ...]:
@@ -250,7 +262,10 @@ def _training(shown: Sequence[Record], grid: Grid) -> list[tuple[str, str]]:
     fitted = [record for record in shown if record.made_by.calibration is not None]
     lines += _by_task("Calibration", fitted, lambda record: calibration_text(_plain_fit(record.made_by)))
     pieces = f", vectors of {'s and '.join(made.unit)}s" if made.unit is not None else ""
-    general = f"{made.text.source}{pieces}: {_budget(made.general)}" if made.general is not None else "none"
+    texts = made.text if isinstance(made.text, tuple) else (made.text,)
+    sources = ", ".join(text.source for text in texts)
+    most = f", at most {made.max_texts:,} of them" if made.max_texts is not None else ""
+    general = f"{sources}{pieces}{most}: {_budget(made.general)}" if made.general is not None else "none"
     lines.append(("Stage 1, every student", general))
     if made.general is not None and grid.share_general:
         lines.append(("Stage 1, run", "once for every method and ratio, with the first seed"))
@@ -350,6 +365,8 @@ def _readme(
     for section, table in found:
         parts += [f"## Everything, {section}", "", markdown(*comparison.full(table)), ""]
     parts += [_LEGEND, ""]
+    if any(table["score_asymmetric"].notna().any() for _, table in found):
+        parts += [_ASYMMETRIC, ""]
     if any("all tasks" in section for section, _ in found):
         parts += [_ALL_TASKS, ""]
     troubles = [line for _, table in found for line in comparison.problems(table)]

@@ -1,0 +1,241 @@
+"""Benchmarks whose students learn sentence vectors: their texts, and one student for every task."""
+
+from __future__ import annotations
+
+import csv
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run, refused, reviews, same, tiny_bench, write_tsv
+from transformers import TrainerCallback
+
+import compresskit
+from compresskit.benchmark.grid import GENERAL, GENERAL_OF_VECTORS, Grid, load_grid, shipped_grids
+from compresskit.benchmark.todo import Watcher
+from compresskit.errors import InputError
+
+
+def test_students_of_vectors(bench_folder: Path, tmp_path: Path) -> None:
+    """Stage 1 teaches vectors; a task that compares vectors is scored, and nothing is fine-tuned."""
+    data = tmp_path / "data"
+    pairs = [(*(text for text, _ in reviews(2, seed=seed)), str(seed % 6)) for seed in range(30)]
+    write_tsv(data / "dev.tsv", "sentence1\tsentence2\tscore", pairs)
+    options: dict[str, Any] = {"unit": ("line", "passage"), "baselines": ("dense", "half-layers")}
+    options |= {"text": str(bench_folder / "text.txt"), "general": {"max_steps": 4}, "exports": ("onnx",)}
+    result = tiny_bench(
+        bench_folder, tmp_path / "out", tasks=("stsb-similarity",), data=str(data), share_general=True, **options
+    )
+    assert not result.failed, [record.message for record in result.failed]
+    dense, _, student = result.records
+    expected = compresskit.evaluate(bench_folder / "model", task="stsb-similarity", data=data, device="cpu")
+    assert dense.score == expected.record["scores"]["dev"]["spearman"]
+    assert dense.made_by.teacher is None
+    assert student.made_by.task_stage is None
+    assert student.made_by.unit == ("line", "passage")
+    assert set(student.made_by.general.losses) == {"pooled", "similarity"}  # type: ignore[union-attr]
+    assert student.exports["onnx"].score == pytest.approx(student.score, abs=1e-4)
+    folder = next(result.folder.glob("cells/*low-rank*/model"))
+    again = compresskit.evaluate(folder, task="stsb-similarity", data=data, device="cpu")
+    assert again.record["scores"]["dev"]["spearman"] == student.score
+    text = (result.folder / "README.md").read_text()
+    assert "vectors of lines and passages" in text
+    without = tiny_bench(bench_folder, tmp_path / "none", **options | {"exports": ()})
+    assert not without.failed
+
+
+def test_vectors_are_compared_only_where_students_learn_some(bench_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"stsb-similarity: compares vectors.*--unit sentence"):
+        tiny_bench(bench_folder, tmp_path / "out", tasks=("stsb-similarity",), data=str(tmp_path))
+    with pytest.raises(InputError, match="stsb-similarity: nothing would be trained without stage 1"):
+        tiny_bench(
+            bench_folder, tmp_path / "out", tasks=("stsb-similarity",), data=str(tmp_path), unit=("line",),
+            general=False,
+        )  # fmt: skip
+
+
+def test_vectors_have_a_usual_stage_1_of_their_own() -> None:
+    assert Grid(unit=("sentence",)).general == GENERAL_OF_VECTORS
+    assert Grid(unit=("sentence",), general={"max_steps": 3}).general == {"max_steps": 3}
+    assert Grid().general == GENERAL
+
+
+# -- several tasks ----------------------------------------------------------------------------------------------------
+
+
+def similar_and_found(folder: Path) -> dict[str, Any]:
+    """A similarity and a retrieval in a folder of data."""
+    pairs = [(*(text for text, _ in reviews(2, seed=seed)), str(seed % 6)) for seed in range(30)]
+    write_tsv(folder / "STS-B" / "dev.tsv", "sentence1\tsentence2\tscore", pairs)
+    paragraphs = []
+    for text, _ in reviews(12, seed=50):
+        answers = [{"text": text[:3], "answer_start": 0}]
+        paragraphs.append({"context": text, "qas": [{"id": text, "question": text[-12:], "answers": answers}]})
+    (folder / "dev-v1.1.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    return {"tasks": ("stsb-similarity", "squad-retrieval"), "data": str(folder)}
+
+
+class Trainings(TrainerCallback):
+    """Counts trainings, and stops one of them in its middle."""
+
+    def __init__(self, stops: int | None = None) -> None:
+        self.begun, self.stops = 0, stops
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.begun += 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.begun == self.stops and state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def test_one_student_for_all_tasks_that_compare_vectors(bench_folder: Path, tmp_path: Path) -> None:
+    static = ("static",) if installed("model2vec") else ()
+    grid = similar_and_found(tmp_path / "data") | {
+        "unit": ("line",),
+        "seeds": (3,),
+        "method_seeds": {"low-rank": (0, 1)},
+        "baselines": ("dense", "layers:1", *static),
+        "general": {"max_steps": 8, "max_length": 32},
+    }
+    stopped, whole = Trainings(stops=3), Trainings()
+    with pytest.raises(KeyboardInterrupt):
+        tiny_bench(bench_folder, tmp_path / "out", watcher=Watcher((stopped,)), **grid)
+    result = tiny_bench(bench_folder, tmp_path / "out", watcher=Watcher((whole,)), **grid)
+    calm = tiny_bench(bench_folder, tmp_path / "calm", **grid)
+    assert [(record.method, record.message) for record in result.records if record.status != "finished"] == []
+    assert [record.score for record in result.records] == [record.score for record in calm.records]
+    assert (stopped.begun, whole.begun) == (3, 1)  # one layer, low rank twice; the last one again
+    starts = [folder.name.rpartition("-")[0] for folder in sorted((tmp_path / "out" / "general").iterdir())]
+    assert starts == ["model-layers-1", "model-low-rank-3x", "model-low-rank-3x"]
+    rows = {(record.task, record.method, record.seed): record for record in result.records}
+    tasks = grid["tasks"]
+    trained = (("layers 1", 3), ("low-rank", 0), ("low-rank", 1))
+    assert [key for key in rows if key[1:] in trained] == [(task, *row) for task in sorted(tasks) for row in trained]
+    folders = [sorted(result.folder.glob(f"cells/model-low-rank-3x-{task}-seed1-*/model")) for task in tasks]
+    assert [len(found) for found in folders] == [1, 1]
+    assert same(folders[0][0], folders[1][0])
+    similar, found = (rows[task, "low-rank", 1] for task in tasks)
+    assert similar.latency == found.latency  # timed once
+    assert similar.seconds_distill == found.seconds_distill
+
+    options: dict[str, Any] = {"task": "squad-retrieval", "data": tmp_path / "data", "device": "cpu"}
+    own = compresskit.evaluate(folders[1][0], **options).record["scores"]["dev"]
+    mixed = compresskit.evaluate(folders[1][0], documents_model=bench_folder / "model", **options)
+    assert found.scores["dev"] == own
+    assert found.score == own["ndcg@10"]
+    assert found.scores["documents by the dense model"] == mixed.record["scores"]
+    assert set(rows["squad-retrieval", "dense", 3].scores) == {"dev"}
+    with (result.folder / "results.csv").open(newline="") as file:
+        cells = {(row["task"], row["method"], row["seed"]): row for row in csv.DictReader(file)}
+    shown = cells["squad-retrieval", "low-rank", "1"]["score_asymmetric"]
+    assert float(shown) == pytest.approx(mixed.record["scores"]["dev"]["ndcg@10"])
+    assert cells["stsb-similarity", "low-rank", "1"]["score_asymmetric"] == ""
+    text = (result.folder / "README.md").read_text()
+    parts = {part.partition("\n")[0]: "asymmetric ↑" in part for part in text.split("## Everything, ")[1:]}
+    assert parts == {"all tasks": False, "squad-retrieval": True, "stsb-similarity": False}
+    assert "where the dense model embeds the documents" in text
+
+
+def test_seeds_of_a_method_that_is_not_there(bench_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown method of method_seeds 'tucker'"):
+        tiny_bench(bench_folder, tmp_path / "out", method_seeds={"tucker": (0, 1)})
+    recipe = Grid(methods=("low-rank", "tucker"), method_seeds={"tucker": (0, 1)}, text="nothing.txt")
+    with pytest.raises(InputError, match=r"nothing\.txt"):  # what a recipe says of other methods does not matter
+        compresskit.bench(recipe, output=tmp_path / "out", methods=("low-rank",))
+    with pytest.raises(InputError, match="1 is there twice"):
+        tiny_bench(bench_folder, tmp_path / "out", method_seeds={"low-rank": (1, 1)})
+
+
+# -- several texts ----------------------------------------------------------------------------------------------------
+
+
+def test_several_texts(bench_folder: Path, tmp_path: Path, run: Run) -> None:
+    """As `distill` takes them; all decide the key."""
+    line = [
+        "bench",
+        "--model",
+        bench_folder / "model",
+        "--methods",
+        "low-rank",
+        "--ratios",
+        "3",
+        "--baselines",
+        "dense",
+    ]
+    line += ["--text", bench_folder / "text.txt", "--text", bench_folder / "data" / "SST-2" / "train.tsv"]
+    line += ["--field", "sentence", "--unit", "line", "--max-texts", "64", "--general-tokens", "300"]
+    answer = run(*line, "--output", tmp_path / "out", "--calibration-tokens", "100")
+    assert answer.code == 0, answer.err
+    (path,) = (tmp_path / "out").glob("cells/*low-rank*/record.json")
+    record = json.loads(path.read_text())
+    texts = record["made_by"]["text"]
+    assert [text["source"] for text in texts] == ["text.txt", "train.tsv"]
+    assert texts[1]["fields"] == ["sentence"]
+    assert record["made_by"]["max_texts"] == 64
+    assert record["made_by"]["calibration"]["text"]["source"] == "text.txt"  # the first one
+    (model,) = (tmp_path / "out").glob("cells/*low-rank*/model")
+    stage = json.loads((model / "training.json").read_text())["stages"][-1]
+    assert stage["data"]["source"] == "text.txt, train.tsv"
+    assert stage["data"]["limit"] == 64
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "text.txt, train.tsv, vectors of lines, at most 64 of them: 300 tokens" in text
+    again = run("report", tmp_path / "out")
+    assert again.code == 0, again.err
+    for change in (("--max-texts", "65"), ("--text", bench_folder / "data" / "SST-2" / "dev.tsv")):
+        refused(run(*line, "--output", tmp_path / "out", *change), "cells of another configuration")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"text": ("a.txt", "b.txt")}, "several texts are read in units alone"),
+        ({"text": ("a.txt", "a.txt"), "unit": ("line",)}, "a.txt is there twice"),
+        ({"text": "a.txt", "fields": ("x",)}, "fields, max_texts and language belong to unit"),
+        ({"text": "a.txt", "max_texts": 9}, "fields, max_texts and language belong to unit"),
+        ({"text": "a.txt", "fields": ("x",), "unit": ("line",)}, "fields are columns of tables; text a.txt is none"),
+        ({"text": "c.tsv", "unit": ("line",)}, "c.tsv: is a table; name its columns"),
+        ({"text": "a.txt", "language": "de", "unit": ("line",)}, "language de: is that of sentences"),
+        ({"text": "a.txt", "language": "German", "unit": ("sentence",)}, "language 'German': give a code"),
+        ({"text": "a.txt", "max_texts": 3, "unit": ("line",)}, "max_texts: .*greater than or equal to 4"),
+        ({"text": ("a.txt", "gone.txt"), "unit": ("line",)}, "gone.txt: no such file"),
+    ],
+)
+def test_texts_that_do_not_go_together(
+    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        Path(name).write_text("one\n\ntwo\n")
+    Path("c.tsv").write_text("x\ty\n1\t2\n")
+    with pytest.raises(InputError, match=says):
+        tiny_bench(bench_folder, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_text_in_a_list_is_that_text() -> None:
+    assert Grid(text=("a.txt",)) == Grid(text="a.txt")
+    assert "fields" not in Grid(text="a.txt").model_dump()
+
+
+def test_shipped_grids() -> None:
+    for name in shipped_grids():
+        assert list(load_grid(name).rows())
+    grid = load_grid("bench-sentences")
+    if installed("model2vec"):
+        grid.checked()
+    seeds: dict[str, set[int]] = {}
+    for row in grid.rows():
+        seeds.setdefault(row.name, set()).add(row.seed)
+    assert {name for name, found in seeds.items() if len(found) == 3} == {"low-rank", "auto"}
+    assert {"fewer-layers", "static"} <= set(seeds)
