@@ -28,6 +28,7 @@ from compresskit.training.sentences import agreement
 from compresskit.training.vectors import keep_vectors
 
 PROMPT = {"prompts": {"q": "the of and "}, "default_prompt_name": "q"}
+VECTORS_ALONE = {"hidden": 0, "embedding": 0}
 SETTINGS: dict[str, Any] = {"unit": "line", "fields": ["sentence"], "device": "cpu", "learning_rate": 5e-3}
 
 
@@ -182,7 +183,7 @@ def test_student_comes_near_its_teacher(bench_folder: Path, pair: tuple[Path, Pa
     assert scores["student_after"]["similarity"] > max(0.8, scores["student_before"]["similarity"] + 0.05)
     assert scores["student_after"]["cosine"] > scores["student_before"]["cosine"]
     assert result.record["kept"] == pytest.approx(scores["student_after"]["similarity"], rel=1e-5)
-    assert set(result.record["losses"]) == {"pooled", "similarity"}
+    assert set(result.record["losses"]) == {"embedding", "hidden", "pooled", "similarity"}
     assert (tmp_path / "small" / "modules.json").read_text() == (teacher / "modules.json").read_text()
     assert not list(tmp_path.glob("*.checkpoints"))
     again = AutoModel.from_pretrained(tmp_path / "small")
@@ -203,6 +204,7 @@ def test_prompt_and_length_of_the_folder_are_followed(bench_folder: Path, tmp_pa
 def test_students_share_the_vectors_of_a_teacher(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
     student, teacher = pair
     options = {"text": texts(bench_folder), "max_steps": 3, "teacher_outputs": tmp_path / "kept", **SETTINGS}
+    options["losses"] = VECTORS_ALONE
     compresskit.distill(student, teacher, output=tmp_path / "a", **options)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.float32")}
     assert len(kept) == 1
@@ -243,7 +245,7 @@ def test_losses_inside_go_with_vectors(bench_folder: Path, pair: tuple[Path, Pat
             teacher_outputs=tmp_path / name,
             **SETTINGS,
         )
-        for name, losses in (("kept", {}), ("inside", inside))
+        for name, losses in (("kept", VECTORS_ALONE), ("inside", inside))
     ]
     assert set(runs[1].record["losses"]) == {"embedding", "hidden", "pooled", "similarity"}
     first, second = ([entry["loss_pooled"] for entry in run.record["log"]] for run in runs)
@@ -254,13 +256,15 @@ def test_losses_inside_go_with_vectors(bench_folder: Path, pair: tuple[Path, Pat
 
 
 def test_teacher_of_another_family_and_vocabulary(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """Each cuts the text with its own tokenizer; nothing but the vectors is compared."""
+    """Each cuts the text with its own tokenizer; nothing but the vectors is compared, and a note says why."""
     other = tmp_path / "other"
     shutil.copytree(bench_folder / "model", other)
     tiny_model("distilbert", seed=3).save_pretrained(other)
     result = compresskit.distill(pair[0], other, text=texts(bench_folder), max_steps=2, **SETTINGS)
     assert any("does not say how vectors of texts are made" in note for note in result.notes)
-    with pytest.raises(InputError, match="different"):
+    assert any(note.startswith("loss embedding and hidden are left out: teacher and stu") for note in result.notes)
+    assert set(result.record["losses"]) == {"pooled", "similarity"}
+    with pytest.raises(InputError, match="loss hidden: compares layers, but teacher and student have different fam"):
         compresskit.distill(pair[0], other, text=texts(bench_folder), max_steps=2, losses={"hidden": 1}, **SETTINGS)
 
 

@@ -172,7 +172,7 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
     metavar="NAME=WEIGHT",
     callback=_loss,
     help="Weight of a loss term: embedding, attention, hidden, logits, supervised; with --unit pooled, similarity. "
-    "Default: 1 each, attention 0 in the general stage, similarity 4.",
+    "Default: 1 each; similarity 4; attention 0 but for a task.",
 )
 @click.option(
     "--logits-loss",

@@ -68,11 +68,7 @@ def of_hidden_states(
     weighed = any(stage.losses.get(name) for name in _TERMS)
     if not weighed or any(lacking(model, "hidden_states") for model in (student, teacher)):
         return nn.ModuleList()
-    if PartialState().num_processes > 1:
-        raise InputError(
-            f"teacher and student have hidden sizes of {theirs} and {ours}, and the projections between them are "
-            "trained by one process alone; or give --loss embedding=0 --loss hidden=0"
-        )
+    check_processes(student, teacher)
     parameters = inspect.signature(student.forward).parameters
     inputs = [name for name in rows.column_names if name in parameters and name not in targets]
     rows = rows.select_columns(inputs).select(range(min(_FITTED, len(rows))))
@@ -84,6 +80,18 @@ def of_hidden_states(
     mine, others = ([torch.cat(layer) for layer in zip(*found, strict=True)] for found in states)
     ends = [stretch[-1] for stretch in stretches(len(others) - 1, len(mine) - 1)]
     return nn.ModuleList(map(least_squares, mine, [others[0], *(others[1 + end] for end in ends)]))
+
+
+def check_processes(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Refuse several processes where hidden states need projections, whose gradients they would not share. Raises
+    InputError.
+    """
+    ours, theirs = (getattr(model.config, "hidden_size", None) for model in (student, teacher))
+    if ours != theirs and PartialState().num_processes > 1:
+        raise InputError(
+            f"teacher and student have hidden sizes of {theirs} and {ours}, and the projections between them are "
+            "trained by one process alone; or give --loss embedding=0 --loss hidden=0"
+        )
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from compresskit.errors import InputError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.adapters import check_given
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.positions import check_length
 from compresskit.model.quantizer import is_compressed, quantizer_of
 from compresskit.model.sentence_vectors import has_sentence_model, read_sentence_model, unsaid
 from compresskit.model.targets import check_supported
@@ -22,6 +23,7 @@ from compresskit.tasks.declaration import Task
 from compresskit.tasks.registry import KINDS
 from compresskit.training.data import Models
 from compresskit.training.objective import check_fit, unnamed_note
+from compresskit.training.projections import check_processes
 from compresskit.training.sentences import Encoder
 from compresskit.training.terms import TERMS
 
@@ -67,34 +69,55 @@ def _own_tokenizers(*checkpoints: Checkpoint) -> tuple[Any, ...] | None:
 
 
 def encoders(
-    teacher: ModelLike, student: ModelLike, tokenizer: Any, stage: Stage, *, allow_dense: bool
+    teacher: ModelLike, student: ModelLike, tokenizer: Any, max_length: int | None, *, allow_dense: bool
 ) -> tuple[Encoder, Encoder]:
     """Student and teacher as encoders of sentences, each with its own tokenizer, unless one is given for both.
 
     Raises:
-        InputError: they are one model; a loss compares what is inside them and they do not fit; their vectors cannot be
-            made.
+        InputError: they are one model; their vectors cannot be made.
     """
     _check_two(teacher, student)
     taught_by = read_model(teacher, compressed=None, as_class="base")
     read = read_model(student, compressed=None if allow_dense else True, as_class="base")
-    inside = [name for name, weight in stage.losses.items() if weight > 0 and TERMS[name].of_teacher]
-    if inside and tokenizer is None and _own_tokenizers(taught_by, read) is not None:
-        raise InputError(
-            f"{taught_by.origin} and {read.origin} have different vocabularies, and beside sentence vectors losses of "
-            f"layers ({', '.join(inside)}) are compared token by token: leave them out"
-        )
     words = find_tokenizer(tokenizer, taught_by)
     own = find_tokenizer(tokenizer or load_tokenizer(read) or words, read)
-    if inside:
-        find_tokenizer(tokenizer, taught_by, read)  # the same tokens for both
-        check_fit(read.model, taught_by.model, projected=True)
     theirs = read_sentence_model(taught_by.folder)
     ours = read_sentence_model(read.folder) if has_sentence_model(read.folder) else theirs
     if (note := unsaid(taught_by.folder)) is not None:
         read = replace(read, notes=(*read.notes, note))
-    length = stage.max_length
-    return Encoder.of(read, own, ours, length), Encoder.of(taught_by, words, theirs, length)
+    return Encoder.of(read, own, ours, max_length), Encoder.of(taught_by, words, theirs, max_length)
+
+
+def with_layers(stage: Stage, student: Encoder, teacher: Encoder, explicit: Sequence[str]) -> tuple[Stage, str | None]:
+    """The stage of two encoders, without losses of layers where theirs cannot be compared, and a note that says so.
+
+    Args:
+        explicit: names of losses that the user gave.
+
+    Raises:
+        InputError: a loss of layers was given where they cannot be compared.
+    """
+    inside = [name for name, weight in stage.losses.items() if weight > 0 and TERMS[name].of_teacher]
+    if not inside:
+        return stage, None
+    try:
+        _check_layers(student, teacher)
+    except InputError as error:
+        if given := [name for name in inside if name in explicit]:
+            raise InputError(f"loss {', '.join(given)}: compares layers, but {error}: leave it out") from None
+        losses = {name: weight for name, weight in stage.losses.items() if name not in inside}
+        return stage.model_copy(update={"losses": losses}), f"loss {' and '.join(inside)} are left out: {error}"
+    return stage, None
+
+
+def _check_layers(student: Encoder, teacher: Encoder) -> None:
+    """Refuse encoders that do not read the same tokens, or whose hidden states do not fit. Raises InputError."""
+    first, second = student.checkpoint, teacher.checkpoint
+    if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise InputError(f"{second.origin} and {first.origin} have different vocabularies")
+    check_fit(first.model, second.model, projected=True)
+    check_length(second.model, student.max_length)
+    check_processes(first.model, second.model)
 
 
 def with_new_head(

@@ -240,7 +240,7 @@ class Run:
         vectors = None
         if self.data.sentences is not None:
             folder = self.teacher_outputs or folder
-            vectors = self.data.sentences.taught(folder, at_every_step=self._teacher is not None)
+            vectors = self.data.sentences.taught(folder, at_every_step=self._objective().needs_teacher)
         trainer = DistillationTrainer(
             student,
             self._teacher,

@@ -28,7 +28,14 @@ from compresskit.tasks.registry import KINDS
 from compresskit.training import data as training_data
 from compresskit.training.data import Models, TrainingData
 from compresskit.training.evaluation import score, scores_and_reports
-from compresskit.training.reading import ModelLike, encoders, read_model, teacher_and_student, with_new_head
+from compresskit.training.reading import (
+    ModelLike,
+    encoders,
+    read_model,
+    teacher_and_student,
+    with_layers,
+    with_new_head,
+)
 from compresskit.training.run import Output, Result, Run
 from compresskit.training.settings import Options, recipe_stage, split_settings, start_processes, with_settings
 from compresskit.training.working_folder import working_folder
@@ -170,10 +177,12 @@ def distill(
     examples = None if declared is None else load_data(declared, None if data is None else Path(data))
     kept = _check_teacher_outputs(teacher_outputs, target)
     if units:
-        both = encoders(teacher, student, tokenizer, stage, allow_dense=allow_dense)
+        both = encoders(teacher, student, tokenizer, stage.max_length, allow_dense=allow_dense)
         models = Models(both[0].checkpoint, both[1].checkpoint, both[0].tokenizer)
+        stage, note = with_layers(stage, *both, _explicit_losses(explicit))
         texts = read_units(corpus, units, language=language, limit=max_texts, seed=options.seed, progress=progress)
         found = training_data.from_units(texts, *both, stage, options, progress)
+        found = replace(found, notes=(*found.notes, note)) if note is not None else found
     else:
         models = teacher_and_student(teacher, student, tokenizer, allow_dense=allow_dense, new_head=options.new_head)
         if examples is not None:
