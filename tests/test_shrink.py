@@ -168,7 +168,7 @@ def test_a_trimmed_vocabulary(run: Run, bench_folder: Path, sst2: list[Any]) -> 
     left = record["trimmed"]["parameters"]["after"]
     for factor in (teacher["parameters"] / left, left / student["parameters"]):
         assert f"{factor:.2f}x" in done.out
-    scores = json.loads((Path(small) / "training.json").read_text())["stages"][-1]["scores"]
+    scores = json.loads(Path("small/training.json").read_text())["stages"][-1]["scores"]
     assert student["score"] == scores["student_after"]["dev"]["accuracy"]
     refused_here(run("shrink", *flags, "--output", "small", "--resume"), "finished")
 
