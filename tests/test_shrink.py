@@ -147,6 +147,10 @@ def test_sentence_vectors(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     assert 0 < student["score"] < 1
     assert "similarity, %" in done.out
     assert "Next: compresskit predict --model small" in done.out
+    trimmed = run("shrink", *flags, "--trim-text", text, "--trim-keep", 60, "--output", "trimmed")
+    assert trimmed.code == 0, trimmed.err
+    assert "word by word, as vocabularies differ" in trimmed.out
+    assert {"hidden", "pooled"} <= set(json.loads(Path("trimmed/training.json").read_text())["stages"][-1]["losses"])
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import NEGATIVE, POSITIVE, Run, refused, reviews, same, tiny_model, weights, write_tsv
+from conftest import NEGATIVE, POSITIVE, Run, refused, reviews, same, sentence_folder, tiny_model, weights, write_tsv
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -258,12 +258,52 @@ def test_texts_without_a_word_that_both_read(run: Run, bench_folder: Path, spell
     refused(run("distill", *models_, "--task", "sst2", "--data", tmp_path), *words)
 
 
-def test_losses_of_layers_beside_sentence_vectors(bench_folder: Path, tmp_path: Path) -> None:
+def test_sentence_vectors(bench_folder: Path, tmp_path: Path) -> None:
+    """Layers are compared by words, and the teacher's vectors come from its own reading in the same pass."""
+    model, text = bench_folder / "model", bench_folder / "text.txt"
+    options: dict[str, Any] = {"text": text, "unit": "line", "max_length": 32, "device": "cpu"}
+    compresskit.trim(model, text=text, keep=READING, output=tmp_path / "trimmed")
+    student = _trimmed(model, tmp_path / "student", text, READING)
+    made = [compresskit.distill(student, teacher, max_steps=5, **options) for teacher in (tmp_path / "trimmed", model)]
+    assert ["word by word" in " ".join(one.notes) for one in made] == [False, True]
+    tokens, words = (one.record["log"][-1] for one in made)
+    assert {name for name in tokens if name.startswith("loss_")} == {
+        f"loss_{name}" for name in ("embedding", "hidden", "pooled", "similarity")
+    }
+    for name, loss in tokens.items():
+        if name.startswith("loss"):
+            assert words[name] == pytest.approx(loss, rel=1e-4), name
+
+
+def test_sentence_vectors_of_a_student_that_spells(bench_folder: Path, tmp_path: Path) -> None:
+    """With the teacher's vectors from the same pass or from a file it learns alike."""
+    model, text = bench_folder / "model", bench_folder / "text.txt"
+    student = _trimmed(model, tmp_path / "student", text, SPELLING)
+    options: dict[str, Any] = {"text": text, "unit": "line", "max_length": 32, "device": "cpu", "max_steps": 2}
+    inside, alone = (
+        compresskit.distill(student, model, losses={"hidden": weight, "embedding": 0}, **options).record
+        for weight in (1e-6, 0)
+    )
+    assert (set(inside["losses"]), set(alone["losses"])) == (
+        {"hidden", "pooled", "similarity"},
+        {"pooled", "similarity"},
+    )
+    first, second = ([entry["loss_pooled"] for entry in record["log"]] for record in (inside, alone))
+    assert first == pytest.approx(second, rel=1e-3)
+
+
+def test_sentences_that_two_folders_read_differently(bench_folder: Path, tmp_path: Path) -> None:
+    """Vectors alone are compared then; a loss of layers that was asked for is refused."""
     text = bench_folder / "text.txt"
-    student = _trimmed(bench_folder / "model", tmp_path / "student", text, SPELLING)
-    options = {"text": text, "unit": "line", "max_steps": 1, "max_length": 32, "device": "cpu"}
-    with pytest.raises(InputError, match=r"different vocabularies, and .* \(hidden\) .*leave them out"):
-        compresskit.distill(student, bench_folder / "model", losses={"hidden": 1}, **options)
+    teacher = sentence_folder(bench_folder / "model", tmp_path / "teacher", encoder={"max_seq_length": 8})
+    student = _trimmed(teacher, tmp_path / "student", text, SPELLING)
+    (student / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16}))
+    options = {"text": text, "unit": "line", "max_steps": 1, "device": "cpu"}
+    done = compresskit.distill(student, teacher, **options)
+    assert set(done.record["losses"]) == {"pooled", "similarity"}
+    assert any("loss embedding and hidden are left out" in note and "length, prompt" in note for note in done.notes)
+    with pytest.raises(InputError, match=r"loss hidden: compares layers, but .*different vocabularies.*leave it out"):
+        compresskit.distill(student, teacher, losses={"hidden": 1}, **options)
 
 
 # --- which tokens are of which words ---------------------------------------------------------------------------------

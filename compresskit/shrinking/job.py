@@ -183,14 +183,14 @@ class Job:
         vocabulary = self._checked(whole)
         terms = ", ".join(f"{name} {weight:g}" for name, weight in DEFAULTS["sentences"].losses.items())
         note = unsaid(whole.folder)
-        alone = "; without embedding and hidden, as vocabularies differ"
+        by_words = "; word by word, as vocabularies differ (algorithms: two vocabularies)"
         choices = (
             f"teacher: {whole.origin} as it is{'' if note is None else f'; {note}'}",
             *vocabulary,
             self._method(),
             "calibration: the text, so that outputs on it are kept (results: calibration, least error, auto)",
             f"losses: {terms}, on each sentence of the text: the defaults of distill --unit (results: sentence vectors)"
-            f"{alone if vocabulary else ''}",
+            f"{by_words if vocabulary else ''}",
         )
         steps = self._steps(
             self.model,

@@ -209,7 +209,8 @@ class PairCollator:
         self, student: Callable[[list[dict[str, Any]]], Mapping[str, Any]], tokenizer: Any, teacher: Any
     ) -> None:
         self.student = student
-        self.words, self.teacher = PaddingCollator(tokenizer), PaddingCollator(teacher)
+        multiple = getattr(student, "pad_to_multiple_of", None)  # words are as long as the student's tokens
+        self.words, self.teacher = PaddingCollator(tokenizer, pad_to_multiple_of=multiple), PaddingCollator(teacher)
         self.words.columns = self.teacher.columns = (WORD,)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from compresskit.training.sentences import HELD_OUT as HELD_OUT_TEXTS
 from compresskit.training.sentences import METRICS, Encoder, Sentences
 from compresskit.training.settings import Options
 from compresskit.training.targets import checked_rows, input_columns, numbered
+from compresskit.training.terms import compared
 
 #: Sequences of a general text that are held out, to compare the student before and after.
 HELD_OUT = 64
@@ -61,6 +62,15 @@ class Models:
     teacher: Checkpoint | None
     tokenizer: Any
     teacher_tokenizer: Any = None
+
+    @classmethod
+    def of_encoders(cls, student: Encoder, teacher: Encoder, stage: Stage) -> Models:
+        """Of encoders of sentences, each with its own tokenizer where a loss compares what is inside them and their
+        vocabularies differ.
+        """
+        differ = student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab()
+        theirs = teacher.tokenizer if compared(stage) and differ else None
+        return cls(student.checkpoint, teacher.checkpoint, student.tokenizer, theirs)
 
     @property
     def padding(self) -> Any:
@@ -292,17 +302,21 @@ def from_units(
         raise InputError(f"text {units.record['source']}: {len(units.texts)} texts are too few; four are the least")
     texts = _enough(units.texts[count:], student, stage, options)
     half = options.precision == "bf16"
-    sentences = Sentences.of(student, teacher, texts, units.texts[:count], stage, half=half, progress=progress)
+    models, held_out = Models.of_encoders(student, teacher, stage), units.texts[:count]
+    by_words = models.by_words
+    sentences = Sentences.of(student, teacher, texts, held_out, stage, half=half, by_words=by_words, progress=progress)
     rows = sentences.rows(units.record["source"])
     cut = sum(length >= student.max_length for length in rows["length"])
     found = [f"{cut} of {len(rows)} texts reach {student.max_length} tokens; what is longer was cut there"] * (cut > 0)
-    collator = PaddingCollator(
-        padding_for(student.checkpoint.model, student.tokenizer), pad_to_multiple_of=_multiple(student)
-    )
+    if by_words:
+        whole = [(student.how.prompt + text,) for text in texts]
+        rows, words = models.paired(rows, whole, student.max_length, units.record["source"])
+        found.append(words)
+    collator = PaddingCollator(models.padding, pad_to_multiple_of=_multiple(student))
     projections, note = _projections(student.checkpoint, teacher.checkpoint, stage, rows, collator)
     return TrainingData(
         rows=rows,
-        collator=collator,
+        collator=models.collator(collator),
         max_length=student.max_length,
         record={**units.record, "sentences": len(texts), "held_out": count, "teacher_max_length": teacher.max_length},
         measure=sentences.measure,

@@ -25,7 +25,7 @@ from compresskit.training.data import Models
 from compresskit.training.objective import check_fit, unnamed_note
 from compresskit.training.projections import check_processes
 from compresskit.training.sentences import Encoder
-from compresskit.training.terms import TERMS
+from compresskit.training.terms import compared
 
 #: A model, a folder or a hub id; None: the embedded checkpoint.
 ModelLike = PreTrainedModel | str | Path | None
@@ -97,7 +97,7 @@ def with_layers(stage: Stage, student: Encoder, teacher: Encoder, explicit: Sequ
     Raises:
         InputError: a loss of layers was given where they cannot be compared.
     """
-    inside = [name for name, weight in stage.losses.items() if weight > 0 and TERMS[name].of_teacher]
+    inside = compared(stage)
     if not inside:
         return stage, None
     try:
@@ -111,11 +111,16 @@ def with_layers(stage: Stage, student: Encoder, teacher: Encoder, explicit: Sequ
 
 
 def _check_layers(student: Encoder, teacher: Encoder) -> None:
-    """Refuse encoders that do not read the same tokens, or whose hidden states do not fit. Raises InputError."""
+    """Refuse encoders whose hidden states do not fit, or that cannot be compared word by word. Raises InputError."""
     first, second = student.checkpoint, teacher.checkpoint
-    if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-        raise InputError(f"{second.origin} and {first.origin} have different vocabularies")
-    check_fit(first.model, second.model, projected=True)
+    by_words = student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab()
+    check_fit(first.model, second.model, by_words=by_words, projected=not by_words)
+    if by_words:
+        names = f"{second.origin} and {first.origin} have different vocabularies"
+        if not all(is_fast(one.tokenizer) for one in (student, teacher)):
+            raise InputError(f"{names}, and their tokenizers do not both say where words are (tokenizer.json)")
+        if student.reading != teacher.reading or student.how.lower:
+            raise InputError(f"{names}, and length, prompt or case of their texts differ")
     check_length(second.model, student.max_length)
     check_processes(first.model, second.model)
 

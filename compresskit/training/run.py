@@ -35,7 +35,7 @@ from compresskit.training.forward import dropout
 from compresskit.training.objective import Objective
 from compresskit.training.projections import beside
 from compresskit.training.settings import Options
-from compresskit.training.terms import TERMS
+from compresskit.training.terms import compared
 from compresskit.training.trainer import DistillationTrainer, state_of
 from compresskit.training.working_folder import WorkingFolder, working_folder
 
@@ -184,8 +184,7 @@ class Run:
         and it may be of another family.
         """
         _, *teacher = self._everyone
-        inside = any(weight > 0 and TERMS[name].of_teacher for name, weight in self.stage.losses.items())
-        return teacher[0] if teacher and (inside or self.data.sentences is None) else None
+        return teacher[0] if teacher and (compared(self.stage) or self.data.sentences is None) else None
 
     def _settings(self) -> dict[str, Any]:
         """What decides the result, as plain data: a run with other settings is another run."""

@@ -27,6 +27,7 @@ from compresskit.progress import Progress
 from compresskit.tasks.encoding import text_vectors
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.metrics import OF_NUMBERS
+from compresskit.training.alignment import teacher_inputs
 from compresskit.training.projections import least_squares
 from compresskit.training.vectors import keep_vectors
 
@@ -79,6 +80,16 @@ class Encoder:
             encoded = own([self.how.prompt + text for text in texts], truncation=True, max_length=self.max_length)
         return {name: encoded[name] for name in own.model_input_names if name in encoded and name != "attention_mask"}
 
+    @property
+    def reading(self) -> tuple[Any, ...]:
+        """How texts are read, beside the tokenizer: length, prompt, and case."""
+        return self.max_length, self.how.prompt, self.how.include_prompt, self.how.lower
+
+    @cached_property
+    def prompt_tokens(self) -> int:
+        """How many tokens in front of a text are not pooled."""
+        return self.how.prompt_tokens(self.how.tokenizer(self.tokenizer), _LONG)
+
     def identity(self) -> list[Any]:
         """What decides its vectors, as plain data."""
         return [
@@ -98,15 +109,15 @@ class VectorsOfBatch:
     Attributes:
         how: pooling of the student and what follows.
         prompt_tokens: tokens in front of every text that are not pooled.
-        teacher: (N, D) vectors of the texts, memory-mapped; or how the teacher makes them of its hidden states, where
-            it computes at every step anyway and reads the same tokens.
+        teacher: (N, D) vectors of the texts, memory-mapped; or the teacher, which makes them of its hidden states,
+            where it computes at every step anyway and reads the same tokens or has its own in the batch.
         projection: of the student's vectors to the length of the teacher's, trained with the student; None where they
             are equally long.
     """
 
     how: SentenceModel
     prompt_tokens: int
-    teacher: Tensor | SentenceModel
+    teacher: Tensor | Encoder
     projection: nn.Linear | None = None
 
     @property
@@ -125,9 +136,10 @@ class VectorsOfBatch:
         ours = self.how.vectors(hidden, mask, self.prompt_tokens)
         if self.projection is not None:
             ours = self.projection(ours)
-        if isinstance(self.teacher, SentenceModel):
+        if isinstance(self.teacher, Encoder):
+            seen = teacher_inputs(inputs).get("attention_mask", mask)
             with torch.no_grad():
-                return ours, self.teacher.vectors(taught.last_hidden_state, mask, self.prompt_tokens)
+                return ours, self.teacher.how.vectors(taught.last_hidden_state, seen, self.teacher.prompt_tokens)
         return ours, self.teacher[inputs[TEXT].cpu()].to(hidden.device)
 
 
@@ -141,6 +153,7 @@ class Sentences:
         held_out: texts on which the two are compared.
         half: the teacher's vectors are computed in bf16.
         projection: as of :class:`VectorsOfBatch`; it becomes a module of the output folder.
+        by_words: the rows hold the teacher's own tokens too (:mod:`compresskit.training.alignment`).
         progress: called with (what, done, total).
     """
 
@@ -150,6 +163,7 @@ class Sentences:
     held_out: list[str]
     half: bool
     projection: nn.Linear | None = None
+    by_words: bool = False
     progress: Progress | None = None
 
     @classmethod
@@ -162,6 +176,7 @@ class Sentences:
         stage: Stage,
         *,
         half: bool,
+        by_words: bool,
         progress: Progress | None,
     ) -> Sentences:
         """With a projection where loss ``pooled`` compares vectors of different lengths. It begins as the one that
@@ -184,7 +199,7 @@ class Sentences:
         for size in stage.dims:
             if size >= width:
                 raise InputError(f"dims {size}: the student's vectors have {width} numbers; give fewer")
-        return cls(student, teacher, texts, held_out, half, projection, progress)
+        return cls(student, teacher, texts, held_out, half, projection, by_words, progress)
 
     def rows(self, source: str) -> Dataset:
         """The texts as the student's token sequences. Raises InputError."""
@@ -194,15 +209,14 @@ class Sentences:
 
     def taught(self, folder: Path, *, at_every_step: bool) -> VectorsOfBatch:
         """With the teacher's vectors of all texts, kept in ``folder``; or with those of its outputs for each batch,
-        where it computes ``at_every_step`` and reads what the student reads.
+        where it computes ``at_every_step`` and reads what the student reads, or has its own tokens in the rows.
 
         Raises:
             WorkError: see :func:`keep_vectors`.
         """
-        how = self.student.how
-        before = how.prompt_tokens(how.tokenizer(self.student.tokenizer), _LONG)
-        if at_every_step and self.same_tokens:
-            return VectorsOfBatch(how, before, self.teacher.how, self.projection)
+        how, before = self.student.how, self.student.prompt_tokens
+        if at_every_step and (self.by_words or self.same_tokens):
+            return VectorsOfBatch(how, before, self.teacher, self.projection)
         run = partial(self.teacher.encode, half=self.half)
         vectors = keep_vectors(run, self.texts, folder, [*self.teacher.identity(), self.half], self.progress)
         return VectorsOfBatch(how, before, vectors, self.projection)
@@ -210,16 +224,7 @@ class Sentences:
     @cached_property
     def same_tokens(self) -> bool:
         """Whether both models read the same tokens of a text, and leave the same ones out of the pooling."""
-        first, second = (
-            (
-                identity.of_tokenizer(one.tokenizer),
-                one.max_length,
-                one.how.prompt,
-                one.how.include_prompt,
-                one.how.lower,
-            )
-            for one in (self.student, self.teacher)
-        )
+        first, second = ((identity.of_tokenizer(one.tokenizer), one.reading) for one in (self.student, self.teacher))
         return first == second
 
     def write_modules(self, folder: Path) -> None:

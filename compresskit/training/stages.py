@@ -178,8 +178,8 @@ def distill(
     kept = _check_teacher_outputs(teacher_outputs, target)
     if units:
         both = encoders(teacher, student, tokenizer, stage.max_length, allow_dense=allow_dense)
-        models = Models(both[0].checkpoint, both[1].checkpoint, both[0].tokenizer)
         stage, note = with_layers(stage, *both, _explicit_losses(explicit))
+        models = Models.of_encoders(*both, stage)
         texts = read_units(corpus, units, language=language, limit=max_texts, seed=options.seed, progress=progress)
         found = training_data.from_units(texts, *both, stage, options, progress)
         found = replace(found, notes=(*found.notes, note)) if note is not None else found

@@ -132,6 +132,11 @@ def _matching(layers: Sequence[Tensor], count: int) -> Sequence[Tensor]:
     return [layers[stretch[-1]] for stretch in stretches(len(layers), count)]
 
 
+def compared(stage: Stage) -> list[LossName]:
+    """Terms with a weight for which the teacher computes at every step."""
+    return [name for name, weight in stage.losses.items() if weight > 0 and TERMS[name].of_teacher]
+
+
 TERMS: dict[LossName, Term] = {
     "embedding": Term(_embedding, reads="hidden_states"),
     "attention": Term(_attention, reads="attentions"),
