@@ -257,6 +257,19 @@ def test_import_is_light_and_public_names_are_there() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_compressing_without_a_task_loads_nothing_that_reads_or_scores_rows(tiny_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from compresskit.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as done: assert not done.code\n"
+        "heavy = {'datasets', 'pandas', 'pyarrow', 'sklearn', 'scipy.stats'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    output = tmp_path / "small"
+    arguments = ["compress", "--model", tiny_folder, "--method", "low-rank", "--ratio", "2", "--output", output]
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True)
+    assert (output / "compression.json").is_file()
+
+
 def test_choices_of_the_command_line_are_those_of_the_library() -> None:
     assert set(AS_CHOICES) == set(checkpoint.MODEL_CLASSES)
 

@@ -101,8 +101,11 @@ def common(command: F) -> F:
     return command
 
 
-def prepare(seed: int, threads: int | None, device: str = "cpu") -> None:
-    """Libraries, seed, threads and device, before any work. Only the first of several processes reports."""
+def prepare(seed: int, threads: int | None, device: str = "cpu", *, rows: bool = True) -> None:
+    """Libraries, seed, threads and device, before any work. Only the first of several processes reports.
+
+    ``rows``: whether the command reads texts or rows of a task. Without, what only these need is not loaded.
+    """
     if os.environ.get("RANK", "0") != "0":
         out.quiet = err.quiet = True
     if threads is not None:
@@ -121,7 +124,7 @@ def prepare(seed: int, threads: int | None, device: str = "cpu") -> None:
     except (RuntimeError, AssertionError) as error:  # NotImplementedError among them
         raise InputError(f"device {device!r}: cannot be used: {str(error).splitlines()[0][:150]}") from None
     # Nearly everything that any command needs: extension modules make other errors of an interrupt.
-    for name in ("compresskit.training.stages", "tensorly.decomposition"):
+    for name in ("compresskit.training.stages" if rows else "compresskit.pipeline", "tensorly.decomposition"):
         import_module(name)
     begin()
 

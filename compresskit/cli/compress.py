@@ -60,7 +60,8 @@ def compress(
     output: Path | None, overwrite: bool, dry_run: bool, seed: int, threads: int | None, debug: bool, **options: Any
 ) -> None:
     """Compress a checkpoint into a folder that transformers loads."""
-    prepare(seed, threads, options["device"])
+    rows = any(options[name] is not None for name in ("recipe", "calibration", "calibration_task", "trim_text"))
+    prepare(seed, threads, options["device"], rows=rows)
     from compresskit.decomposers import registry
     from compresskit.model.output import check_output
     from compresskit.pipeline import Request
@@ -139,7 +140,7 @@ def _predicts(work: Compression) -> bool:
 @common
 def inspect(model: str | None, as_class: str | None, seed: int, threads: int | None, device: str, **_: Any) -> None:
     """Show every matrix: role, shape, share of the model, and how compressible it is."""
-    prepare(seed, threads, device)
+    prepare(seed, threads, device, rows=False)
 
     from compresskit.cli.inspection import inspection_tables
     from compresskit.model import checkpoint as checkpoints

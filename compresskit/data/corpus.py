@@ -8,17 +8,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 from compresskit.data import EMBEDDED
 from compresskit.errors import InputError, no_panic, one_line
 from compresskit.model.tokenizer import pieces, split
 from compresskit.storage import files, hub
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 #: One document in so many is held out of the part ``training``.
 HELD_OUT_SHARE = 5
@@ -135,6 +137,8 @@ def sequences(corpus: Corpus, tokenizer: Any, max_length: int, tokens: int | Non
     Raises:
         InputError: unreadable, empty or undecodable text; a tokenizer that cannot split.
     """
+    from datasets import Dataset
+
     rows: list[np.ndarray] = []
     found = 0
     documents = corpus.documents()

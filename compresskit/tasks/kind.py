@@ -10,10 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from compresskit.errors import InputError, no_panic, unknown
@@ -30,6 +29,9 @@ from compresskit.tasks.label_column import check_declared
 from compresskit.tasks.predicting import BATCH_SIZE, Logits, Runnable, predict
 from compresskit.tasks.predictions import PLAIN, Predictions
 from compresskit.tasks.rows import Place, Split, Table, TaskData, placed
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,8 @@ class TaskKind(ABC):
         Columns: the tokenizer's (without ``attention_mask``, which the collator makes), ``length`` and, with
         ``model``, the targets of :attr:`predictions` as the head of this model numbers them.
         """
+        from datasets import Dataset
+
         with no_panic(f"data {split.source}, cut into tokens"):
             columns = self.windows(split, tokenizer, max_length)
         if model is not None:

@@ -1,4 +1,7 @@
-"""Scores by name. All are fractions, higher is better."""
+"""Scores by name. All are fractions, higher is better.
+
+scipy and scikit-learn are loaded by the first score: most commands need none, and both together take half a second.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +9,64 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics as sklearn_metrics
 
 Values = np.ndarray
 #: ``(targets, predictions, number of the model's classes) -> score``.
 Metric = Callable[[Values, Values, int], float]
 
 
-def _correlation(function: Callable[[Values, Values], tuple[float, float]]) -> Callable[[Values, Values], float]:
-    def score(targets: Values, predictions: Values) -> float:
-        if len(targets) < 2:
-            return 0.0  # one row has no correlation either
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # constant predictions have no correlation: scored as none
-            value = float(function(targets, predictions)[0])
-        return value if np.isfinite(value) else 0.0
-
-    return score
+def _correlation(function: Callable[..., tuple[float, float]], targets: Values, predictions: Values) -> float:
+    if len(targets) < 2:
+        return 0.0  # one row has no correlation either
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constant predictions have no correlation: scored as none
+        value = float(function(targets, predictions)[0])
+    return value if np.isfinite(value) else 0.0
 
 
-_pearson = _correlation(stats.pearsonr)
-_spearman = _correlation(stats.spearmanr)
+def _pearson(targets: Values, predictions: Values, _: int) -> float:
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, targets, predictions)
+
+
+def _spearman(targets: Values, predictions: Values, _: int) -> float:
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, targets, predictions)
+
+
+def _pearson_spearman(targets: Values, predictions: Values, classes: int) -> float:
+    return (_pearson(targets, predictions, classes) + _spearman(targets, predictions, classes)) / 2
+
+
+def _accuracy(targets: Values, predictions: Values, _: int) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(targets, predictions))
 
 
 def _f1(targets: Values, predictions: Values, classes: int) -> float:
+    from sklearn.metrics import f1_score
+
     # Of class 1 alone, or over all classes: also where the rows at hand or the answers lack some of them.
     labels = [1] if classes == 2 else list(range(classes))
-    return float(sklearn_metrics.f1_score(targets, predictions, labels=labels, average="macro", zero_division=0))
+    return float(f1_score(targets, predictions, labels=labels, average="macro", zero_division=0))
+
+
+def _matthews(targets: Values, predictions: Values, _: int) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(targets, predictions))
 
 
 #: Metrics of class numbers. ``f1`` is that of class 1 with two classes, as GLUE has it, and with more the mean over all
 #: of the model's classes; a class without rows or answers has 0.
-OF_CLASSES: dict[str, Metric] = {
-    "accuracy": lambda targets, predictions, _: float(sklearn_metrics.accuracy_score(targets, predictions)),
-    "f1": _f1,
-    "matthews": lambda targets, predictions, _: float(sklearn_metrics.matthews_corrcoef(targets, predictions)),
-}
+OF_CLASSES: dict[str, Metric] = {"accuracy": _accuracy, "f1": _f1, "matthews": _matthews}
 
 #: Metrics of numbers.
 OF_NUMBERS: dict[str, Metric] = {
-    "pearson": lambda targets, predictions, _: _pearson(targets, predictions),
-    "spearman": lambda targets, predictions, _: _spearman(targets, predictions),
-    "pearson_spearman": lambda targets, predictions, _: (
-        (_pearson(targets, predictions) + _spearman(targets, predictions)) / 2
-    ),
+    "pearson": _pearson,
+    "spearman": _spearman,
+    "pearson_spearman": _pearson_spearman,
 }

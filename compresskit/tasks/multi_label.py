@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -197,16 +196,18 @@ class MultiLabel(TaskKind):
         """At the threshold 0.5, over all labels of the model, whichever of them these rows have. ``average_precision``
         is the mean over the labels that occur; it needs no threshold.
         """
+        from sklearn.metrics import average_precision_score, f1_score
+
         order = map_labels(data.task, data.labels, scoring.model, data.sources).single
         wanted = np.array([[name in names for name in order] for names in split.targets])
         probabilities = np.stack(answers)
         given = probabilities >= THRESHOLD
         # Label by label: scikit-learn takes one column for two classes, of which it would give the mean.
         labels = list(zip(wanted.T, given.T, probabilities.T, strict=True))
-        precisions = [sklearn_metrics.average_precision_score(y, p) for y, _, p in labels if y.any()]
+        precisions = [average_precision_score(y, p) for y, _, p in labels if y.any()]
         return {
-            "macro_f1": float(np.mean([sklearn_metrics.f1_score(y, g, zero_division=0) for y, g, _ in labels])),
-            "micro_f1": float(sklearn_metrics.f1_score(wanted.ravel(), given.ravel(), zero_division=0)),
+            "macro_f1": float(np.mean([f1_score(y, g, zero_division=0) for y, g, _ in labels])),
+            "micro_f1": float(f1_score(wanted.ravel(), given.ravel(), zero_division=0)),
             "average_precision": min(float(np.mean(precisions)), 1.0) if precisions else 0.0,
             "exact_match": float((wanted == given).all(axis=1).mean()),
         }

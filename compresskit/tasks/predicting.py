@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from compresskit.errors import WorkError
 from compresskit.model.inputs import fitted
 from compresskit.progress import Progress
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 #: Sequences at a time where nobody says.
 BATCH_SIZE = 32

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sklearn import metrics as sklearn_metrics
 
 from compresskit.tasks.metrics import OF_NUMBERS
 
@@ -53,9 +52,11 @@ def of_classes(targets: Sequence[str], answers: Sequence[str], classes: Sequence
     """Precision, recall, F1 and support of every class, as scikit-learn's ``classification_report`` has them, and the
     confusion of classes. What cannot be divided counts as 0.
     """
+    from sklearn.metrics import classification_report, confusion_matrix
+
     order = list(classes)
-    found = sklearn_metrics.classification_report(targets, answers, labels=order, output_dict=True, zero_division=0)
-    confusion = sklearn_metrics.confusion_matrix(targets, answers, labels=order)
+    found = classification_report(targets, answers, labels=order, output_dict=True, zero_division=0)
+    confusion = confusion_matrix(targets, answers, labels=order)
     return Report({"by class": _rows(found, len(targets))}, tuple(order), confusion.tolist())
 
 
@@ -66,10 +67,12 @@ def of_labels(targets: np.ndarray, answers: np.ndarray, labels: Sequence[str]) -
         targets, answers: (rows, labels) of 0 and 1.
         labels: their names.
     """
+    from sklearn.metrics import classification_report
+
     wanted, given, numbers = targets.astype(int), answers.astype(int), range(len(labels))
     if len(labels) == 1:  # one column would be two classes
         wanted, given, numbers = wanted.ravel(), given.ravel(), range(1, 2)
-    found = sklearn_metrics.classification_report(
+    found = classification_report(
         wanted, given, labels=list(numbers), target_names=list(labels), output_dict=True, zero_division=0
     )
     return Report({"by label": _rows(found, len(targets))})

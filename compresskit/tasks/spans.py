@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,6 +23,9 @@ from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.predictions import Counts, Form, Output, Predictions
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import Split, TaskData
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 #: Tokens that two windows of one paragraph share.
 STRIDE = 128

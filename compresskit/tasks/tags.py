@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 from transformers import DataCollatorForTokenClassification, PreTrainedModel
 
 from compresskit.errors import InputError, shown
@@ -25,6 +24,9 @@ from compresskit.tasks.losses import IGNORED
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import Place, Split, TaskData
 from compresskit.tasks.words import Words, entities
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 #: Endings of tables; every other file holds CoNLL columns.
 _TABLES = (".jsonl", ".json", ".parquet")
