@@ -69,13 +69,14 @@ def assign(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> None:
     """Give mounted layers their factors, by module path and attribute; shared ones lie below the base model. Whole
     numbers are buffers.
     """
+    modules = list(model.modules())
     for name, tensor in factors.items():
         path, _, attribute = name.rpartition(".")
         shared = isinstance(getattr(model.base_model, path, None), SharedFactors)
         layer = model.base_model.get_submodule(path) if shared else model.get_submodule(path)
         old: Any = getattr(layer, attribute)
         new = nn.Parameter(tensor, old.requires_grad) if tensor.is_floating_point() else tensor
-        for holder in model.modules():  # layers that share a weight
+        for holder in modules:  # layers that share a weight
             if holder is layer or parameters_of(holder).get(attribute) is old:
                 setattr(holder, attribute, new)
             elif buffers_of(holder).get(attribute) is old:  # is stored with each
