@@ -110,7 +110,7 @@ def test_bad_settings(run: Run, bench_folder: Path, arguments: list[str], words:
         (["--teacher", "nowhere"], ["nowhere"]),
         (["--text", "nowhere.txt"], ["text nowhere.txt: no such file"]),
         (["--text", "{}"], ["is a folder"]),
-        (["--text", "{}/data/SST-2/dev.tsv"], ["dev.tsv: is a table; name its columns"]),
+        (["--text", "{}/data/SST-2/dev.tsv"], ["dev.tsv: is a table; give plain text"]),
         (["--text", "{}/empty.txt"], ["holds no text"]),
         (["--text", "{}/bad.jsonl"], ["bad.jsonl, line 2", "not valid JSON"]),
         (["--text", "{}/other.jsonl"], ["other.jsonl, line 1", "no field 'text'"]),
@@ -122,6 +122,7 @@ def test_bad_settings(run: Run, bench_folder: Path, arguments: list[str], words:
         (["--loss", "hidden=0", "--loss", "embedding=0"], ["no loss term is left", "no head"]),
         (["--loss", "logits=1"], ["loss logits", "has no head", "weight was given"]),
         (["--temperature", "0"], ["temperature"]),
+        (["--temperature", "2", "--logits-loss", "mse"], ["temperature: is that of logits loss kl, here it is mse"]),
     ],
 )
 def test_bad_distillation(run: Run, bench_folder: Path, arguments: list[str], words: list[str]) -> None:

@@ -204,7 +204,7 @@ def test_several_texts(bench_folder: Path, tmp_path: Path, run: Run) -> None:
         ({"text": "a.txt", "fields": ("x",)}, "fields, max_texts and language belong to unit"),
         ({"text": "a.txt", "max_texts": 9}, "fields, max_texts and language belong to unit"),
         ({"text": "a.txt", "fields": ("x",), "unit": ("line",)}, "fields are columns of tables; text a.txt is none"),
-        ({"text": "c.tsv", "unit": ("line",)}, "c.tsv: is a table; name its columns"),
+        ({"text": "c.tsv", "unit": ("line",)}, "c.tsv: is a table; give plain text"),
         ({"text": "a.txt", "language": "de", "unit": ("line",)}, "language de: is that of sentences"),
         ({"text": "a.txt", "language": "German", "unit": ("sentence",)}, "language 'German': give a code"),
         ({"text": "a.txt", "max_texts": 3, "unit": ("line",)}, "max_texts: .*greater than or equal to 4"),

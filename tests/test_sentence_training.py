@@ -196,9 +196,11 @@ def test_prompt_and_length_of_the_folder_are_followed(bench_folder: Path, tmp_pa
     short = sentence_folder(bench_folder / "model", tmp_path / "short", encoder={"max_seq_length": 8}, general=PROMPT)
     student = compresskit.compress(tiny_model(), method="low-rank", ratio=3)
     tokenizer = AutoTokenizer.from_pretrained(short)
-    result = compresskit.distill(student, short, tokenizer=tokenizer, text=texts(bench_folder), max_steps=1, **SETTINGS)
+    lesson = {"text": texts(bench_folder), "max_steps": 1, "max_length": 16, **SETTINGS}
+    result = compresskit.distill(student, short, tokenizer=tokenizer, **lesson)
     assert result.record["max_length"] == 8
     assert any("reach 8 tokens" in note for note in result.notes)
+    assert "max length 16: the teacher reads 8, as its folder says" in result.notes
 
 
 def test_students_share_the_vectors_of_a_teacher(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -284,6 +286,7 @@ def test_teacher_of_another_family_and_vocabulary(bench_folder: Path, pair: tupl
         ({"data": "GLUE"}, "data belongs to a task"),
         ({"dims": [24], "losses": {"similarity": 0}}, "dims: are prefixes that loss similarity compares"),
         ({"temperature": 2.0}, "temperature: no loss reads this with unit"),
+        ({"similarity_temperature": 0.1}, "similarity_temperature: is that of similarity loss kl, here it is mse"),
         ({"unit": None, "fields": (), "dims": [24]}, "dims: no loss reads this without unit"),
         ({"unit": None, "fields": (), "text": None, "losses": {"pooled": 1}, "max_length": 32}, "texts cut into units"),
         ({"task": "sst2", "text": None}, "unit belongs to text"),

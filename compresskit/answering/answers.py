@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from compresskit.answering import models
 from compresskit.answering.models import Answering, ModelLike
 from compresskit.answering.texts import Given, Texts, fitted, given
 from compresskit.errors import InputError, WorkError
+from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.kept import as_it_was
 from compresskit.model.sentence_vectors import SentenceModel
-from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import DEFAULTS
 from compresskit.progress import Progress
 from compresskit.tasks.declaration import Task
@@ -23,6 +24,7 @@ from compresskit.tasks.loading import find_task
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import Split, TaskData
 from compresskit.training import data as training_data
+from compresskit.training.evaluation import scoring_of
 from compresskit.training.settings import Options, split_settings, start_processes, with_settings
 
 
@@ -104,7 +106,10 @@ def predict(
     kind, declared = _kind(asked, declared, documents is not None)
     training_data.check_trained(asked.checkpoint)
     data = _data(asked, kind, declared, rows, fields, documents or ())
-    scoring = _scoring(asked, kind, data.task, tokenizer, max_length, batch_size, progress)
+    length = partial(_length, kind, data.task)
+    scoring = scoring_of(
+        asked.checkpoint, tokenizer, max_length, length, batch_size=batch_size, progress=progress, run=asked.run
+    )
     notes = [*asked.checkpoint.notes, *rows.notes, kind.note(asked.checkpoint.folder)]
     notes.append(kind.match(replace(data, splits={}), asked.checkpoint.model))
     split = data.splits["asked"]
@@ -180,24 +185,12 @@ def _task(kind: TaskKind, declared: Task | None, columns: tuple[str, ...]) -> Ta
     return Task(version=1, name=kind.name, kind=kind.name, inputs=columns, label="label", metrics=kind.metrics)
 
 
-def _scoring(
-    asked: Answering,
-    kind: TaskKind,
-    task: Task,
-    tokenizer: Any,
-    max_length: int | None,
-    batch_size: int,
-    progress: Progress | None,
-) -> Scoring:
-    read = asked.checkpoint
-    words = find_tokenizer(tokenizer, read)
+def _length(kind: TaskKind, task: Task, read: Checkpoint, tokenizer: Any) -> int:
+    """Tokens of a text where the user does not say: what model and tokenizer take, of windows the kind's."""
     if kind.head is None:
-        longest = kind.length(task, read.model, words, read.folder)
-    else:
-        longest = SentenceModel().limit(read.model, words)
-        longest = min(longest, kind.window or longest)
-    length = training_data.sequence_length(max_length or longest, None, read)
-    return Scoring(read.model, words, length, batch_size, progress, run=asked.run, folder=read.folder)
+        return kind.length(task, read.model, tokenizer, read.folder)
+    longest = SentenceModel().limit(read.model, tokenizer)
+    return min(longest, kind.window or longest)
 
 
 def _cut_note(kind: TaskKind, scoring: Scoring, lost: Sequence[int], what: str) -> str | None:

@@ -108,7 +108,7 @@ def find_corpus(text: str | Path | Corpus | None, fields: Sequence[str] = ()) ->
         kind = _kind(path)
         if kind in _ROWS and kind != ".jsonl" and not fields:
             raise InputError(
-                f"text {text}: is a table; name its columns with texts (--unit and --field), or give plain text"
+                f"text {text}: is a table; give plain text, or, where there is --unit, name its columns with --field"
             )
         return Corpus(path.name, path, fields=tuple(fields) if kind in _ROWS else ())
     if path.exists():

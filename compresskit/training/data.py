@@ -308,6 +308,9 @@ def from_units(
     rows = sentences.rows(units.record["source"])
     cut = sum(length >= student.max_length for length in rows["length"])
     found = [f"{cut} of {len(rows)} texts reach {student.max_length} tokens; what is longer was cut there"] * (cut > 0)
+    for which, reader in (("student", student), ("teacher", teacher)):
+        if stage.max_length is not None and reader.max_length < stage.max_length:
+            found.append(f"max length {stage.max_length}: the {which} reads {reader.max_length}, as its folder says")
     if by_words:
         whole = [(student.how.prompt + text,) for text in texts]
         rows, words = models.paired(rows, whole, student.max_length, units.record["source"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +10,15 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
 
+from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
+from compresskit.model.positions import check_length
+from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import Stage
+from compresskit.progress import Progress
 from compresskit.tasks.kind import Scoring
-from compresskit.tasks.predicting import BATCH_SIZE
+from compresskit.tasks.predicting import BATCH_SIZE, Runnable
 from compresskit.tasks.predictions import count_items
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.reports import Report
@@ -25,6 +30,33 @@ from compresskit.training.objective import Objective
 
 #: Split -> metric -> score.
 Scores = dict[str, dict[str, float]]
+
+
+def scoring_of(
+    read: Checkpoint,
+    tokenizer: Any,
+    max_length: int | None,
+    default: Callable[[Checkpoint, Any], int],
+    *,
+    batch_size: int,
+    progress: Progress | None,
+    run: Runnable | None = None,
+) -> Scoring:
+    """How a checkpoint is scored, or answers.
+
+    Args:
+        read: the checkpoint.
+        tokenizer: to read with. Default: the checkpoint's own.
+        max_length: tokens of a sequence; None: what ``default`` says of the checkpoint and its tokenizer.
+        batch_size, progress, run: as of :class:`Scoring`.
+
+    Raises:
+        InputError: there is no tokenizer, or the model takes fewer tokens.
+    """
+    words = find_tokenizer(tokenizer, read)
+    length = max_length or default(read, words)
+    check_length(read.model, length)
+    return Scoring(read.model, words, length, batch_size, progress, run=run, folder=read.folder)
 
 
 def score(scoring: Scoring, data: TaskData) -> Scores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import DEFAULTS, FINE_TUNING, Stage, StageName
 from compresskit.progress import Progress
 from compresskit.tasks.declaration import Task
-from compresskit.tasks.kind import Scoring
 from compresskit.tasks.loading import find_task, load_data
 from compresskit.tasks.registry import KINDS
 from compresskit.training import data as training_data
 from compresskit.training.data import Models, TrainingData
-from compresskit.training.evaluation import score, scores_and_reports
+from compresskit.training.evaluation import score, scores_and_reports, scoring_of
 from compresskit.training.reading import (
     ModelLike,
     encoders,
@@ -224,6 +224,12 @@ def _check_used(explicit: Mapping[str, Any], stage: Stage, *, sentences: bool) -
     if unused := [name for name in others if name in changed]:
         where = "with unit, which trains no head" if sentences else "without unit"
         raise InputError(f"settings: {', '.join(unused)}: no loss reads this {where}; leave it out")
+    for name, loss, form in (
+        ("temperature", "logits", stage.logits_loss),
+        ("similarity_temperature", "similarity", stage.similarity_loss),
+    ):
+        if name in changed and form != "kl":
+            raise InputError(f"settings: {name}: is that of {loss} loss kl, here it is {form}; leave it out")
 
 
 def _from_python(dataset: Any, models: Models, stage: Stage, options: Options) -> TrainingData:
@@ -294,7 +300,8 @@ def evaluate(
     start_processes(options)
     examples = load_data(declared, None if data is None else Path(data), train=False)
     read = read_model(model, compressed=None, as_class=as_class)
-    scoring = _scoring(read, declared, tokenizer, max_length, batch_size, progress)
+    length = partial(_length, declared)
+    scoring = scoring_of(read, tokenizer, max_length, length, batch_size=batch_size, progress=progress)
     training_data.check_head(kind, declared, read)
     training_data.check_trained(read)
     note = kind.match(examples, read.model)
@@ -303,7 +310,8 @@ def evaluate(
     record: dict[str, Any] = {"model": read.origin, "task": declared.name, "data": examples.record()}
     if documents_model is not None:
         other = read_model(documents_model, compressed=None)
-        scoring = replace(scoring, documents=_scoring(other, declared, None, max_length, batch_size, progress))
+        documents = scoring_of(other, None, max_length, length, batch_size=batch_size, progress=progress)
+        scoring = replace(scoring, documents=documents)
         notes += [*other.notes, kind.note(other.folder)]
         scored.append(other)
         record["documents_model"] = other.origin
@@ -323,18 +331,8 @@ def evaluate(
     return Result(read.model, record, folder, notes=tuple(said))
 
 
-def _scoring(
-    read: Checkpoint,
-    task: Task,
-    tokenizer: Any,
-    max_length: int | None,
-    batch_size: int,
-    progress: Progress | None,
-) -> Scoring:
-    words = find_tokenizer(tokenizer, read)
-    longest = max_length or KINDS.get(task.kind).length(task, read.model, words, read.folder)
-    length = training_data.sequence_length(longest, task, read)
-    return Scoring(read.model, words, length, batch_size, progress, folder=read.folder)
+def _length(task: Task, read: Checkpoint, tokenizer: Any) -> int:
+    return KINDS.get(task.kind).length(task, read.model, tokenizer, read.folder)
 
 
 def _explicit_losses(explicit: dict[str, Any]) -> tuple[str, ...]:
