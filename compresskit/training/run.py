@@ -29,6 +29,7 @@ from compresskit.progress import Progress
 from compresskit.training.arguments import checkpointing_kept
 from compresskit.training.attention import attention_kept
 from compresskit.training.batches import LengthBatchSampler
+from compresskit.training.checkpoints import state_of
 from compresskit.training.data import Models, TrainingData
 from compresskit.training.early_stopping import EarlyStopping, scores
 from compresskit.training.forward import dropout
@@ -36,7 +37,7 @@ from compresskit.training.objective import Objective
 from compresskit.training.projections import beside
 from compresskit.training.settings import Options
 from compresskit.training.terms import compared
-from compresskit.training.trainer import DistillationTrainer, state_of
+from compresskit.training.trainer import DistillationTrainer
 from compresskit.training.working_folder import WorkingFolder, working_folder
 
 

@@ -30,13 +30,12 @@ from compresskit.tasks.registry import predictions_of
 from compresskit.training.alignment import WordsOfBatch, is_by_words, pair_columns, teacher_inputs, words_of
 from compresskit.training.arguments import check_arguments, check_checkpointing, without_reentrance
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
+from compresskit.training.checkpoints import PART, put_in_place, state_of
 from compresskit.training.meter import Meter
 from compresskit.training.objective import Objective, check_fit
 from compresskit.training.sentences import TEXT, VectorsOfBatch
 from compresskit.training.targets import checked_rows, numbered
 from compresskit.training.taught import ROW, TaughtRows, teach
-
-_PART = "part"
 
 
 class DistillationTrainer(Trainer):
@@ -343,7 +342,7 @@ class DistillationTrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         folder: str = super()._get_output_dir(trial)
-        return os.path.join(folder, _PART) if getattr(self, "_saving", False) else folder
+        return os.path.join(folder, PART) if getattr(self, "_saving", False) else folder
 
     def train(self, *arguments: Any, **options: Any) -> Any:
         """As Trainer's. Raises InputError where the model was switched to checkpointing that keeps no gradients."""
@@ -354,9 +353,9 @@ class DistillationTrainer(Trainer):
         """Let the state name the best checkpoint where it will lie, in the one that is being written too."""
         if self.state.best_global_step:
             name = f"checkpoint-{self.state.best_global_step}"
-            if (final / name).is_dir() or (final / _PART / name).is_dir():
+            if (final / name).is_dir() or (final / PART / name).is_dir():
                 self.state.best_model_checkpoint = str(final / name)
-            state = final / _PART / f"checkpoint-{self.state.global_step}" / TRAINER_STATE_NAME
+            state = final / PART / f"checkpoint-{self.state.global_step}" / TRAINER_STATE_NAME
             if self.args.should_save and state.is_file():
                 self.state.save_to_json(str(state))
 
@@ -369,7 +368,7 @@ class DistillationTrainer(Trainer):
         self._saving = True
         try:
             if self.is_world_process_zero():
-                shutil.rmtree(final / _PART, ignore_errors=True)
+                shutil.rmtree(final / PART, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self._name_best(final)
@@ -377,17 +376,7 @@ class DistillationTrainer(Trainer):
             self._saving = False
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            older = checkpoints(final)
-            for folder in (final / _PART).iterdir():
-                shutil.rmtree(final / folder.name, ignore_errors=True)
-                folder.rename(final / folder.name)
-                older = [path for path in older if path.name != folder.name]
-            (final / _PART).rmdir()
-            keep = max(1, self.args.save_total_limit or len(older) + 1) - 1
-            older = [path for path in older if str(path) != self.state.best_model_checkpoint]
-            for path in older[: max(0, len(older) - keep)]:
-                # Renamed first: a kill while it is deleted must not leave half a checkpoint.
-                shutil.rmtree(path.rename(path.with_name(f"old-{path.name}")), ignore_errors=True)
+            put_in_place(final, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
 
@@ -430,14 +419,3 @@ class _SetEpoch(TrainerCallback):
         sampler.set_epoch(epoch)
         if isinstance(self.trainer.data_collator, MaskingCollator):
             self.trainer.data_collator.epoch = epoch
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def state_of(checkpoint: Path) -> TrainerState:
-    """What a checkpoint says of its run."""
-    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))

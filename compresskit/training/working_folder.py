@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from compresskit.errors import InputError
 from compresskit.storage.writing import write_text
-from compresskit.training.trainer import checkpoints
+from compresskit.training.checkpoints import checkpoints
 
 _SETTINGS = "settings.json"
 _LOCK = ".lock"
