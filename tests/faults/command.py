@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["compresskit.benchmark.runner", "compresskit.cli", "compresskit.folders.verification"])
+_COMMANDS = ("compresskit.benchmark.runner", "compresskit.cli", "compresskit.folders.verification")
+_forks.set_forkserver_preload([*_COMMANDS, "scipy.stats", "sklearn.metrics", "tensorly.decomposition"])
 
 
 def enter(log: Path, arguments: list[str]) -> None:
