@@ -178,7 +178,6 @@ def test_task(bench_folder: Path, tmp_path: Path) -> None:
         tmp_path / "out",
         tasks=("sst2",),
         data=str(bench_folder / "data"),
-        baselines=("dense", "int8", "half-layers"),
         seeds=(0, 1),
         general=False,
         teacher={**stages, "epochs": 6},

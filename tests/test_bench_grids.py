@@ -131,14 +131,13 @@ def test_one_stage_1_for_all_tasks_and_seeds(bench_folder: Path, tmp_path: Path)
         "tasks": tuple(str(tmp_path / f"{name}.yaml") for name in ("one", "two")),
         "data": str(bench_folder / "data"),
         "seeds": (0, 1),
-        "baselines": ("dense", "half-layers"),
         "teacher": STAGE,
         "task": {**STAGE, "epochs": 1},
     }
     shared = tiny_bench(bench_folder, tmp_path / "shared", share_general=True, **grid)
-    assert [record.status for record in shared.records] == ["finished"] * 10
+    assert [record.status for record in shared.records] == ["finished"] * 6
     starts = sorted((tmp_path / "shared" / "general").iterdir())
-    assert [start.name.rpartition("-")[0] for start in starts] == ["model-half-layers", "model-low-rank-3x"]
+    assert [start.name.rpartition("-")[0] for start in starts] == ["model-low-rank-3x"]
     gone = starts[0].with_name("of-another-configuration")
     gone.mkdir()
     (gone / ".lock").touch()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from conftest import (
 )
 from datasets import Dataset
 from families import FAMILIES
+from faults.command import finish, start_ranks
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel, TrainerCallback
@@ -219,14 +217,13 @@ def test_projections_are_learned_by_one_process(bench_folder: Path, tmp_path: Pa
     compresskit.compress(start, method="low-rank", ratio=1.5).save_pretrained(tmp_path / "student")
     for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(start / name, tmp_path / "student")
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     models = ("--student", tmp_path / "student", "--teacher", bench_folder / "model", "--output", tmp_path / "out")
     settings = ("--text", bench_folder / "text.txt", "--max-length", "32", "--max-steps", "1", "--device", "cpu")
-    line = [*map(str, (*torchrun, "-m", "compresskit", "distill", *models, *settings))]
-    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode != 0
-    assert "hidden sizes of 48 and 24" in done.stderr
-    assert "--loss embedding=0 --loss hidden=0" in done.stderr
+    processes = start_ranks(tmp_path / "log", 2, "distill", *models, *settings, "--threads", "1")
+    assert [finish(process) for process in processes] == [2, 2]
+    said = (tmp_path / "log-0").read_text()
+    assert "hidden sizes of 48 and 24" in said
+    assert "--loss embedding=0 --loss hidden=0" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -36,6 +37,28 @@ def start(log: Path, *arguments: object, target: Callable[[Path, list[str]], Non
     process = _forks.Process(target=target, args=(log, list(map(str, arguments))))
     process.start()
     return process
+
+
+def start_ranks(log: Path, count: int, *arguments: object) -> list[Any]:
+    """The processes of a command that torchrun would start: what it tells each one stands in the environment."""
+    port = free_port()
+    return [
+        start(log.with_name(f"{log.name}-{rank}"), rank, count, port, *arguments, target=_rank) for rank in range(count)
+    ]
+
+
+def _rank(log: Path, arguments: list[str]) -> None:
+    rank, count, port, *arguments = arguments
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    enter(log, arguments)
+
+
+def free_port() -> str:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
 
 
 def finish(process: Any, seconds: float = 300) -> int:
