@@ -36,7 +36,7 @@ def minilm(embedded: Path) -> PreTrainedModel:
     return AutoModel.from_pretrained(embedded)
 
 
-@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("ratio", quick(RATIOS, 2, 8, 30))
 @pytest.mark.parametrize("method", METHODS)
 def test_uniform_reaches_the_ratio_on_the_embedded_checkpoint(
     minilm: PreTrainedModel, method: str, ratio: float
@@ -111,15 +111,14 @@ def test_paper_recipes_apply_to_the_embedded_checkpoint(minilm: PreTrainedModel)
 
 @pytest.mark.parametrize("method", METHODS)
 def test_objective_latency_is_as_small_and_faster(minilm: PreTrainedModel, method: str) -> None:
-    dense = skeleton(minilm)
-    for ratio in (4, 19):
-        plans = [make_plan(dense, for_method(method, ratio, objective=o)) for o in ("size", "latency")]
-        small, fast = (
-            sum(registry.get(method).time(a.group, a.spec) for a in plan.assignments if a.group.kind == "linear")
-            for plan in plans
-        )
-        assert fast < small
-        assert ratio <= plans[1].ratio <= 1.01 * ratio
+    dense, ratio = skeleton(minilm), 19
+    plans = [make_plan(dense, for_method(method, ratio, objective=o)) for o in ("size", "latency")]
+    small, fast = (
+        sum(registry.get(method).time(a.group, a.spec) for a in plan.assignments if a.group.kind == "linear")
+        for plan in plans
+    )
+    assert fast < small
+    assert ratio <= plans[1].ratio <= 1.01 * ratio
 
 
 def test_a_faster_shape_has_as_many_parameters() -> None:
@@ -132,8 +131,14 @@ def test_a_faster_shape_has_as_many_parameters() -> None:
     assert kronecker.time(group, mirrored) < kronecker.time(group, printed)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        pytest.param(family, method, marks=() if (row - column) % len(METHODS) < 2 else pytest.mark.sweep)
+        for row, family in enumerate(FAMILIES)
+        for column, method in enumerate(METHODS)
+    ],
+)
 def test_plan_totals_are_those_of_the_compressed_model(family: str, method: str) -> None:
     dense = tiny_model(family, "masked-lm")
     plan = compresskit.plan(dense, method=method, ratio=3)
@@ -158,7 +163,7 @@ def test_flops_are_torchs_count_with_eager_attention() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_larger_ratio_is_a_smaller_model(method: str) -> None:
     dense = skeleton(tiny_model(hidden_size=96, intermediate_size=384))
-    sizes = [make_plan(dense, for_method(method, ratio)).parameters_after for ratio in np.arange(1.2, 6, 0.4)]
+    sizes = [make_plan(dense, for_method(method, ratio)).parameters_after for ratio in np.arange(1.2, 6, 0.8)]
     assert sizes == sorted(sizes, reverse=True)
 
 
@@ -317,7 +322,7 @@ def test_asking_more_never_gives_less_where_shapes_are_few(method: str) -> None:
     with pytest.raises(InputError, match=r"at most ([\d.]+)x") as caught:
         make_plan(dense, for_method(method, 500))
     limit = float(str(caught.value).split("at most ")[1].split("x")[0])
-    asked = [*np.arange(1.01, limit, 0.08), limit]
+    asked = [*np.arange(1.01, limit, 0.2), limit]
     got = [make_plan(dense, for_method(method, float(ratio))).ratio for ratio in asked]
     assert got == sorted(got)
     assert all(mine >= ratio for mine, ratio in zip(got, asked, strict=True))
