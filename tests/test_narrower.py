@@ -202,11 +202,8 @@ def test_a_narrower_student_is_distilled_and_goes_on_bit_for_bit(bench_folder: P
 def test_vectors_and_hidden_states_of_a_wider_teacher(bench_folder: Path, tmp_path: Path) -> None:
     start = narrow(bench_folder / "model", tmp_path / "start")
     settings = {"text": bench_folder / "text.txt", "unit": "line", "max_length": 32, "max_steps": 3, "device": "cpu"}
-    losses = {"hidden": 1}
-    found = compresskit.distill(
-        start, bench_folder / "model", allow_dense=True, losses=losses, output=tmp_path / "out", **settings
-    )
-    assert set(found.record["losses"]) == {"hidden", "pooled", "similarity"}
+    found = compresskit.distill(start, bench_folder / "model", allow_dense=True, output=tmp_path / "out", **settings)
+    assert set(found.record["losses"]) == {"embedding", "hidden", "pooled", "similarity"}
     assert set(weights(tmp_path / "out")) == set(weights(start))
     assert (tmp_path / "out" / "2_Dense" / "model.safetensors").is_file()
 
