@@ -130,6 +130,22 @@ def test_a_text_says_nothing_of_positions(family: str, tokens: int, bench_folder
     assert found.token_counts(positions) is None
 
 
+def test_tables_that_pairs_of_tokens_look_up_are_not_counted(bench_folder: Path, tmp_path: Path) -> None:
+    """MPNet's relative positions are looked up once for all sequences of a batch."""
+    config = transformers.MPNetConfig(
+        vocab_size=499, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96
+    )
+    model = transformers.MPNetForSequenceClassification(config).eval()
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    found = calibrate(model, tokenizer, load_data(load_task("sst2"), bench_folder / "data"), 500)
+    counts = {target.name: found.token_counts(target) for target in find_targets(model) if target.kind == "embedding"}
+    assert counts.pop("mpnet.encoder.relative_attention_bias") is None
+    assert len(counts) == 2
+    for each in counts.values():
+        assert each is not None
+        assert each.sum() == found.tokens
+
+
 def test_statistics_leave_the_model_alone(bench_folder: Path) -> None:
     model = tiny_model()
     tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")

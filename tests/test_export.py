@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir
@@ -23,6 +24,7 @@ import compresskit
 from compresskit import InputError
 from compresskit.decomposers import FactorisedEmbedding, FactorisedLinear
 from compresskit.decomposers.registry import METHODS
+from compresskit.exporting import exported
 from compresskit.exporting.agreement import example_inputs
 from compresskit.exporting.format import FORMATS, ExportFormat, Runtime, Written
 from compresskit.exporting.formats.onnx import OPSETS, Onnx, OnnxOptions
@@ -242,6 +244,15 @@ class Far(Onnx):
     tolerance = -1.0
 
 
+class Failing(Onnx):
+    """Is written, and cannot be run."""
+
+    name = "failing"
+
+    def load(self, folder: Path) -> Any:
+        raise RuntimeError("no such operator")
+
+
 class Low(Onnx):
     """Holds next to nothing."""
 
@@ -253,7 +264,8 @@ class Low(Onnx):
 def plugins() -> Iterator[None]:
     """The formats above, as if packages brought them."""
     with FORMATS.with_plugins(
-        EntryPoint(form.name, f"test_export:{form.__name__}", FORMATS.group) for form in (Box, Lacking, Far, Low)
+        EntryPoint(form.name, f"test_export:{form.__name__}", FORMATS.group)
+        for form in (Box, Lacking, Far, Failing, Low)
     ):
         yield
 
@@ -290,6 +302,26 @@ def test_what_a_format_says_of_itself_is_heeded(run: Run, small: Path) -> None:
     # What differs from torch is not written.
     far = run("export", small, "--format", "far")
     refused(far, "ONNX Runtime differs from torch", "nothing was written", code=1)
+    failing = run("export", small, "--format", "failing")
+    refused(failing, "which ONNX Runtime cannot run: no such operator: nothing was written", code=1)
+
+
+@pytest.mark.parametrize("family", ["XLM", "XLNet"])
+def test_token_types_without_a_table_of_them_are_an_input(family: str, tmp_path: Path) -> None:
+    """XLM looks them up among the words, XLNet compares them: without them a graph answers otherwise than torch."""
+    sizes = {"vocab_size": 499, "num_labels": 2}
+    sizes |= (
+        {"emb_dim": 48, "n_layers": 1, "n_heads": 4, "pad_index": 0}
+        if family == "XLM"
+        else {"d_model": 48, "n_layer": 1, "n_head": 4, "d_inner": 96}
+    )
+    torch.manual_seed(0)
+    dense = getattr(transformers, f"{family}ForSequenceClassification")(
+        getattr(transformers, f"{family}Config")(**sizes)
+    )
+    student = compresskit.compress(dense.eval(), method="low-rank", ratio=1.5)
+    done = exported.write(checkpoint.in_memory(student), tmp_path / "out", "onnx")
+    assert "token_type_ids" in done.record["inputs"]
 
 
 def test_formats_are_listed_without_torch_and_without_the_extra() -> None:

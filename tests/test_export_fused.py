@@ -218,6 +218,13 @@ def test_rows_in_4_bits(tmp_path: Path) -> None:
     assert done.record["agreement"]["last_hidden_state"]["relative error"] < 0.3
 
 
+@pytest.mark.parametrize("format", ["onnx-int8", "onnx-int4"])
+def test_a_table_that_a_look_up_and_a_product_read(format: str, tmp_path: Path) -> None:
+    """The first factor of a tied embedding: both take the same scales."""
+    done = exported.write(checkpoint.in_memory(student("masked-lm")), tmp_path / "out", format, FUSED)
+    assert done.record["agreement"]["logits"]["relative error"] < 0.1
+
+
 @pytest.mark.parametrize("width", [7, 16, 40, 64])
 def test_4_bit_tables_read_what_was_stored(width: int) -> None:
     """Rows broader and narrower than a block, an empty row, and rows with very small numbers."""

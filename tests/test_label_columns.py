@@ -86,7 +86,7 @@ def test_labels_of_any_type_in_files(tmp_path: Path) -> None:
     assert data.splits["train"].targets == data.splits["dev"].targets == ["1", "0"]
 
 
-MISSING = ("NA", "N/A", "n/a", "NULL", "None", "NaT", "#N/A", "<NA>", "-1.#IND", "nan", "?", "-")
+MISSING = ("NA", "N/A", "n/a", "NULL", "None", "NaT", "#N/A", "<NA>", "-1.#IND", "nan", "?", "-", "--", "n.a.")
 
 
 @pytest.mark.parametrize("cell", MISSING)

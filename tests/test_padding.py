@@ -85,16 +85,42 @@ def test_a_head_that_reads_the_last_token_gets_padding_in_front(bench_folder: Pa
         np.testing.assert_allclose(other, outputs[0], atol=1e-4)
 
 
-def test_a_family_that_mixes_padding_into_every_token_gets_none(bench_folder: Path, tmp_path: Path) -> None:
-    """FNet has no attention mask: a text would get another score in another batch."""
-    config = transformers.FNetConfig(
-        vocab_size=499, hidden_size=48, num_hidden_layers=2, intermediate_size=96, num_labels=2, initializer_range=0.5
-    )
+@pytest.mark.parametrize("family", ["FNet", "ConvBert", "Nystromformer"])
+def test_a_family_that_mixes_padding_into_every_token_gets_none(
+    family: str, bench_folder: Path, tmp_path: Path
+) -> None:
+    """FNet has no attention mask, others have convolutions: a text would get another score in another batch."""
+    sizes = {"vocab_size": 499, "hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 96, "num_labels": 2}
+    if family != "FNet":
+        sizes |= {"num_attention_heads": 4}
+    config = getattr(transformers, f"{family}Config")(**sizes, initializer_range=0.5)
     torch.manual_seed(0)
-    model = transformers.FNetForSequenceClassification(config).eval()
+    model = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):  # Nystromformer's begin with small numbers
+            layer.weight.data.normal_()
     outputs, _ = logits("classification", model, bench_folder, tmp_path)
     for other in outputs[1:]:
         np.testing.assert_allclose(other, outputs[0], atol=1e-4)
+
+
+def test_bigbird_attends_to_blocks_again_after_a_short_text(bench_folder: Path) -> None:
+    """The library lets it attend to all tokens from the first short text on."""
+    config = transformers.BigBirdConfig(
+        vocab_size=499, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, block_size=2,
+        num_random_blocks=1, num_labels=2, initializer_range=0.5, id2label={0: "negative", 1: "positive"},
+        label2id={"negative": 0, "positive": 1},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.BigBirdForSequenceClassification(config).eval()
+    words = tokenizer(bench_folder, "right")
+    texts = [reviews(9, seed=3)[-1][0].partition(" ")[0], " ".join(text for text, _ in reviews(4, seed=4))]
+    with torch.no_grad():  # the long one first
+        wanted = [model(**words(text, return_tensors="pt"))["logits"].softmax(-1)[0] for text in reversed(texts)][::-1]
+    for _ in range(2):
+        found = compresskit.predict(model, texts, tokenizer=words, device="cpu").answers
+        for answer, probabilities in zip(found, wanted, strict=True):
+            assert answer["probabilities"]["positive"] == pytest.approx(float(probabilities[1]), abs=1e-4)
 
 
 def test_a_tokenizer_that_does_not_say_what_is_padding(bench_folder: Path, tmp_path: Path) -> None:

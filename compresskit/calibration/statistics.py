@@ -166,9 +166,11 @@ def _watch(
     """Run ``batches`` and add up what every target sees; positions that the attention mask hides are not counted.
 
     ``every_table``: also count in tables other than the word embedding, such as that of positions. A text is cut into
-    short sequences, which says nothing of what positions the model will need; rows of a task are as they come.
+    short sequences, which says nothing of what positions the model will need; rows of a task are as they come. A table
+    that is looked up for pairs of tokens is not counted: that is done once for all sequences of a batch.
     """
     tokens: RealTokens
+    of_pairs: set[str] = set()
     seen: list[tuple[Tensor, Tensor]] = []  # inputs of this batch that were multiplied already, and the products
 
     def count(target: Target, ids: Tensor) -> None:
@@ -176,8 +178,12 @@ def _watch(
             tokens.see_words(ids)
         elif not every_table:
             return
+        real = tokens.ids(ids)
+        if real is None:
+            of_pairs.add(target.name)
+            return
         counts = found._counts.setdefault(target.name, torch.zeros(target.shape[0], device=ids.device))
-        counts += torch.bincount(tokens.ids(ids), minlength=target.shape[0])
+        counts += torch.bincount(real, minlength=target.shape[0])
 
     def add(target: Target, x: Tensor) -> None:
         product = next((product for other, product in seen if other is x), None)
@@ -207,6 +213,8 @@ def _watch(
             model(**fitted(model, inputs))
             seen.clear()
             progress("calibrating", number, len(batches))
+    for name in of_pairs:  # where there are as many tokens as sequences, pairs look like tokens
+        found._counts.pop(name, None)
     _hold_once(found._moments)
 
 

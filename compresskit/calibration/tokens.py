@@ -30,23 +30,26 @@ class RealTokens:
         if ids.shape == self._ids.T.shape and not torch.equal(ids, self._ids) and torch.equal(ids, self._ids.T):
             self._mask, self._ids = self._mask.T, self._ids.T
 
-    def ids(self, ids: Tensor) -> Tensor:
+    def ids(self, ids: Tensor) -> Tensor | None:
         """Numbers that an embedding looks up, (B, T), or (1, T) or (T,) where they are the same for every sequence; of
-        the real tokens, (N,).
+        the real tokens, (N,). None where they are of something else: of pairs of tokens (relative positions).
         """
         if ids.shape in ((1, self._mask.shape[-1]), (self._mask.shape[-1],)):
             ids = ids.expand(self._mask.shape)
-        return self._pick(ids, ids.shape)
+        real = self._real(ids.shape)
+        return None if real is None else ids[real]
 
     def rows(self, values: Tensor) -> Tensor:
         """Inputs or outputs of a linear, (B, T, H) or (T, B, H); of the real tokens, (N, H). Of any other shape all,
         (..., H).
         """
-        return self._pick(values, values.shape[:-1])
+        real = self._real(values.shape[:-1])
+        return values.reshape(-1, values.shape[-1]) if real is None else values[real]
 
-    def _pick(self, values: Tensor, lead: torch.Size) -> Tensor:
+    def _real(self, lead: torch.Size) -> Tensor | None:
+        """The mask in the shape of a layer's sequences and tokens; None where it does not fit."""
         for mask, turned in ((self._mask, False), (self._mask.T, True)):  # some layers compute with (T, B, ...)
             if len(lead) == 2 and lead[turned] == mask.shape[turned] and lead[1 - turned] >= mask.shape[1 - turned]:
                 more = lead[1 - turned] - mask.shape[1 - turned]  # padded to whole windows (Longformer)
-                return values[torch.nn.functional.pad(mask, (0, 0, 0, more) if turned else (0, more))]
-        return values.reshape(-1, *values.shape[len(lead) :])
+                return torch.nn.functional.pad(mask, (0, 0, 0, more) if turned else (0, more))
+        return None

@@ -23,7 +23,8 @@ _BATCH, _LENGTH = 3, 32
 def example_inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor]:
     """Random token ids, (batch, length), with padding at the end of the first row, and what else the model reads.
 
-    ``token_type_ids`` are among them where the model tells types apart. Multiple choice: (batch, 2, length).
+    ``token_type_ids`` are among them where the model tells types apart: most by a table of them, XLNet and XLM without
+    one. Multiple choice: (batch, 2, length).
     """
     choice = type(model).__name__ in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values()
     shape = (batch, 2, length) if choice else (batch, length)
@@ -32,7 +33,7 @@ def example_inputs(model: PreTrainedModel, batch: int, length: int) -> dict[str,
     mask = torch.ones_like(ids)
     mask[0, ..., (length + 1) // 2 :] = 0
     inputs = {"input_ids": ids, "attention_mask": mask}
-    types = getattr(model.config, "type_vocab_size", 0)
+    types = getattr(model.config, "type_vocab_size", 0 if hasattr(model.config, "type_vocab_sizes") else 2)
     if types > 1 and "token_type_ids" in inspect.signature(model.forward).parameters:
         inputs["token_type_ids"] = torch.randint(2, shape, generator=chance)
     return inputs

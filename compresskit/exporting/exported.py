@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import __version__
-from compresskit.errors import InputError, WorkError, unknown
+from compresskit.errors import CompresskitError, InputError, WorkError, one_line, unknown
 from compresskit.exporting.agreement import agreement
 from compresskit.exporting.format import FORMATS, ExportFormat, Runtime
 from compresskit.exporting.pooling import sentence_vector
@@ -178,17 +178,21 @@ def _agreement(chosen: ExportFormat[Any], read: Checkpoint, folder: Path) -> dic
     """How far what was written is from the model in torch; nothing where the format cannot be run here.
 
     Raises:
-        WorkError: further than the format allows.
+        WorkError: further than the format allows, or the runtime fails.
     """
-    run = chosen.load(folder)
-    if run is None:
-        return {}
-    compared = agreement(read.model, run, sentence_vector(read))
+    runtime = chosen.runtime or Runtime(f"format {chosen.name}", "")
+    try:
+        run = chosen.load(folder)
+        compared = {} if run is None else agreement(read.model, run, sentence_vector(read))
+    except CompresskitError:
+        raise
+    except Exception as error:  # runtimes raise what they like
+        failed = f"{type(read.model).__name__} was written as {chosen.name}, which {runtime.name} cannot run"
+        raise WorkError(f"{failed}: {one_line(error)}: nothing was written") from error
     for name, found in compared.items():
         most = chosen.tolerance
         # Not a number is too far, too.
         if most is not None and not found["largest difference"] <= most * max(1.0, found["largest value"]):
-            runtime = chosen.runtime or Runtime(f"format {chosen.name}", "")
             raise WorkError(
                 f"{runtime.name} differs from torch by {found['largest difference']:.2g} in {name}, more than "
                 f"{most:g} of the largest value: nothing was written"

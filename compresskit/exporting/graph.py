@@ -86,9 +86,11 @@ def _strip(graph: ir.Model) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters print their progress, and warn of what concerns their own developers."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    """The exporters print their progress, and warn of what concerns their own developers; where torch cannot trace a
+    model, it prints the whole trace.
+    """
+    level, unread = logging.root.manager.disable, io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         try:

@@ -99,10 +99,10 @@ def _replace(
         graph.insert_after(look_up, scaled)
     if value.uses():
         if scaled_once:
-            # In half the bytes, where that is exact enough (to 1/2048).
+            # In half the bytes, where that is exact enough (to 1/2048) and no look-up scales its rows by them too.
             halves = np.finfo(np.float16)
             short = scales.astype(
-                np.float16 if halves.tiny <= scales.min() <= scales.max() <= halves.max else np.float32
+                np.float16 if not look_ups and halves.tiny <= scales.min() <= scales.max() <= halves.max else np.float32
             )
             stored[1].const_value = ir.tensor(short.reshape(-1, *[1] * (-axis - 1)))
             floats = [ir.node("Cast", [part], {"to": int(ir.DataType.FLOAT)}) for part in stored]

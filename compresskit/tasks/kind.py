@@ -17,7 +17,6 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from compresskit.errors import InputError, no_panic, unknown
 from compresskit.model.heads import has_head
-from compresskit.model.inputs import takes_mask
 from compresskit.model.tokenizer import padding_for
 from compresskit.progress import Progress
 from compresskit.storage import files
@@ -350,8 +349,7 @@ class TaskKind(ABC):
         if (note := self.cut(split, dataset, scoring.max_length)) is not None:
             scoring.notes.append(note)
         run, padding = scoring.run or scoring.model, padding_for(scoring.model, scoring.tokenizer)
-        alike = not takes_mask(scoring.model)
-        return dataset, predict(run, padding, dataset, scoring.batch_size, scoring.progress, alike=alike)
+        return dataset, predict(run, padding, dataset, scoring.batch_size, scoring.progress)
 
     @abstractmethod
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> Mapping[str, float]:

@@ -12,12 +12,16 @@ from compresskit.model.classes import cleaned, likeness, unnamed, whole_number
 from compresskit.tasks.losses import IGNORED
 from compresskit.tasks.rows import Place
 
-#: What stands where a value is missing: what pandas takes for that, and the marks of SNLI, UCI and CoNLL. Some of them
-#: are names of classes too; then a declaration lists them.
-_MISSING = frozenset(("None", "NA", "-", "?", "_"))
+#: What stands where a value is missing: what pandas takes for that, the marks of SNLI, UCI and CoNLL, and others that
+#: are hardly a name (``unknown``, ``none`` and ``nil`` are). Some of them are names of classes too; then a declaration
+#: lists them.
+_MISSING = frozenset(("None", "NA", "-", "--", "---", "?", "_"))
 #: The same, whatever its upper and lower case.
 _MISSING_IN_ANY_CASE = frozenset(
-    ("nan", "-nan", "<na>", "#na", "#n/a", "#n/a n/a", "n/a", "null", "nat", "-1.#ind", "1.#ind", "-1.#qnan", "1.#qnan")
+    (
+        *("nan", "-nan", "<na>", "#na", "#n/a", "#n/a n/a", "n/a", "null", "nat"),
+        *("-1.#ind", "1.#ind", "-1.#qnan", "1.#qnan", "n.a.", "n.a"),
+    )
 )
 _INFINITE = frozenset(("inf", "infinity"))
 #: A list as text: brackets, and what stands in them.

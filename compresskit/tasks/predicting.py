@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import DataCollatorWithPadding
 
 from compresskit.errors import WorkError
 from compresskit.model.inputs import fitted
+from compresskit.model.tokenizer import MASK
 from compresskit.progress import Progress
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Sequences at a time where nobody says.
 BATCH_SIZE = 32
+#: Difference of logits, as a share of the largest one, that rounding makes at most.
+_NEAR = 1e-3
 #: Name of an output -> the logits of every row.
 Logits = dict[str, list[np.ndarray]]
 
@@ -43,11 +47,10 @@ def predict(
     dataset: Dataset,
     batch_size: int,
     progress: Progress | None = None,
-    *,
-    alike: bool = False,
 ) -> Logits:
     """Logits of every sequence, in the data set's order; computed in batches of similar length, without padding work
-    that a shorter batch would not have. ``alike``: of equal length, for a model that does not tell padding from tokens.
+    that a shorter batch would not have. A model whose answer depends on the padding beside a sequence gets none: its
+    batches are of equal length.
 
     Raises:
         WorkError: NaN among the logits, which would count as an answer.
@@ -57,15 +60,15 @@ def predict(
     inputs = dataset.select_columns(columns)
     lengths = np.asarray(dataset["length"])
     order = np.argsort(-lengths, kind="stable")[state.process_index :: state.num_processes]
-    parts = np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1) if alike else [order]
-    batches = [part[start : start + batch_size].tolist() for part in parts for start in range(0, len(part), batch_size)]
     collate = DataCollatorWithPadding(tokenizer)
+    parts = [order]
+    if _mixes_padding(model, collate, inputs, lengths):
+        parts = np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1)
+    batches = [part[start : start + batch_size].tolist() for part in parts for start in range(0, len(part), batch_size)]
     found: list[tuple[int, dict[str, np.ndarray]]] = []
     with torch.inference_mode():
         for rows in batches:
-            batch = collate([inputs[row] for row in rows])
-            output = model(**fitted(model, {key: value.to(model.device) for key, value in batch.items()}))
-            logits = {key: _array(value) for key, value in output.items() if key.endswith("logits")}
+            logits = _logits(model, collate([inputs[row] for row in rows]))
             if any(np.isnan(value).any() for value in logits.values()):
                 raise WorkError(
                     f"{type(model).__name__} computes NaN: it cannot be scored (are its weights too large?)"
@@ -77,6 +80,32 @@ def predict(
         found = gather_object(found)
     ordered = dict(found)
     return {key: [ordered[row][key] for row in range(len(dataset))] for key in found[0][1]}
+
+
+def _logits(model: Runnable, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    output = model(**fitted(model, {key: value.to(model.device) for key, value in batch.items()}))
+    return {key: _array(value) for key, value in output.items() if key.endswith("logits")}
+
+
+@torch.inference_mode()
+def _mixes_padding(model: Runnable, collate: Any, inputs: Dataset, lengths: np.ndarray) -> bool:
+    """Whether the shortest sequence gets other logits beside the longest one than alone, as in families that mix tokens
+    by other means than masked attention: convolutions (ConvBERT, Nystromformer), pooling (Funnel), FNet.
+    """
+    rows = [inputs[int(lengths.argmin())], inputs[int(lengths.argmax())]]
+    if lengths.min() == lengths.max():
+        return False
+    batch = collate(rows)
+    real = batch[MASK][0].bool().numpy()
+    alone, beside = _logits(model, collate(rows[:1])), _logits(model, batch)
+    for key, value in alone.items():
+        ours, theirs = value[0], beside[key][0]
+        if theirs.shape != ours.shape:  # one prediction for each token
+            theirs = theirs[real]
+        most = np.abs(ours[np.isfinite(ours)]).max(initial=0)
+        if not np.allclose(ours, theirs, rtol=0, atol=_NEAR * most):
+            return True
+    return False
 
 
 def _array(value: Tensor) -> np.ndarray:

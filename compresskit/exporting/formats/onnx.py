@@ -94,6 +94,7 @@ class Onnx(ExportFormat[OnnxOptions]):
         from compresskit.exporting.pooled_graph import add_sentence_vector
         from compresskit.exporting.pooling import sentence_vector
         from compresskit.model import sentence
+        from compresskit.model.inputs import full_attention
         from compresskit.model.positions import shortened
 
         if options.layout == "hub":
@@ -102,6 +103,8 @@ class Onnx(ExportFormat[OnnxOptions]):
         vector, notes = sentence_vector(read), left_out(read)
         if vector is not None:
             add_sentence_vector(graph.graph, vector)
+        if (limit := full_attention(read.model)) is not None:
+            notes = (*notes, f"the graph attends to all tokens of a text; torch does so up to {limit} of them")
         record: dict[str, Any] = {"opset": options.operator_set, "runtime": options.runtime}
         rounded: tuple[Rounded, ...] = ()
         if options.runtime == "onnxruntime":
