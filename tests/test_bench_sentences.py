@@ -35,7 +35,7 @@ def test_students_of_vectors(bench_folder: Path, tmp_path: Path) -> None:
     assert dense.made_by.teacher is None
     assert student.made_by.task_stage is None
     assert student.made_by.unit == ("line", "passage")
-    assert set(student.made_by.general.losses) == {"pooled", "similarity"}  # type: ignore[union-attr]
+    assert set(student.made_by.general.losses) == {"embedding", "hidden", "pooled", "similarity"}  # type: ignore[union-attr]
     assert student.exports["onnx"].score == pytest.approx(student.score, abs=1e-4)
     folder = next(result.folder.glob("cells/*low-rank*/model"))
     again = compresskit.evaluate(folder, task="stsb-similarity", data=data, device="cpu")

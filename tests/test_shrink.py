@@ -134,8 +134,9 @@ def test_sentence_vectors(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     teacher = sentence_folder(bench_folder / "model", tmp_path / "teacher")
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"{review.capitalize()}." for review, _ in reviews(300, seed=4)), encoding="utf-8")
-    flags = ["--model", teacher, "--text", text, "--size", "80kB", "--method", "low-rank"]
+    flags = ["--model", teacher, "--text", text, "--size", "80kB"]
     planned = run("shrink", *flags, "--output", "hand", "--dry-run")
+    assert "method: low-rank: keeps more than auto" in planned.out
     assert by_hand(run, planned.out) == ["compress", "distill"]
     done = run("shrink", *flags, "--output", "small")
     assert done.code == 0, done.err

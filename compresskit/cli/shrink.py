@@ -38,7 +38,11 @@ def _names(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...]
 @click.option(
     "--size", metavar="SIZE", help="Largest size of the weight file, e.g. 5MB. It takes the place of --ratio."
 )
-@click.option("--method", metavar="NAME", default="auto", show_default=True, help="Method for every role.")
+@click.option(
+    "--method",
+    metavar="NAME",
+    help="Method for every role. Default: auto; with --text low-rank, which keeps more.",
+)
 @trimming
 @click.option("--export", callback=_names, metavar="A,B", help="Formats to write besides, such as onnx-int8.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of trainings. Default: fp32.")

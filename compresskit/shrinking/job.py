@@ -33,6 +33,8 @@ MANY, FEWEST = 20_000, 2_490
 FEW_ROWS, MANY_ROWS = (5, 4), (3, 1)
 #: Sequences per step of the student: more steps from the same rows ("Students of the teacher at 19x").
 BATCH = 8
+#: Method that keeps most of sentence vectors ("Sentence vectors on STS-B").
+_OF_VECTORS = "low-rank"
 #: Heads that answer some task; a model with another one is none yet.
 _HEADS = tuple(name for name in MODEL_CLASSES if name not in ("base", "masked-lm"))
 
@@ -82,7 +84,7 @@ class Job:
     text: str | Path | None = None
     ratio: float | None = None
     size: str | None = None
-    method: str = AUTO
+    method: str | None = None
     export: Sequence[str] = ()
     seed: int = 0
     precision: str | None = None
@@ -105,9 +107,14 @@ class Job:
             self._check_apart(Path(self.model))
 
     @property
+    def chosen(self) -> str:
+        """The method: the one that was asked for, else what kept most of tasks, or of sentence vectors."""
+        return self.method or (AUTO if self.text is None else _OF_VECTORS)
+
+    @property
     def _smaller(self) -> dict[str, Any]:
         """What makes the student small, as arguments of :class:`~compresskit.pipeline.Request`."""
-        smaller = {"method": self.method, "ratio": self.ratio, "size": self.size}
+        smaller = {"method": self.chosen, "ratio": self.ratio, "size": self.size}
         trimming = {"trim_text": self.trim_text, "trim_keep": self.trim_keep, "trim_coverage": self.trim_coverage}
         return {**smaller, **trimming}
 
@@ -213,9 +220,11 @@ class Job:
         )
 
     def _method(self) -> str:
-        if self.method == AUTO:
-            return f"method: {AUTO}: keeps most, or as much as any (results: five GLUE tasks)"
-        return f"method: {self.method}: as asked; {AUTO} keeps most, or as much as any (results: five GLUE tasks)"
+        if self.text is None:
+            best, why = AUTO, "keeps most, or as much as any (results: five GLUE tasks)"
+        else:
+            best, why = _OF_VECTORS, f"keeps more than {AUTO} (results: sentence vectors)"
+        return f"method: {best}: {why}" if self.chosen == best else f"method: {self.chosen}: as asked; {best} {why}"
 
     def _teacher(self, data: TaskData) -> tuple[Checkpoint, bool]:
         """The model in the class that the task needs, and whether its own head answers the task.
@@ -253,7 +262,8 @@ class Job:
         return (f"vocabulary: {rows}: {smaller:.2f}x smaller; {rest} is left to factors",)
 
     def _decides(self, whole: Checkpoint, content: dict[str, Any]) -> dict[str, Any]:
-        asked = {name: asdict(self)[name] for name in ("method", "ratio", "size", "seed", "precision")}
+        asked = {"method": self.chosen}
+        asked |= {name: asdict(self)[name] for name in ("ratio", "size", "seed", "precision")}
         if self.trim_text is not None:
             text = find_corpus(self.trim_text).record()
             asked |= {"trim_text": text, "trim_keep": self.trim_keep, "trim_coverage": self.trim_coverage}

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compresskit.decomposers import AUTO
 from compresskit.errors import InputError
 from compresskit.model import output as outputs
 from compresskit.shrinking.figures import figures
@@ -60,7 +59,7 @@ def shrink(
     text: str | Path | None = None,
     ratio: float | None = None,
     size: str | None = None,
-    method: str = AUTO,
+    method: str | None = None,
     export: str | Sequence[str] = (),
     seed: int = 0,
     precision: str | None = None,
@@ -82,7 +81,7 @@ def shrink(
         text: instead of a task: text whose sentences' vectors the small model learns from ``model``.
         ratio: dense parameters / compressed parameters of the whole model, above 1.
         size: instead of ``ratio``: the largest size of the weight file, such as ``5MB``.
-        method: as for :func:`compresskit.compress`.
+        method: as for :func:`compresskit.compress`. Default: ``auto``, for sentence vectors ``low-rank``.
         export: formats that the small model is written in besides, such as ``onnx-int8``.
         seed: of every random choice.
         precision: ``fp32`` (default) or ``bf16``, of trainings.
