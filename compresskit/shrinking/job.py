@@ -262,7 +262,7 @@ class Job:
         return (f"vocabulary: {rows}: {smaller:.2f}x smaller; {rest} is left to factors",)
 
     def _decides(self, whole: Checkpoint, content: dict[str, Any]) -> dict[str, Any]:
-        asked = {"method": self.chosen}
+        asked: dict[str, Any] = {"method": self.chosen}
         asked |= {name: asdict(self)[name] for name in ("ratio", "size", "seed", "precision")}
         if self.trim_text is not None:
             text = find_corpus(self.trim_text).record()
