@@ -114,6 +114,19 @@ def test_glue_layout_variants_and_hold_out(tmp_path: Path) -> None:
     assert set(load_data(load_task("qqp"), tmp_path, train=False).splits) == {"dev"}
 
 
+def test_a_folder_of_several_tasks(tmp_path: Path) -> None:
+    """Each in a folder by its name; what lies in the folder itself comes first."""
+    write_tsv(tmp_path / "goemotions" / "train.tsv", "good plot\t0,3\tx", [("bad", "1", "y"), ("it is", "0", "z")] * 9)
+    (tmp_path / "wnut17").mkdir()
+    (tmp_path / "wnut17" / "train.conll").write_text("Ada\tB-person\nwrote\tO\n\n" * 9)
+    for name, source in (("goemotions", "train.tsv"), ("wnut17", "train.conll")):
+        assert load_data(load_task(name), tmp_path).splits["train"].source.startswith(source)
+    (tmp_path / "train.conll").write_text("Ada\tB-group\nwrote\tO\n\n" * 9)
+    assert load_data(load_task("wnut17"), tmp_path).labels == ("O", "B-group", "I-group")
+    with pytest.raises(InputError, match=r"has no .*train.csv .*\(task trecqa\)"):
+        load_data(load_task("trecqa"), tmp_path)
+
+
 def test_exact_file_wins_over_a_variant(tmp_path: Path) -> None:
     for name in ("train.tsv", "train.sample.tsv", "dev.tsv"):
         write_tsv(tmp_path / "SST-2" / name, "sentence\tlabel", [("a", "0"), (name, "1")])

@@ -63,7 +63,8 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
 
     Args:
         task: the declaration.
-        folder: the data folder, e.g. GLUE's with ``SST-2/train.tsv``; the task's own folder will do as well.
+        folder: the data folder, e.g. GLUE's with ``SST-2/train.tsv``; the task's own folder will do as well, and a
+            folder that holds one by the name of the task.
         train: whether the training split is needed; the others are always read.
 
     Raises:
@@ -80,6 +81,7 @@ def load_data(task: Task, folder: Path | None, *, train: bool = True) -> TaskDat
     if folder is None:
         raw, tables = _from_hub(task, train)
     else:
+        folder = _own_folder(task, folder)
         paths = {split: _find(folder, names) for split, names in task.files.items()}
         need_train = train or paths.get(DEV) is None
         for split, path in paths.items():
@@ -154,6 +156,13 @@ def _find(folder: Path, names: Sequence[str]) -> Path | None:
         if variants:
             return variants[0]
     return None
+
+
+def _own_folder(task: Task, folder: Path) -> Path:
+    """The folder in it by the name of the task, where that has files of the task and the folder itself has none."""
+    own = folder / task.name
+    found = [[place for names in task.files.values() if _find(place, names)] for place in (folder, own)]
+    return own if found[1] and not found[0] else folder
 
 
 def _from_file(task: Task, path: Path, notes: list[str]) -> tuple[files.Rows, Split]:
