@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,11 @@ def test_resume_refuses_other_settings(bench_folder: Path, tmp_path: Path) -> No
         compresskit.distill(*models, learning_rate=0.1, resume=True, **arguments)
     with pytest.raises(InputError, match="unfinished run"):
         compresskit.distill(*models, **arguments)
+    changed = shutil.copytree(bench_folder / "data", tmp_path / "data")
+    dev = changed / "SST-2" / "dev.tsv"
+    dev.write_text(dev.read_text() + "a new row\t1\n")
+    with pytest.raises(InputError, match=r"another data \(splits dev rows \d+, sha256 \w{8}; now splits dev rows"):
+        compresskit.distill(*models, resume=True, **arguments | {"data": changed})
     assert (tmp_path / "out.checkpoints" / "checkpoint-10").is_dir()
     compresskit.distill(*models, resume=True, **arguments)
     assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -133,11 +134,13 @@ class WorkingFolder:
 
 
 def _difference(old: Any, new: Any) -> tuple[str, str]:
-    """Two settings for a message; of two with hashes of files those that differ."""
-    if not (isinstance(old, dict) and isinstance(new, dict)) or "name" in old or "source" in old or "task" in old:
+    """Two settings for a message: models and data by their names; of equal names, and of hashes, what differs."""
+    both = isinstance(old, dict) and isinstance(new, dict)
+    if not both or (_short(old) != _short(new) and any(name in old for name in ("name", "source", "task"))):
         return _short(old), _short(new)
     names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    before, now = (", ".join(f"{name} {str(held.get(name, 'none'))[:8]}" for name in names) for held in (old, new))
+    pairs = [_difference(old.get(name, "none"), new.get(name, "none")) for name in names]
+    before, now = (", ".join(f"{name} {pair[i]}" for name, pair in zip(names, pairs, strict=True)) for i in (0, 1))
     return _short(before), _short(now)
 
 
@@ -146,4 +149,6 @@ def _short(value: Any) -> str:
     if isinstance(value, dict):
         value = value.get("name") or value.get("source") or value.get("task", {}).get("name") or value
     text = str(value)
+    if re.fullmatch("[0-9a-f]{64}", text):  # a hash
+        return text[:8]
     return text if len(text) <= 80 else text[:77] + "..."
