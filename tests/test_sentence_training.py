@@ -264,7 +264,7 @@ def test_teacher_of_another_family_and_vocabulary(bench_folder: Path, pair: tupl
     tiny_model("distilbert", seed=3).save_pretrained(other)
     result = compresskit.distill(pair[0], other, text=texts(bench_folder), max_steps=2, **SETTINGS)
     assert any("does not say how vectors of texts are made" in note for note in result.notes)
-    assert any(note.startswith("loss embedding and hidden are left out: teacher and stu") for note in result.notes)
+    assert any(note.startswith("loss embedding and loss hidden are left out: teacher and stu") for note in result.notes)
     assert set(result.record["losses"]) == {"pooled", "similarity"}
     with pytest.raises(InputError, match="loss hidden: compares layers, but teacher and student have different fam"):
         compresskit.distill(pair[0], other, text=texts(bench_folder), max_steps=2, losses={"hidden": 1}, **SETTINGS)

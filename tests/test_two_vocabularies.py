@@ -301,7 +301,9 @@ def test_sentences_that_two_folders_read_differently(bench_folder: Path, tmp_pat
     options = {"text": text, "unit": "line", "max_steps": 1, "device": "cpu"}
     done = compresskit.distill(student, teacher, **options)
     assert set(done.record["losses"]) == {"pooled", "similarity"}
-    assert any("loss embedding and hidden are left out" in note and "length, prompt" in note for note in done.notes)
+    assert any(
+        "loss embedding and loss hidden are left out" in note and "length, prompt" in note for note in done.notes
+    )
     with pytest.raises(InputError, match=r"loss hidden: compares layers, but .*different vocabularies.*leave it out"):
         compresskit.distill(student, teacher, losses={"hidden": 1}, **options)
 

@@ -41,7 +41,7 @@ def _names(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...]
 @click.option(
     "--method",
     metavar="NAME",
-    help="Method for every role. Default: auto; with --text low-rank, which keeps more.",
+    help="Method for every role. Default: auto, with --text low-rank.",
 )
 @trimming
 @click.option("--export", callback=_names, metavar="A,B", help="Formats to write besides, such as onnx-int8.")

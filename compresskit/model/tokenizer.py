@@ -53,7 +53,7 @@ def find_tokenizer(given: Any, *owners: Checkpoint) -> Any:
         raise InputError(f"model {names}: has no tokenizer (no tokenizer.json or vocabulary in its folder)")
     chosen = given if given is not None else tokenizers[0][1]
     for owner, tokenizer in tokenizers[1:]:
-        if tokenizer.get_vocab() != chosen.get_vocab():
+        if not one_vocabulary(tokenizer, chosen):
             raise InputError(f"{tokenizers[0][0].origin} and {owner.origin} have different vocabularies")
     if getattr(chosen, "pad_token", None) is None:
         where = tokenizers[0][0].origin if tokenizers else type(chosen).__name__
@@ -138,6 +138,11 @@ def pieces(tokenizer: Any, text: str, max_length: int) -> list[tuple[str, int]]:
 def _is_gap(text: str, spans: Sequence[tuple[int, int]], place: int) -> bool:
     """Whether white space stands before a token, or begins it."""
     return any(map(str.isspace, text[spans[place - 1][1] : spans[place][0] + 1]))
+
+
+def one_vocabulary(first: Any, second: Any) -> bool:
+    """Whether two tokenizers have the same tokens with the same numbers."""
+    return bool(first.get_vocab() == second.get_vocab())
 
 
 def is_fast(tokenizer: Any) -> bool:

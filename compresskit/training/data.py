@@ -19,7 +19,7 @@ from compresskit.model.classes import class_names
 from compresskit.model.heads import has_head
 from compresskit.model.positions import check_length, positions
 from compresskit.model.targets import base_prefix
-from compresskit.model.tokenizer import padding_for
+from compresskit.model.tokenizer import one_vocabulary, padding_for
 from compresskit.planning.stage import Stage
 from compresskit.progress import Progress
 from compresskit.tasks.class_weights import class_weights
@@ -68,7 +68,7 @@ class Models:
         """Of encoders of sentences, each with its own tokenizer where a loss compares what is inside them and their
         vocabularies differ.
         """
-        differ = student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab()
+        differ = not one_vocabulary(student.tokenizer, teacher.tokenizer)
         theirs = teacher.tokenizer if compared(stage) and differ else None
         return cls(student.checkpoint, teacher.checkpoint, student.tokenizer, theirs)
 

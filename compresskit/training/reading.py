@@ -17,7 +17,7 @@ from compresskit.model.positions import check_length
 from compresskit.model.quantizer import is_compressed, quantizer_of
 from compresskit.model.sentence_vectors import has_sentence_model, read_sentence_model, unsaid
 from compresskit.model.targets import check_supported
-from compresskit.model.tokenizer import find_tokenizer, is_fast, load_tokenizer
+from compresskit.model.tokenizer import find_tokenizer, is_fast, load_tokenizer, one_vocabulary
 from compresskit.planning.stage import Stage
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.registry import KINDS
@@ -56,7 +56,7 @@ def _own_tokenizers(*checkpoints: Checkpoint) -> tuple[Any, ...] | None:
         InputError: one of the two cannot say which words its tokens belong to.
     """
     found = tuple(load_tokenizer(checkpoint) for checkpoint in checkpoints)
-    if None in found or found[0].get_vocab() == found[1].get_vocab():
+    if None in found or one_vocabulary(*found):
         return None
     for owner, tokenizer in zip(checkpoints, found, strict=True):
         if not is_fast(tokenizer):
@@ -106,14 +106,15 @@ def with_layers(stage: Stage, student: Encoder, teacher: Encoder, explicit: Sequ
         if given := [name for name in inside if name in explicit]:
             raise InputError(f"loss {', '.join(given)}: compares layers, but {error}: leave it out") from None
         losses = {name: weight for name, weight in stage.losses.items() if name not in inside}
-        return stage.model_copy(update={"losses": losses}), f"loss {' and '.join(inside)} are left out: {error}"
+        left, verb = " and ".join(f"loss {name}" for name in inside), "is" if len(inside) == 1 else "are"
+        return stage.model_copy(update={"losses": losses}), f"{left} {verb} left out: {error}"
     return stage, None
 
 
 def _check_layers(student: Encoder, teacher: Encoder) -> None:
     """Refuse encoders whose hidden states do not fit, or that cannot be compared word by word. Raises InputError."""
     first, second = student.checkpoint, teacher.checkpoint
-    by_words = student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab()
+    by_words = not one_vocabulary(student.tokenizer, teacher.tokenizer)
     check_fit(first.model, second.model, by_words=by_words, projected=not by_words)
     if by_words:
         names = f"{second.origin} and {first.origin} have different vocabularies"
