@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, refused, reviews, same, tiny_bench, write_tsv
-from transformers import TrainerCallback
+import torch
+from conftest import Run, refused, reviews, same, sentence_folder, tiny_bench, write_tsv
+from transformers import AutoModel, AutoTokenizer, TrainerCallback
 
 import compresskit
 from compresskit.benchmark.grid import GENERAL, GENERAL_OF_VECTORS, Grid, load_grid, shipped_grids
+from compresskit.benchmark.quality import find_passages
+from compresskit.benchmark.report.render import command
+from compresskit.benchmark.runner import usual_grid
 from compresskit.benchmark.todo import Watcher
+from compresskit.data.corpus import find_corpus
 from compresskit.errors import InputError
+from compresskit.training.sentences import agreement
 
 
 def test_students_of_vectors(bench_folder: Path, tmp_path: Path) -> None:
@@ -42,8 +49,58 @@ def test_students_of_vectors(bench_folder: Path, tmp_path: Path) -> None:
     assert again.record["scores"]["dev"]["spearman"] == student.score
     text = (result.folder / "README.md").read_text()
     assert "vectors of lines and passages" in text
-    without = tiny_bench(bench_folder, tmp_path / "none", **options | {"exports": ()})
-    assert not without.failed
+
+
+def test_vectors_without_labels(bench_folder: Path, tmp_path: Path) -> None:
+    """The score is what the training of vectors calls similarity, of the vectors that the model's folder asks for."""
+    pooling = {"word_embedding_dimension": 48, "pooling_mode_max_tokens": True}
+    model = sentence_folder(bench_folder / "model", tmp_path / "model", pooling)
+    options: dict[str, Any] = {"unit": ("line",), "baselines": ("dense", "half-layers"), "exports": ("onnx",)}
+    options |= {"models": (str(model),), "general": {"max_steps": 4}}
+    result = tiny_bench(bench_folder, tmp_path / "out", **options)
+    assert not result.failed, [record.message for record in result.failed]
+    dense, _, student = result.records
+    assert dense.metric == student.metric == "similarity"
+    assert dense.score == pytest.approx(1.0, abs=1e-6)
+    assert student.exports["onnx"].score == pytest.approx(student.score, abs=1e-4)
+    small = next(result.folder.glob("cells/*low-rank*/model"))
+    corpus = replace(find_corpus(bench_folder / "text.txt"), part="held-out")
+    tokens = find_passages(corpus, AutoTokenizer.from_pretrained(model), 40).tokens
+    with torch.inference_mode():
+        first, second = (AutoModel.from_pretrained(m)(tokens).last_hidden_state.amax(1) for m in (model, small))
+    assert student.score == pytest.approx(agreement(first, second)["similarity"], abs=1e-6)
+    text = (result.folder / "README.md").read_text()
+    assert "Score: similarities of passages, compared with the teacher's, on held-out text." in text
+    assert "**score** is the similarity, Spearman's correlation" in text
+    # Without a unit all that is trained, and how all is scored, is another.
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 3
+    with pytest.raises(InputError, match="3 cells of another configuration"):
+        tiny_bench(
+            bench_folder, tmp_path / "out", **options | {"unit": (), "general": {"max_steps": 4, "max_length": 32}}
+        )
+
+
+def test_models_of_sentences_are_compared_by_their_vectors(bench_folder: Path, tmp_path: Path, run: Run) -> None:
+    plain = str(bench_folder / "model")
+    sentences = str(sentence_folder(bench_folder / "model", tmp_path / "model"))
+    usual = usual_grid({})
+    assert (usual.unit, usual.general) == (("sentence",), GENERAL_OF_VECTORS)
+    assert usual.calibration_tokens > 0
+    assert usual.methods[0] == "auto"
+    assert command(usual) == "compresskit bench"
+    assert command(usual_grid({"models": [sentences]})) == f"compresskit bench --model {sentences} --unit sentence"
+    assert usual_grid({"models": [plain]}) == usual_grid({"models": [sentences, plain]}) == Grid()
+    assert usual_grid({"models": [plain], "unit": ["line"]}) == Grid.of_vectors((plain,))
+    assert usual_grid({"tasks": ["sst2"]}) == usual_grid({"unit": ()}) == Grid()
+    assert command(Grid()) == "compresskit bench --unit none"
+    small = ["--methods", "low-rank", "--ratios", "3", "--baselines", "dense", "--general-tokens", "200"]
+    small += ["--text", str(bench_folder / "text.txt"), "--model", sentences, "--output", str(tmp_path / "out")]
+    assert run("bench", *small).code == 0
+    grid = json.loads((tmp_path / "out" / "bench.json").read_text())["grid"]
+    assert (grid["unit"], grid["general"]["max_tokens"], grid["general"]["batch_size"]) == (["sentence"], 200, 16)
+    assert grid["calibration_tokens"] == usual.calibration_tokens
+    # Hidden states are read at 128 tokens, of which this model has not as many positions.
+    refused(run("bench", *small, "--unit", "none"), "max length 128: BertModel has 40 positions")
 
 
 def test_vectors_are_compared_only_where_students_learn_some(bench_folder: Path, tmp_path: Path) -> None:

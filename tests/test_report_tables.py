@@ -296,23 +296,24 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "compresskit bench"),
+        ({}, "compresskit bench --unit none"),
         (
             {"methods": ("low-rank",), "ratios": (2, 8), "tasks": ("sst2",), "data": "DIR", "seeds": (0, 1)},
             "compresskit bench --methods low-rank --ratios 2,8 --task sst2 --data DIR --seeds 0,1",
         ),
         (
             {"general": GENERAL | {"max_tokens": 5}, "task": {"epochs": 2}, "precision": "bf16"},
-            "compresskit bench --precision bf16 --general-tokens 5 --task-epochs 2",
+            "compresskit bench --unit none --precision bf16 --general-tokens 5 --task-epochs 2",
         ),
         (
             {"models": ("a", "b c"), "ratios": (12.3456789,)},
-            "compresskit bench --model a --model 'b c' --ratios 12.3456789",
+            "compresskit bench --model a --model 'b c' --ratios 12.3456789 --unit none",
         ),
         ({"general": False, "tasks": ("rte",)}, "compresskit bench --task rte --general-tokens 0"),
         ({"task": {"batch_size": 8}, "data": "DIR"}, "compresskit bench --recipe grid.yaml --data DIR"),
         (
-            {"text": ("a b.txt", "c.tsv"), "fields": ("x", "y"), "unit": ("line",), "max_texts": 9, "language": "de"},
+            Grid.of_vectors().model_dump()
+            | {"text": ("a b.txt", "c.tsv"), "fields": ("x", "y"), "unit": ("line",), "max_texts": 9, "language": "de"},
             "compresskit bench --text 'a b.txt' --text c.tsv --field x --field y --unit line --language de "
             "--max-texts 9",
         ),

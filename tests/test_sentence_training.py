@@ -234,9 +234,10 @@ def test_accumulated_batches_are_one_for_the_pooled_loss(bench_folder: Path, pai
 
 
 def test_losses_inside_go_with_vectors(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """The teacher then computes at every step, and its vectors are those that it would have kept."""
+    """The teacher then computes at every step, and its vectors are those that it would have kept; or all is kept."""
     student, teacher = pair
     inside: dict[str, float] = {"hidden": 1e-6, "embedding": 1e-6}
+    kept = tmp_path / "kept"
     runs = [
         compresskit.distill(
             student,
@@ -244,17 +245,19 @@ def test_losses_inside_go_with_vectors(bench_folder: Path, pair: tuple[Path, Pat
             text=texts(bench_folder),
             max_steps=2,
             losses=losses,
-            teacher_outputs=tmp_path / name,
+            teacher_outputs=folder,
             **SETTINGS,
         )
-        for name, losses in (("kept", VECTORS_ALONE), ("inside", inside))
+        for losses, folder in ((VECTORS_ALONE, kept), (inside, None), (inside, kept))
     ]
     assert set(runs[1].record["losses"]) == {"embedding", "hidden", "pooled", "similarity"}
-    first, second = ([entry["loss_pooled"] for entry in run.record["log"]] for run in runs)
-    assert first == pytest.approx(second, rel=1e-3)
-    found = [{path.name for path in (tmp_path / name).rglob("vectors.*")} for name in ("kept", "inside")]
-    assert found == [{"vectors.float32"}, set()]
-    assert any("teacher outputs are not kept: a loss needs the teacher" in note for note in runs[1].notes)
+    alone, each_step, files = ([entry["loss_pooled"] for entry in run.record["log"]] for run in runs)
+    assert alone == pytest.approx(each_step, rel=1e-3)
+    assert files == pytest.approx(each_step, rel=1e-3)
+    hidden = [[entry["loss_hidden"] for entry in run.record["log"]] for run in runs[1:]]
+    assert hidden[0] == pytest.approx(hidden[1], rel=1e-3)
+    assert {path.name for path in kept.rglob("*") if path.suffix == ".float32"} == {"vectors.float32"}
+    assert len(list(kept.rglob("hidden_states"))) == 1
 
 
 def test_teacher_of_another_family_and_vocabulary(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -319,12 +319,12 @@ class Workshop:
     def _score(self, made: Made, *, asymmetric: bool = True) -> dict[str, Any]:
         cell, rival, model = self.cell, self.cell.rival, made.checkpoint.model
         if cell.task is None:
-            tokenizer = self.shared.tokenizer(cell.origin)
+            tokenizer, how = self.shared.tokenizer(cell.origin), self.shared.vectors_of(made.checkpoint.folder)
 
             def encode(passages: quality.Passages) -> quality.Encoded:
                 if made.run is not None:
-                    return quality.encode_run(made.run, tokenizer, passages)
-                return quality.encode(model.float().eval(), tokenizer, passages)
+                    return quality.encode_run(made.run, tokenizer, passages, how)
+                return quality.encode(model.float().eval(), tokenizer, passages, how)
 
             return scoring.without_labels(cell, self.shared, encode)
         if made.run is not None:  # what its outputs mean is read from the dense model

@@ -90,5 +90,5 @@ def _score(cell: Cell, form: str, shared: Shared, read: Checkpoint, folder: Path
         if encoder is not read.model:  # an exported head gives no hidden states: its encoder is written for them
             folder = Path(temporary)
             exported.write(replace(read, model=encoder), folder / form, form)
-        run, tokenizer = load(form, folder), shared.tokenizer(cell.origin)
-        return scoring.without_labels(cell, shared, lambda passages: quality.encode_run(run, tokenizer, passages))
+        run, tokenizer, how = load(form, folder), shared.tokenizer(cell.origin), shared.vectors_of(read.folder)
+        return scoring.without_labels(cell, shared, lambda passages: quality.encode_run(run, tokenizer, passages, how))

@@ -35,9 +35,9 @@ from compresskit.validation import parse_mapping, read_named, validate
 USUAL = (DENSE, "int8", "half-layers")
 #: Stage 1 of every student where the grid says nothing: short, for a first look. At so few tokens small batches win.
 GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
-#: The same where stage 1 teaches vectors, which are compared within a batch, so that few texts a batch teach little.
-#: Low rank at 8x then keeps 87 % of the score on STS-B (docs/results.md).
-GENERAL_OF_VECTORS: dict[str, Any] = {"max_tokens": 400_000}
+#: The same where stage 1 teaches vectors, which are compared within a batch, so that few texts a batch teach little
+#: (docs/results.md compares batches).
+GENERAL_OF_VECTORS: dict[str, Any] = {"max_tokens": 240_000, "batch_size": 16}
 #: Fields that came after folders were made. At their defaults they are not written, so that folders of before stay as
 #: they are.
 _LATER = ("variants", "unit", "fields", "language", "max_texts", "method_seeds")
@@ -155,6 +155,12 @@ class Grid(BaseModel):
     def _later_if_set(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
         usual = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in _LATER}
         return {k: value for k, value in whole(self).items() if k not in usual or getattr(self, k) != usual[k]}
+
+    @classmethod
+    def of_vectors(cls, models: tuple[str, ...] = ()) -> Grid:
+        """What is compared where nothing is said and all models are made for vectors of sentences."""
+        methods = (AUTO, *registry.METHODS.all())
+        return cls(models=models, methods=methods, ratios=(8, 19), unit=("sentence",), calibration_tokens=16_384)
 
     def checked(self) -> Grid:
         """The grid itself, once methods, baselines, tasks and settings are known to be valid. Raises InputError."""

@@ -12,6 +12,7 @@ from typing import Any
 from compresskit.benchmark.baselines.registry import BASELINES, find, row_name
 from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.provenance import digest
+from compresskit.benchmark.quality import OF_VECTORS
 from compresskit.benchmark.rows import Cell, Row
 from compresskit.data.units import LANGUAGE
 from compresskit.decomposers import registry
@@ -67,6 +68,8 @@ def settings(row: Row, grid: Grid, ground: Ground) -> dict[str, Any]:
         "max_length": usual.stage("task")["max_length"],  # with which all are scored
     } | _label_order(ground.task)
     rival = find(row.baseline)[0] if row.baseline else None
+    if grid.unit and row.task is None:
+        found["metric"] = OF_VECTORS
     if ground.content:  # where it lies is this machine's affair
         found |= {"baseline": row.name, "content": ground.content}
     if rival is None or (rival.trained and not rival.own_tokenizer):

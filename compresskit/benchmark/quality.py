@@ -16,14 +16,18 @@ from compresskit.data.corpus import Corpus
 from compresskit.errors import InputError
 from compresskit.model.depth import stretches
 from compresskit.model.inputs import fitted
+from compresskit.model.sentence_vectors import SentenceModel
 from compresskit.model.tokenizer import split
 from compresskit.training.projections import least_squares
+from compresskit.training.sentences import METRICS, agreement
 
 #: Tokens of a passage; passages of one document; about so many passages in all.
 PASSAGE, PER_DOCUMENT, PASSAGES = 64, 12, 512
 #: Passages whose hidden states are compared: those of all would not fit everywhere.
 HIDDEN = 64
 METRIC = "sentence similarity"
+#: What counts where students learn vectors of sentences: what their training calls it too.
+OF_VECTORS = METRICS[0]
 _BATCH = 32
 
 
@@ -58,7 +62,7 @@ class Encoded:
     Attributes:
         hidden: hidden states of the first :data:`HIDDEN` passages, one (HIDDEN, T, H) tensor a layer, embeddings first;
             none of what gives its last ones alone.
-        vectors: (N, H) mean over the tokens of the last layer.
+        vectors: (N, H) mean over the tokens of the last layer, or what else the model's folder makes of them.
         alone: the last hidden states of the same passages, (HIDDEN, T, H), of what gives no others.
     """
 
@@ -97,8 +101,8 @@ def find_passages(corpus: Corpus, tokenizer: Any, length: int = PASSAGE) -> Pass
     return Passages(torch.tensor(pieces), np.array(owners))
 
 
-def encode(model: PreTrainedModel, tokenizer: Any, passages: Passages) -> Encoded:
-    """The passages through a model."""
+def encode(model: PreTrainedModel, tokenizer: Any, passages: Passages, how: SentenceModel | None = None) -> Encoded:
+    """The passages through a model; ``how`` makes vectors of their last hidden states, in place of the mean."""
     base = model.base_model
     device = next(model.parameters()).device
     collate = DataCollatorWithPadding(tokenizer)
@@ -108,13 +112,15 @@ def encode(model: PreTrainedModel, tokenizer: Any, passages: Passages) -> Encode
         for batch in passages.tokens.split(_BATCH):
             inputs = collate([{"input_ids": row.tolist()} for row in batch])
             output = base(**fitted(base, {k: v.to(device) for k, v in inputs.items()}), output_hidden_states=True)
-            vectors.append(output.hidden_states[-1].float().mean(1).cpu())
+            vectors.append(_pooled(output.hidden_states[-1].float(), how).cpu())
             if len(hidden) * _BATCH < HIDDEN:
                 hidden.append([state.float().cpu() for state in output.hidden_states])
     return Encoded(tuple(torch.cat(states) for states in zip(*hidden, strict=True)), torch.cat(vectors))
 
 
-def encode_run(run: Callable[..., Mapping[str, Tensor]], tokenizer: Any, passages: Passages) -> Encoded:
+def encode_run(
+    run: Callable[..., Mapping[str, Tensor]], tokenizer: Any, passages: Passages, how: SentenceModel | None = None
+) -> Encoded:
     """The passages through what gives its last hidden states alone, such as an exported encoder, on the CPU."""
     collate = DataCollatorWithPadding(tokenizer)
     states: list[Tensor] = []
@@ -123,16 +129,28 @@ def encode_run(run: Callable[..., Mapping[str, Tensor]], tokenizer: Any, passage
         for batch in passages.tokens.split(_BATCH):
             inputs = collate([{"input_ids": row.tolist()} for row in batch])
             last = run(**fitted(run, inputs))["last_hidden_state"]
-            vectors.append(last.mean(1))
+            vectors.append(_pooled(last, how))
             if len(states) * _BATCH < HIDDEN:
                 states.append(last)
     return Encoded((), torch.cat(vectors), torch.cat(states))
 
 
+def _pooled(hidden: Tensor, how: SentenceModel | None) -> Tensor:
+    """(B, T, H) last hidden states of passages, none of which is padded -> (B, D) vectors."""
+    if how is None:
+        return hidden.mean(1)
+    return how.vectors(hidden, torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device))
+
+
 def closeness(
-    student: Encoded, teacher: Encoded, passages: Passages, others: tuple[Encoded, Encoded] | None = None
+    student: Encoded,
+    teacher: Encoded,
+    passages: Passages,
+    others: tuple[Encoded, Encoded] | None = None,
+    *,
+    of_vectors: bool = False,
 ) -> dict[str, float]:
-    """Three figures for a student, two for what gives its last hidden states alone.
+    """Figures for a student; ``hidden error`` is missing where only its last hidden states are known.
 
     ``sentence similarity``: mean over the passages of cos(v, v'), v and v' the sentence vectors of teacher and student,
     both without the mean over all passages, so that a constant vector scores 0. ``hidden error``: ||H - H'||_F /
@@ -140,12 +158,18 @@ def closeness(
     passage (cosine) comes from the same document.
 
     Args:
-        others: what student and teacher make of other passages, where they are not equally wide. All but retrieval then
-            compares what linear maps make of the student's states, those that fit best on the other passages.
+        others: what student and teacher make of other passages, where they are not equally wide. All but retrieval and
+            ``similarity`` then compares what linear maps make of the student's states, those that fit best on the other
+            passages.
+        of_vectors: the student learned vectors: ``similarity`` and ``cosine``, see
+            :func:`compresskit.training.sentences.agreement`, stand in the place of ``sentence similarity``.
     """
     compared = student if others is None else _as_wide(student, *others)
-    ours, theirs = (vectors - vectors.mean(0) for vectors in (compared.vectors, teacher.vectors))
-    found = {METRIC: float(torch.cosine_similarity(ours, theirs).mean())}
+    if of_vectors:
+        found = agreement(student.vectors, teacher.vectors)
+    else:
+        ours, theirs = (vectors - vectors.mean(0) for vectors in (compared.vectors, teacher.vectors))
+        found = {METRIC: float(torch.cosine_similarity(ours, theirs).mean())}
     if student.hidden:
         found["hidden error"] = _hidden_error(compared.hidden, teacher.hidden)
     return found | {"retrieval": retrieval(student.vectors, passages.document)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +18,8 @@ from compresskit.benchmark.shared import Shared
 from compresskit.benchmark.store import Store
 from compresskit.benchmark.todo import Watcher, find_todo, run_all
 from compresskit.errors import InputError, unknown
+from compresskit.model import checkpoint
+from compresskit.model.sentence_vectors import has_sentence_model
 from compresskit.validation import validate
 
 Executor = Literal["local", "ray"]
@@ -109,9 +112,24 @@ def bench(
     return BenchResult(store.folder, records)
 
 
+def usual_grid(changes: Mapping[str, Any]) -> Grid:
+    """The grid that ``changes`` begin with where there is no recipe: without a task the one of vectors, where they name
+    a unit, or where all their models are made for vectors of sentences, as the embedded one is.
+
+    Raises:
+        InputError: no such model.
+    """
+    models, unit = tuple(changes.get("models", ())), changes.get("unit")
+    if changes.get("tasks"):
+        return Grid()
+    if unit is None:
+        unit = all(has_sentence_model(checkpoint.read(model).folder) for model in models or (None,))
+    return Grid.of_vectors(models) if unit else Grid()
+
+
 def _find_grid(recipe: Grid | str | Path | None, changes: dict[str, Any]) -> Grid:
-    start = recipe if isinstance(recipe, Grid) else Grid() if recipe is None else load_grid(recipe)
     given = {name: value for name, value in changes.items() if value is not None}
+    start = recipe if isinstance(recipe, Grid) else usual_grid(given) if recipe is None else load_grid(recipe)
     if start.per_task and "tasks" in given:  # what a recipe says of tasks that are not asked for does not matter
         given.setdefault("per_task", {task: start.per_task[task] for task in start.per_task if task in given["tasks"]})
     if start.method_seeds and "methods" in given:

@@ -76,8 +76,10 @@ def without_labels(cell: Cell, shared: Shared, encode: Callable[[Passages], Enco
     passages = shared.passages(cell.origin)
     ours, (teacher, _) = encode(passages), shared.encoded(cell.origin)
     others = None
-    if ours.vectors.shape != teacher.vectors.shape:
+    if ours.last.shape != teacher.last.shape:
         seen = shared.passages(cell.origin, "training")
         others = encode(seen), shared.encoded(cell.origin, "training")[0]
-    scores = quality.closeness(ours, teacher, passages, others)
-    return {"metric": quality.METRIC, "score": scores[quality.METRIC], "scores": dict(scores)}
+    of_vectors = bool(shared.grid.unit)
+    scores = quality.closeness(ours, teacher, passages, others, of_vectors=of_vectors)
+    metric = quality.OF_VECTORS if of_vectors else quality.METRIC
+    return {"metric": metric, "score": scores[metric], "scores": dict(scores)}

@@ -24,6 +24,7 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model import identity
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.positions import check_length, positions
+from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.loading import load_data, load_task
@@ -200,8 +201,15 @@ class Shared:
         found = calibrate(dense, tokenizer, self.task(task)[1], tokens, weigh=weigh)
         return found, time.perf_counter() - start
 
+    def vectors_of(self, folder: Path | None) -> SentenceModel | None:
+        """How a model's vectors are made for quality without labels; None: the mean over the tokens."""
+        return read_sentence_model(folder) if self.grid.unit else None
+
     def _encoded(self, origin: str | None, part: Part = "held-out") -> tuple[quality.Encoded, float]:
         """The passages through the teacher, and its own retrieval score."""
         passages = self.passages(origin, part)
-        encoded = quality.encode(self.read_dense(origin).model.float().eval(), self.tokenizer(origin), passages)
+        read = self.read_dense(origin)
+        encoded = quality.encode(
+            read.model.float().eval(), self.tokenizer(origin), passages, self.vectors_of(read.folder)
+        )
         return encoded, quality.retrieval(encoded.vectors, passages.document)

@@ -17,11 +17,17 @@ if TYPE_CHECKING:
     from compresskit.benchmark.runner import BenchResult, Executor
 
 #: What ``--quick`` replaces, where the flag itself is not given.
-QUICK = {"ratios": (19.0,), "latency_rounds": 3}
-QUICK_TOKENS, QUICK_TOKENS_OF_VECTORS = 15_000, 100_000
+QUICK: dict[str, Any] = {"ratios": (19.0,), "latency_rounds": 3}
+QUICK_TOKENS = 15_000
+#: The same where students learn vectors, which takes longer to say anything.
+QUICK_OF_VECTORS = QUICK | {"ratios": (8.0,)}
+#: And where nothing else is scored.
+FEW = {"methods": ("auto", "low-rank", "kronecker"), "baselines": ("dense", "int8")}
 OUTPUT = Path("reports/local")
 #: Name that ``--task`` takes beside those of tasks.
 SENTENCES = "sentences"
+#: What ``--unit`` takes for no unit.
+NONE = "none"
 
 
 def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
@@ -50,9 +56,17 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
     help="Dense checkpoint to compress. Default: the embedded MiniLM.",
 )
 @click.option(
-    "--methods", callback=_list(str), metavar="A,B", help="Methods or recipes to compare. Default: every method."
+    "--methods",
+    callback=_list(str),
+    metavar="A,B",
+    help="Methods or recipes to compare. Default: every method; without a task, of vectors also auto.",
 )
-@click.option("--ratios", callback=_list(float), metavar="X,Y", help="How many times smaller. Default: 4,8,19.")
+@click.option(
+    "--ratios",
+    callback=_list(float),
+    metavar="X,Y",
+    help="How many times smaller. Default: 4,8,19; without a task, of vectors 8,19.",
+)
 @click.option(
     "--task",
     "tasks",
@@ -72,7 +86,8 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
     "--unit",
     callback=_list(str),
     metavar="A,B",
-    help="Stage 1 teaches the vectors of such pieces of the text: sentence, passage, line. Default: hidden states.",
+    help="Stage 1 teaches the vectors of such pieces of the text: sentence, passage, line; none: hidden states. "
+    "Default without a task: sentence, where the model is made for vectors of sentences; else none.",
 )
 @units
 @click.option("--seeds", callback=_list(int), metavar="A,B", help="One run of every student for each seed. Default: 0.")
@@ -88,12 +103,14 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
     "--allocation", type=click.Choice(["uniform", "error"]), help="How methods share out parameters. Default: uniform."
 )
 @click.option(
-    "--calibration-tokens", type=click.IntRange(0), help="Tokens that methods fit their factors to. Default: 0, none."
+    "--calibration-tokens",
+    type=click.IntRange(0),
+    help="Tokens that methods fit their factors to. Default: 0, none; without a task, of vectors 16384.",
 )
 @click.option(
     "--general-tokens",
     type=click.IntRange(0),
-    help="Tokens of stage 1 for every student; 0 leaves it out. Default: 40000, with --unit 400000.",
+    help="Tokens of stage 1 for every student; 0 leaves it out. Default: 40000; of vectors 240000.",
 )
 @click.option("--task-epochs", type=float, help="Epochs of stage 2 for every student. Default: 1.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of all training. Default: fp32.")
@@ -104,7 +121,12 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
     metavar="A,B",
     help="Formats, such as onnx,onnx-int8. Every model gets a row in each.",
 )
-@click.option("--quick", is_flag=True, help="A first look in two minutes: one ratio (19) and very short training.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="A first look in a few minutes: every method at 19x, with very short training; without a task, of vectors "
+    "three methods at 8x.",
+)
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Folder to write. Default: reports/local/<recipe or default>."
 )
@@ -148,24 +170,29 @@ def bench(
     seeds may be added. Without --task quality is measured without labels, on text that no student saw.
     """
     prepare(0, threads)
-    from compresskit.benchmark.grid import GENERAL_OF_VECTORS, Grid, load_grid
+    from compresskit.benchmark.grid import GENERAL_OF_VECTORS, load_grid
     from compresskit.benchmark.runner import bench as run
+    from compresskit.benchmark.runner import usual_grid
     from compresskit.cli.bench_screen import Screen
 
-    start = load_grid(recipe) if recipe is not None else Grid()
-    changes |= {"text": texts or None, "fields": fields or None}
-    changes = _with_sentences({name: value for name, value in changes.items() if value is not None}, start.data)
-    if quick:
-        changes = QUICK | changes
+    changes |= {"text": texts or None, "fields": fields or None, "models": changes["models"] or None}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes.get("unit") == (NONE,):
+        changes["unit"] = ()
+    given = load_grid(recipe) if recipe is not None else None
+    changes = _with_sentences(changes, given.data if given is not None else None)
+    start = given or usual_grid(changes)
     tokens = general_tokens
-    if quick and tokens is None and start.general is not False:
-        tokens = QUICK_TOKENS_OF_VECTORS if changes.get("unit", start.unit) else QUICK_TOKENS
+    if quick and changes.get("unit", start.unit):
+        changes = QUICK_OF_VECTORS | (FEW if recipe is None and not changes.get("tasks") else {}) | changes
+    elif quick:
+        changes = QUICK | changes
+        tokens = QUICK_TOKENS if tokens is None and start.general is not False else tokens
     if tokens is not None:
         usual = GENERAL_OF_VECTORS if changes.get("unit") and recipe is None else start.general or {}
         changes["general"] = _budget(usual, max_tokens=tokens) if tokens else False
     if task_epochs is not None:
         changes["task"] = _budget(start.task, epochs=task_epochs)
-    changes["models"] = changes["models"] or start.models
     name = "quick" if quick and recipe is None else Path(recipe).stem if recipe else "default"
     folder = output or OUTPUT / name
     began = time.monotonic()

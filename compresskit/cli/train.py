@@ -187,7 +187,7 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
 @click.option(
     "--teacher-outputs",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep the teacher's outputs in this folder for all its students. Without --unit it has no effect on a GPU.",
+    help="Keep the teacher's outputs in this folder for all its students. On a GPU sentence vectors alone are kept.",
 )
 @training
 def distill(

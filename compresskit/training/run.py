@@ -239,8 +239,8 @@ class Run:
         arguments = self._arguments(folder, steps, checkpoints=work is not None)
         vectors = None
         if self.data.sentences is not None:
-            folder = self.teacher_outputs or folder
-            vectors = self.data.sentences.taught(folder, at_every_step=self._objective().needs_teacher)
+            at_every_step = self._objective().needs_teacher and self.teacher_outputs is None
+            vectors = self.data.sentences.taught(self.teacher_outputs or folder, at_every_step=at_every_step)
         trainer = DistillationTrainer(
             student,
             self._teacher,
@@ -307,10 +307,8 @@ class Run:
 
     def _train_on(self, trainer: DistillationTrainer, checkpoint: Path | None) -> list[str]:
         reason = None
-        if self.teacher_outputs is not None and trainer.vectors is None:
+        if self.teacher_outputs is not None and (trainer.vectors is None or self._objective().needs_teacher):
             reason = trainer.keep_teacher_outputs(self.teacher_outputs, self.progress)
-        elif self.teacher_outputs is not None and trainer.vectors is not None and not trainer.vectors.kept:
-            reason = "a loss needs the teacher at every step, which gives its vectors too"
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except pickle.UnpicklingError as error:

@@ -120,11 +120,6 @@ class VectorsOfBatch:
     teacher: Tensor | Encoder
     projection: nn.Linear | None = None
 
-    @property
-    def kept(self) -> bool:
-        """Whether the teacher's vectors stand in a file."""
-        return isinstance(self.teacher, Tensor)
-
     def pair(self, outputs: Any, taught: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Vectors of student and teacher, each (B, D).
 

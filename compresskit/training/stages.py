@@ -150,8 +150,8 @@ def distill(
         output, overwrite, resume, progress, callbacks: as for :func:`finetune`.
         tokenizer: of both; needed only for models given as objects.
         teacher_outputs: folder for the teacher's outputs on every row, which are then computed once (on a CPU) and
-            shared by all students, seeds and epochs; several gigabytes for large tasks, to be deleted by hand. Sentence
-            vectors are computed once in any case; here they stay for other runs.
+            shared by all students, seeds and epochs; several gigabytes for large tasks, to be deleted by hand. With
+            ``unit`` also its sentence vectors, on any device.
         allow_dense: also take a student that is not compressed, such as one with half the teacher's layers.
         settings: as for :func:`finetune`. Defaults: :data:`compresskit.planning.stage.DEFAULTS`.
 

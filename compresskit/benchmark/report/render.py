@@ -15,7 +15,7 @@ from compresskit import __version__
 from compresskit.benchmark.baselines.registry import BASELINES, row_name
 from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.provenance import Hardware, MadeBy, Training
-from compresskit.benchmark.quality import METRIC
+from compresskit.benchmark.quality import METRIC, OF_VECTORS
 from compresskit.benchmark.records import FORMAT_VERSION, Record, frame
 from compresskit.benchmark.report import comparison, plots
 from compresskit.benchmark.report.page import page
@@ -25,12 +25,17 @@ from compresskit.exporting.format import FORMATS
 from compresskit.markup import calibration_text, cell, fenced, markdown, plain
 from compresskit.storage.writing import write_text
 
+_SCORES = {
+    METRIC: f"the {METRIC}, the mean cosine between the sentence vectors of student and teacher (mean over the tokens "
+    "of the last layer, minus the mean over all passages): 100 is the teacher itself, 0 no relation",
+    OF_VECTORS: "the similarity, Spearman's correlation between the cosines that the student finds for all pairs of "
+    "passages and those that the teacher finds: 100 where both put all pairs in one order, 0 no relation",
+}
 _WITHOUT_LABELS = (
-    f"Quality without labels on held-out text: **score** is the {METRIC}, the mean cosine between the sentence vectors "
-    "of student and teacher (mean over the tokens of the last layer, minus the mean over all passages): 100 is the "
-    "teacher itself, 0 no relation. Retrieval: share of passages whose nearest other passage comes from the same "
-    "document ({reference}). Hidden error: ‖H − H'‖ / ‖H‖ over all layers."
+    "Quality without labels on held-out text: **score** is {score}. Retrieval: share of passages whose nearest other "
+    "passage comes from the same document ({reference}). Hidden error: ‖H − H'‖ / ‖H‖ over all layers."
 )
+_LEADS = {METRIC: f"{METRIC} to the teacher", OF_VECTORS: "similarities of passages, compared with the teacher's,"}
 #: Fields of the grid with a flag that takes them as they are.
 _FLAGS = {
     "models": "model",
@@ -45,6 +50,8 @@ _FLAGS = {
     "max_texts": "max-texts",
     "seeds": "seeds",
     "students_from": "students-from",
+    "allocation": "allocation",
+    "calibration_tokens": "calibration-tokens",
     "baselines": "baselines",
     "precision": "precision",
     "exports": "export",
@@ -127,9 +134,10 @@ def paste(folder: Path, document: Path) -> None:
 
 def command(grid: Grid) -> str:
     """The command that makes this grid. What has no flag stands in grid.yaml beside the report, a bench recipe."""
-    default = Grid(unit=grid.unit)
+    default = Grid(unit=grid.unit) if grid.tasks or not grid.unit else Grid.of_vectors()
     given = {name for name in Grid.model_fields if getattr(grid, name) != getattr(default, name)}
-    given |= {"unit"} if grid.unit else set()
+    # Of models that are named it is not known here whether they are made for vectors; of the embedded one it is.
+    given |= {"unit"} if (grid.unit and (grid.tasks or grid.models)) or not (grid.unit or grid.tasks) else set()
     given -= {"version", "name", "description", "latency_rounds"}  # the last one says how exact, not what
     flags = [f"--{flag} {words}" for name, flag in _FLAGS.items() if name in given for words in _values(grid, name)]
     for name, key, flag in (("general", "max_tokens", "--general-tokens"), ("task", "epochs", "--task-epochs")):
@@ -146,9 +154,9 @@ def command(grid: Grid) -> str:
 
 def _values(grid: Grid, name: str) -> list[str]:
     """What stands behind each flag of a field."""
-    value = getattr(grid, name)
+    value = grid.all_methods() if name == "methods" else getattr(grid, name)
     several = value if isinstance(value, tuple) else (value,)
-    words = [str(entry).removesuffix(".0") if isinstance(entry, float) else str(entry) for entry in several]
+    words = [str(entry).removesuffix(".0") if isinstance(entry, float) else str(entry) for entry in several] or ["none"]
     return [shlex.quote(word) for word in (words if name in _REPEATED else [",".join(words)])]
 
 
@@ -225,8 +233,9 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
             + f"teacher {100 * scores['retrieval teacher']:.1f}, chance {100 * scores['retrieval chance']:.1f}"
             for model, scores in without.items()
         ]
-        quality = _WITHOUT_LABELS.format(reference="; ".join(references))
-        lead += " Score: " + f"{METRIC} to the teacher on held-out text."
+        metric = OF_VECTORS if grid.unit else METRIC
+        quality = _WITHOUT_LABELS.format(score=_SCORES[metric], reference="; ".join(references))
+        lead += f" Score: {_LEADS[metric]} on held-out text."
     elif shown[0].task is not None:
         metrics = dict.fromkeys(f"{r.task}: {r.metric}" for r in records if r.metric is not None)
         quality = f"Score: {'; '.join(metrics)}; the mean over the splits that are not for training."
