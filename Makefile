@@ -9,7 +9,7 @@ OUT ?= out
 demo: install
 	$(BIN)/compresskit compress --method low-rank --ratio 19 --output $(OUT)/low-rank-19x --overwrite
 	$(BIN)/compresskit bench --quick --output $(OUT)/bench --overwrite
-	@echo "Demo done. Every method 19x smaller, compared: open $(OUT)/bench/index.html (tables: $(OUT)/bench/README.md)."
+	@echo "Demo done. Three methods at 8x, compared: open $(OUT)/bench/index.html (tables: $(OUT)/bench/README.md)."
 
 # One process per core, one thread each: small models gain nothing from more threads. One process: `pytest` alone.
 test: install
