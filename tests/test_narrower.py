@@ -41,7 +41,6 @@ from compresskit.model.width import Anatomy, Widths
 
 #: Families of which it cannot be told what lies along their dimensions, each with a word of the reason.
 NOT_CUT = {
-    "bros": "does not run",
     "convbert": "query is 16x32",
     "embedding_gemma2": "k_proj is",
     "flaubert": "0 matrices of role attention",
