@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
 from compresskit.model import checkpoint
+from compresskit.model.kept import copied
 from compresskit.model.quantizer import quantizer_of
 from compresskit.model.swap import densify
 from compresskit.pipeline import ModelLike, Request, Text
@@ -141,7 +141,7 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"model: give the PreTrainedModel itself, not a {type(model).__name__} around it")
     quantizer_of(model)
-    dense = copy.deepcopy(model)
+    dense = copied(model)
     densify(dense)
     quantizer_of(dense).remove_quantization_config(dense)
     return dense

@@ -10,7 +10,6 @@ work.write(plan, folder, title)                 # weights, tokenizer, recipe, re
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +22,7 @@ from compresskit.errors import InputError, WorkError, unknown
 from compresskit.folders.compressed import write_compressed
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.kept import copied
 from compresskit.model.measure import count_flops
 from compresskit.model.output import output_folder
 from compresskit.model.quantizer import quantizer_of
@@ -264,7 +264,7 @@ class Compression:
         names = [target.name for assignment in plan.assignments for target in assignment.group.targets]
         weights = [model.get_submodule(name).weight for name in names]
         memo: dict[int, Any] = {id(weight): weight for weight in weights}
-        return replace(self, checkpoint=replace(self.checkpoint, model=copy.deepcopy(model, memo)))
+        return replace(self, checkpoint=replace(self.checkpoint, model=copied(model, memo)))
 
     def apply(self, plan: Plan, progress: Progress = silent) -> Plan:
         """Compress the checkpoint's model in place; the plan with the measured error of every group."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
 from conftest import Run, refused, tiny_model, write_tsv
+from transformers import BertTokenizer
 
 import compresskit
 from compresskit.errors import InputError, WorkError
@@ -159,6 +161,37 @@ def test_another_family_is_refused() -> None:
         compresskit.distill(student, tiny_model("bert"))
     with pytest.raises(InputError, match="is not compressed"):
         compresskit.distill(tiny_model("electra"), teacher)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"do_lower_case": False},
+        {"strip_accents": False},
+        {"tokenize_chinese_chars": False},
+        {"truncation_side": "left"},
+    ],
+    ids=str,
+)
+def test_tokenizers_of_one_vocabulary_that_read_differently(
+    change: dict[str, Any], bench_folder: Path, tmp_path: Path
+) -> None:
+    """One of them would read for both models, and the student's folder would keep the other."""
+    student = shutil.copytree(bench_folder / "student", tmp_path / "student")
+    BertTokenizer(vocab=str(student / "vocab.txt"), **change).save_pretrained(student)
+    options: dict[str, Any] = {"max_length": 32, "max_steps": 1, "device": "cpu"}
+    says = "have one vocabulary, but their tokenizers read texts differently"
+    task = {"task": "sst2", "data": bench_folder / "data"}
+    with pytest.raises(InputError, match=says):
+        compresskit.distill(student, bench_folder / "teacher", **task, **options)
+    with pytest.raises(InputError, match=says):
+        compresskit.distill(student, bench_folder / "model", text=bench_folder / "text.txt", **options)
+    given = BertTokenizer.from_pretrained(bench_folder / "model")
+    assert compresskit.distill(student, bench_folder / "teacher", tokenizer=given, **task, **options).record["steps"]
+    vectors = {"text": bench_folder / "text.txt", "unit": "line", **options}
+    done = compresskit.distill(student, bench_folder / "model", **vectors)
+    assert set(done.record["losses"]) == {"pooled", "similarity"}
+    assert any("left out: the tokenizers of" in note and "read texts differently" in note for note in done.notes)
 
 
 def test_a_student_of_another_family(run: Run, bench_folder: Path, tmp_path: Path) -> None:

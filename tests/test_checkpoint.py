@@ -20,6 +20,7 @@ from compresskit import InputError
 from compresskit.decomposers import FactorisedEmbedding, FactorisedLinear, TiedHead
 from compresskit.decomposers.registry import METHODS
 from compresskit.model import checkpoint
+from compresskit.model.quantizer import quantizer_of
 from compresskit.model.targets import find_targets
 from compresskit.planning.recipe import Recipe
 
@@ -197,6 +198,30 @@ def test_trainer_trains_a_reloaded_model(method: str, tmp_path: Path) -> None:
     assert {key for key in before if key.endswith((".a", ".b"))} <= changed
     model.save_pretrained(tmp_path / "trained")
     torch.testing.assert_close(outputs(compresskit.load(tmp_path / "trained")), outputs(model.eval()))
+
+
+@pytest.mark.parametrize("extra", [{}, {"bert.pooler.dense.bias": torch.ones(48)}], ids=["own", "kept"])
+def test_a_given_state_dict_is_what_is_saved(extra: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Loops of one's own give that of a sharded model, or the mean over training."""
+    student = compresskit.compress(tiny_model("bert", "masked-lm"), method="low-rank", ratio=2)
+    quantizer_of(student).extra_tensors = extra
+    other = copy.deepcopy(student)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    student.save_pretrained(tmp_path / "given", state_dict=other.state_dict())
+    student.save_pretrained(tmp_path / "by place", True, other.state_dict())
+    student.save_pretrained(tmp_path / "own")
+    for name, expected in (("given", other), ("by place", other), ("own", student)):
+        again = compresskit.load(tmp_path / name)
+        assert torch.equal(outputs(again), outputs(expected))
+        assert quantizer_of(again).extra_tensors.keys() == extra.keys()
+    dense = compresskit.to_dense(student)
+    dense.save_pretrained(tmp_path / "dense", state_dict={k: 2 * v for k, v in dense.state_dict().items()})
+    assert torch.equal(
+        AutoModel.from_pretrained(tmp_path / "dense").embeddings.LayerNorm.bias,
+        2 * dense.get_submodule("bert.embeddings.LayerNorm").bias,
+    )
 
 
 def test_kept_tensors_of_the_base_model(tmp_path: Path) -> None:

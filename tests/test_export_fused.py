@@ -268,6 +268,19 @@ def test_sentence_vectors_are_an_output(pooling: str, runtime: str, tmp_path: Pa
     assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [("1_Pooling/config.json", {"include_prompt": False}), ("config_sentence_transformers.json", {"truncate_dim": 8})],
+)
+def test_vectors_that_a_graph_does_not_hold_are_no_output(file: str, change: dict[str, object], tmp_path: Path) -> None:
+    folder = sentence_model(tmp_path, "mean")
+    path = folder / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | change))
+    done = compresskit.export(folder, output=tmp_path / "out")
+    assert "sentence_embedding" not in done.record["outputs"]
+    assert any(note.startswith("left out: what sentence-transformers does") for note in done.notes)
+
+
 def sentence_model(folder: Path, pooling: str) -> Path:
     model = student("base", num_hidden_layers=1)
     model.save_pretrained(folder / "small")

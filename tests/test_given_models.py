@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run, refused, tiny_model
+from conftest import Run, outputs, refused, tiny_model
 from datasets import Dataset
 from safetensors import safe_open
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from transformers import BertTokenizer, DataCollatorWithPadding, PreTrainedModel, TrainingArguments
 
 import compresskit
@@ -111,6 +114,58 @@ def test_a_merged_adapter_leaves_no_trace() -> None:
     merged.weight.data += attention.query.lora_B["default"].weight @ attention.query.lora_A["default"].weight
     attention.query = merged
     compresskit.compress(model, method="low-rank", ratio=1.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "weight"),
+        (lambda layer: prune.l1_unstructured(layer, "bias", 0.5), "bias"),
+        (parametrizations.weight_norm, "weight"),
+        (torch.nn.utils.weight_norm, "weight"),
+    ],
+)
+@pytest.mark.parametrize("place", ["encoder.layer.0.attention.self.query", "embeddings.LayerNorm"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_are_computed_are_refused(place: str, change: Any, name: str, bench_folder: Path) -> None:
+    model = tiny_model("bert", "classifier")
+    change(model.get_submodule(f"bert.{place}"))
+    tokenizer = BertTokenizer.from_pretrained(bench_folder / "model")
+    says = re.escape(f"bert.{place}.{name} is computed from other tensors (a parametrization or pruning mask)")
+    with pytest.raises(InputError, match=says):
+        compresskit.compress(model, method="low-rank", ratio=2)
+    with pytest.raises(InputError, match=says):
+        compresskit.finetune(model, task="sst2", data=bench_folder / "data", tokenizer=tokenizer)
+
+
+def test_what_was_pruned_for_good_is_an_ordinary_weight() -> None:
+    model = tiny_model("bert", "classifier")
+    layer = model.get_submodule("bert.encoder.layer.0.attention.self.query")
+    prune.remove(prune.l1_unstructured(layer, "weight", 0.5), "weight")
+    compresskit.compress(model, method="low-rank", ratio=1.5)
+
+
+def test_a_model_that_was_trained_with_checkpointing_goes_every_further_way(bench_folder: Path) -> None:
+    """It holds handles of hooks, which torch copies only once."""
+    teacher = tiny_model("bert", "classifier")
+    teacher.gradient_checkpointing_enable()
+    student = compresskit.compress(teacher, method="low-rank", ratio=1.5)
+    student.gradient_checkpointing_enable()
+    again = copy.deepcopy(student)
+    assert torch.equal(outputs(compresskit.to_dense(again)), outputs(compresskit.to_dense(student)))
+    made = compresskit.distill(
+        again,
+        copy.deepcopy(teacher),
+        task="sst2",
+        data=bench_folder / "data",
+        tokenizer=BertTokenizer.from_pretrained(bench_folder / "model"),
+        max_length=16,
+        max_steps=1,
+        device="cpu",
+        gradient_checkpointing=True,
+    )
+    smaller = compresskit.compress(compresskit.to_dense(made.model), method="low-rank", ratio=2)
+    assert smaller.num_parameters() < student.num_parameters()
 
 
 def test_other_objects_are_refused(bench_folder: Path) -> None:

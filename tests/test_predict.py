@@ -316,6 +316,11 @@ def test_what_is_cut_is_counted(bench_folder: Path, run: Run, tmp_path: Path) ->
     found = compresskit.predict(model, long, device="cpu")
     assert found.answers[0]["cut"] == 12
     assert any("12 words were cut off" in note for note in found.notes)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"truncation_side": "left"}))
+    front = compresskit.predict(model, long, device="cpu").answers[0]
+    assert front["cut"] == 12
+    assert [score > 0 for score in front["scores"]] == [False] * 12 + [True] * 38
 
 
 def test_answers_are_plain_text_in_the_terminal(bench_folder: Path, run: Run) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import transformers
-from conftest import Run, refused, same, tiny_model
+from conftest import Run, refused, same, sentence_folder, tiny_model, write_tsv
+from transformers import BertTokenizer
 from vocabularies import Whole, checkpoint, word_piece
 
 import compresskit
@@ -191,3 +192,37 @@ def test_no_tokenizer_and_compressed_models(run: Run, bench_folder: Path, pieces
     tiny_model().save_pretrained(tmp_path / "bare")
     refused(run("trim", "--model", tmp_path / "bare", "--text", pieces.text), "has no tokenizer")
     refused(run("trim", "--model", bench_folder / "student", "--text", pieces.text), "is compressed already")
+
+
+def test_the_words_of_a_prompt_stay(bench_folder: Path, tmp_path: Path) -> None:
+    prompts = {"query": "ugly one: ", "document": "awful plot "}
+    general = {"prompts": prompts, "default_prompt_name": "query"}
+    folder = sentence_folder(bench_folder / "model", tmp_path / "model", general=general)
+    (tmp_path / "text.txt").write_text("the film of the actor\n\nthe movie was fine\n" * 40, encoding="utf-8")
+    made = compresskit.trim(folder, text=tmp_path / "text.txt", coverage=0.9, output=tmp_path / "trimmed")
+    before = BertTokenizer.from_pretrained(folder)
+    for prompt in prompts.values():
+        assert made.tokenizer.tokenize(prompt) == before.tokenize(prompt)
+    assert "nice" not in made.tokenizer.get_vocab()
+    task = tmp_path / "pairs.yaml"
+    task.write_text(
+        "version: 1\nname: pairs\ndescription: pairs\nkind: similarity\ninputs: [a, b]\nlabel: s\n"
+        "files: {dev: pairs.tsv}\nmetrics: [pearson]\n"
+    )
+    rows = [("the film", "the actor", "1"), ("of the film", "the movie was", "3"), ("the", "the movie", "2")]
+    write_tsv(tmp_path / "pairs.tsv", "a\tb\ts", rows)
+    scores = [
+        compresskit.evaluate(one, task=task, data=tmp_path, device="cpu").record["scores"]["dev"]["pearson"]
+        for one in (folder, tmp_path / "trimmed")
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_text_is_counted_as_the_model_reads_it(bench_folder: Path, tmp_path: Path) -> None:
+    """A folder may ask for lower case, whatever its tokenizer does by itself."""
+    folder = sentence_folder(bench_folder / "model", tmp_path / "model", encoder={"do_lower_case": True})
+    BertTokenizer(vocab=str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
+    (tmp_path / "text.txt").write_text("THE FILM was Fine\n\nTHE Movie OF the ACTOR\n" * 40, encoding="utf-8")
+    made = compresskit.trim(folder, text=tmp_path / "text.txt", coverage=1)
+    words = {"the", "film", "was", "fine", "movie", "of", "actor"}
+    assert words <= made.tokenizer.get_vocab().keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from compresskit.calibration.tokens import RealTokens
 from compresskit.decomposers import Target
 from compresskit.errors import InputError
 from compresskit.model.inputs import fitted
+from compresskit.model.kept import copied
 from compresskit.model.targets import find_targets, users
 from compresskit.tasks.registry import KINDS, predictions_of
 from compresskit.tasks.rows import TaskData
@@ -72,7 +72,7 @@ def sensitivities(
         InputError: outputs or gradients that are not finite.
         NoPredictionsError: they depend on no target, such as those of a head of zeros.
     """
-    model = copy.deepcopy(model).float().eval().requires_grad_(False)
+    model = copied(model).float().eval().requires_grad_(False)
     targets, predictions = find_targets(model), predictions_of(model)
     gradients, energies, rows = ({target.name: 0.0 for target in targets} for _ in range(3))
     tokens: RealTokens

@@ -49,7 +49,8 @@ def sentence_vector(read: Checkpoint) -> SentenceVector | None:
     """How the sentence vectors of a checkpoint are made.
 
     None for a model with a head, for one that is no sentence-transformers model, and for one whose vectors are made in
-    a way that a graph does not hold: by other pooling than mean and cls, or with further modules.
+    a way that a graph does not hold: by other pooling than mean and cls, without the prompt's tokens, cut to fewer
+    numbers, or with further modules.
     """
     if read.folder is None or read.model.base_model is not read.model:
         return None
@@ -59,7 +60,7 @@ def sentence_vector(read: Checkpoint) -> SentenceVector | None:
 
 
 def _mode(folder: Path) -> Pooling | None:
-    """The mode in the settings of the first module behind the encoder; None for another one than mean and cls."""
+    """The mode in the settings of the first module behind the encoder; None for what a graph does not hold."""
     try:
         modules = json.loads((folder / sentence.MODULES).read_text(encoding="utf-8"))
         path = next(str(module["path"]) for module in modules if module["path"])
@@ -67,6 +68,10 @@ def _mode(folder: Path) -> Pooling | None:
         # Before version 6 there was a switch for every mode.
         switches = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
         mode = settings.get("pooling_mode") or ", ".join(switches)
+        general = folder / sentence.CONFIG
+        cut = general.is_file() and json.loads(general.read_text(encoding="utf-8")).get("truncate_dim") is not None
+        if cut or not settings.get("include_prompt", True):
+            return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         return None
     if mode in ("cls", "pooling_mode_cls_token"):

@@ -1,4 +1,4 @@
-"""Adapters (LoRA, prompts and the like) that were not merged into the model that holds them."""
+"""Adapters (LoRA, prompts and the like) and computed weights that were not merged into the model that holds them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
+from compresskit.internals.torch import buffers_of, parameters_of
 
 #: Packages whose layers stand in the place of a model's own.
 _PACKAGES = ("peft", "adapters", "loralib")
@@ -17,6 +18,8 @@ _NAMES = re.compile(
     r"(^|\.)(base_layer|modules_to_save|original_module|prompt_encoder|prompt_embeddings|ia3_l|ln_tuning_layers"
     r"|(lora|hada|lokr|b?oft|vera|randlora|adalora)_\w+)(\.|$)"
 )
+#: Of these layers transformers reads what lies under the names of their own parameters, and nothing else.
+_LAYERS = (nn.Linear, nn.Embedding, nn.LayerNorm)
 _ADVICE = "merge it into the model first (merge_and_unload), or train the model itself"
 
 
@@ -24,14 +27,32 @@ def check_given(model: Any, what: str = "model") -> None:
     """Refuse an object that is no plain transformers model.
 
     A model with an adapter would save the adapter alone, and factors would stand where the adapter looks for matrices.
+    A weight that is computed from others (a parametrization, a mask of pruning) would not be saved, and whoever reads
+    the folder would get random numbers in its place.
 
     Raises:
-        InputError: it is no ``PreTrainedModel``, or holds an adapter that is not merged.
+        InputError: it is no ``PreTrainedModel``, or holds an adapter that is not merged or a weight that is computed.
     """
     if found := _adapter(model):
         raise InputError(f"{what}: {type(model).__name__} holds an adapter ({found}); {_ADVICE}")
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"{what}: give a PreTrainedModel, a folder or a hub id, not a {type(model).__name__}")
+    if found := _computed(model):
+        raise InputError(
+            f"{what}: {found} is computed from other tensors (a parametrization or pruning mask) and would not be "
+            "saved; make it permanent first (remove_parametrizations or prune.remove of torch.nn.utils)"
+        )
+
+
+def _computed(model: PreTrainedModel) -> str:
+    """A weight or bias that is no parameter of its layer; empty: there is none."""
+    for name, module in model.named_modules():
+        if isinstance(module, _LAYERS):
+            own = parameters_of(module).keys() | buffers_of(module).keys()
+            for tensor in ("weight", "bias"):
+                if tensor not in own and hasattr(module, tensor):
+                    return f"{name}.{tensor}"
+    return ""
 
 
 def _adapter(model: Any) -> str:

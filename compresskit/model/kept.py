@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 M = TypeVar("M", bound=PreTrainedModel)
+N = TypeVar("N", bound=nn.Module)
+
+
+def copied(model: N, memo: dict[int, Any] | None = None) -> N:
+    """A deep copy, also of a copy.
+
+    A model that was trained with gradient checkpointing holds handles of its hooks, which torch cannot copy twice. The
+    copy's handles remove nothing.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for value in vars(module).values():
+            for handle in value if isinstance(value, list) else [value]:
+                if isinstance(handle, RemovableHandle):
+                    memo[id(handle)] = RemovableHandle(OrderedDict())
+    return copy.deepcopy(model, memo)
 
 
 @contextmanager
@@ -49,4 +67,4 @@ def twin(model: M) -> M:
         memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.detach()
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)

@@ -6,6 +6,7 @@ loaded, the factorised layers are put in place on the meta device. Imported by a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,7 @@ class CompresskitHfQuantizer(HfQuantizer):
     Attributes:
         extra_tensors: stored by ``save_pretrained`` beside the model's own, by full name: tensors of the base model
             that the model's class does not use.
+        given: the tensors that ``save_pretrained`` was given, while it runs; None: it saves the model's own.
     """
 
     quantization_config: CompresskitConfig
@@ -115,6 +117,7 @@ class CompresskitHfQuantizer(HfQuantizer):
     def __init__(self, quantization_config: CompresskitConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self.extra_tensors: dict[str, Tensor] = {}
+        self.given: dict[str, Tensor] | None = None
 
     @property
     def is_trainable(self) -> bool:
@@ -133,9 +136,10 @@ class CompresskitHfQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
         if not self.extra_tensors:
-            return None, {}
+            return self.given, {}
+        own = model.state_dict() if self.given is None else self.given
         # The model may have been cast since they were read.
-        return {**model.state_dict(), **{k: tensor.to(model.dtype) for k, tensor in self.extra_tensors.items()}}, {}
+        return {**own, **{k: tensor.to(model.dtype) for k, tensor in self.extra_tensors.items()}}, {}
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         mount_config(model, self.quantization_config)
@@ -208,6 +212,7 @@ def attach(model: PreTrainedModel, quantizer: CompresskitHfQuantizer) -> None:
     model.config.quantization_config = quantizer.quantization_config
     # Factors are ordinary floating point parameters: .half(), .float() and training need no special care.
     model.is_quantized = False  # type: ignore[assignment]
+    model.__dict__["save_pretrained"] = partial(_save, model)
     from transformers import PreTrainedModel
 
     from compresskit.model.targets import word_embedding
@@ -216,6 +221,19 @@ def attach(model: PreTrainedModel, quantizer: CompresskitHfQuantizer) -> None:
         embedding = word_embedding(part) if isinstance(part, PreTrainedModel) else None
         if isinstance(embedding, FactorisedEmbedding):
             part.__dict__["resize_token_embeddings"] = partial(_keep_size, embedding)
+
+
+def _save(model: PreTrainedModel, *arguments: Any, **options: Any) -> Any:
+    """In place of ``save_pretrained``, which asks the quantizer for tensors and forgets the ``state_dict`` that it was
+    given: those of a sharded model, or of a mean over training.
+    """
+    saved = inspect.signature(type(model).save_pretrained).bind(model, *arguments, **options)
+    quantizer = quantizer_of(model)
+    quantizer.given = saved.arguments.get("state_dict")
+    try:
+        return type(model).save_pretrained(*saved.args, **saved.kwargs)
+    finally:
+        quantizer.given = None
 
 
 def _keep_size(

@@ -252,6 +252,17 @@ def has_sentence_model(folder: Path | None) -> bool:
     return folder is not None and (folder / MODULES).is_file()
 
 
+def prompts(folder: Path) -> tuple[str, ...]:
+    """All prompts that a folder names; nothing else of it is looked at. Raises InputError: its file cannot be read."""
+    named = read_json(folder / CONFIG, "cannot be read").get("prompts") if (folder / CONFIG).is_file() else None
+    return tuple(str(prompt) for prompt in named.values() if prompt) if isinstance(named, dict) else ()
+
+
+def in_lower_case(folder: Path) -> bool:
+    """Whether a folder asks for texts in lower case; nothing else of it is looked at. Raises InputError as above."""
+    return bool(_encoder_file(folder)[1].get("do_lower_case", False))
+
+
 def numbers_behind(folder: Path | None) -> int:
     """How many numbers the layers behind a model's encoder have; 0 where there are none."""
     return sum(read_headers(path).numbers for path in _weighty(folder))
@@ -339,8 +350,7 @@ def _prompt(folder: Path, general: Mapping[str, Any], role: Role) -> str:
 
 def _encoder(folder: Path) -> tuple[int | None, bool, torch.dtype | None]:
     """Tokens of a text, whether it is put in lower case, and what the encoder computes in, where that is said."""
-    name = next((name for name in TRANSFORMER_FILES if (folder / name).is_file()), None)
-    settings = read_json(folder / name, "cannot be read") if name is not None else {}
+    name, settings = _encoder_file(folder)
     limit, lower = settings.pop("max_seq_length", None), bool(settings.pop("do_lower_case", False))
     settings.pop("unpad_inputs", None)
     dtype: torch.dtype | None = None
@@ -356,6 +366,12 @@ def _encoder(folder: Path) -> tuple[int | None, bool, torch.dtype | None]:
         if value not in (None, False, "", [], {}, _PLAIN.get(key)):
             raise InputError(f"model {folder}: {name}: {key} {value!r} is not followed, so it cannot be scored")
     return (None if limit is None else int(limit)), lower, dtype
+
+
+def _encoder_file(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """The settings of the encoder, with the name of their file."""
+    name = next((name for name in TRANSFORMER_FILES if (folder / name).is_file()), None)
+    return name, read_json(folder / name, "cannot be read") if name is not None else {}
 
 
 def _dtype(name: Any, otherwise: torch.dtype | None) -> torch.dtype | None:

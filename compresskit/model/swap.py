@@ -116,7 +116,8 @@ def densify(model: PreTrainedModel) -> None:
         replace_module(model, name, dense.train(other.training))
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            module.__dict__.pop("resize_token_embeddings", None)  # a factorised embedding kept its size
+            for method in ("resize_token_embeddings", "save_pretrained"):  # those of a compressed model
+                module.__dict__.pop(method, None)
             forget_declared_ties(module)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):

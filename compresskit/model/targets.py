@@ -6,7 +6,6 @@ module sits (in a repeated block of the base model, in its attention or beside i
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 from compresskit.decomposers import FactorisedEmbedding, FactorisedLinear, Role, Target
 from compresskit.errors import InputError
 from compresskit.internals.torch import children_of, parameters_of
-from compresskit.model.kept import mode_kept
+from compresskit.model.kept import copied, mode_kept
 from compresskit.model.sharing import scale_of
 
 
@@ -245,7 +244,7 @@ def skeleton(model: PreTrainedModel, device: str = "meta") -> PreTrainedModel:
             memo[id(buffer)] = hollow(buffer)
         elif buffer.is_meta:  # of a layer that was only planned
             memo[id(buffer)] = torch.zeros(buffer.shape, dtype=buffer.dtype)
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:

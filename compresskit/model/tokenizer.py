@@ -15,6 +15,8 @@ from compresskit.errors import InputError, no_panic, one_line
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 
+#: Shows what tokenizers of one vocabulary may do differently: case, accents, signs, white space, Chinese.
+_PROBE = " The naïve Café, 3.5% don't  stop—\t東京 WORLD"
 #: The column that says which tokens are no padding.
 MASK = "attention_mask"
 
@@ -55,6 +57,12 @@ def find_tokenizer(given: Any, *owners: Checkpoint) -> Any:
     for owner, tokenizer in tokenizers[1:]:
         if not one_vocabulary(tokenizer, chosen):
             raise InputError(f"{tokenizers[0][0].origin} and {owner.origin} have different vocabularies")
+        if not reads_alike(tokenizer, chosen):
+            raise InputError(
+                f"{tokenizers[0][0].origin} and {owner.origin} have one vocabulary, but their tokenizers read texts "
+                "differently (case, accents, white space, special tokens or which end is cut): put the files of one "
+                "tokenizer into both folders"
+            )
     if getattr(chosen, "pad_token", None) is None:
         where = tokenizers[0][0].origin if tokenizers else type(chosen).__name__
         raise InputError(f"tokenizer of {where}: has no pad token to fill batches with; name one (pad_token)")
@@ -143,6 +151,16 @@ def _is_gap(text: str, spans: Sequence[tuple[int, int]], place: int) -> bool:
 def one_vocabulary(first: Any, second: Any) -> bool:
     """Whether two tokenizers have the same tokens with the same numbers."""
     return bool(first.get_vocab() == second.get_vocab())
+
+
+def reads_alike(first: Any, second: Any) -> bool:
+    """Whether two tokenizers of one vocabulary make the same tokens of a text and of a pair, as a probe shows."""
+    if getattr(first, "truncation_side", None) != getattr(second, "truncation_side", None):
+        return False
+    try:
+        return all(first(*texts)["input_ids"] == second(*texts)["input_ids"] for texts in ((_PROBE,), (_PROBE, _PROBE)))
+    except Exception:  # some read words with their places on a page, and no text
+        return True
 
 
 def is_fast(tokenizer: Any) -> bool:

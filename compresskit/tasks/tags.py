@@ -125,7 +125,7 @@ class Tags(TaskKind):
         return map_labels(data.task, data.labels, model, data.sources).note
 
     def windows(self, split: Split, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-        """One sequence a row, cut at the end, with ``word``: of the first token of a word its number, else -1."""
+        """One sequence a row, cut on the tokenizer's side; ``word`` is of a word's first token its number, else -1."""
         if not tokenizer.is_fast:
             name = type(tokenizer).__name__
             raise InputError(f"{name} is not fast: it cannot tell which token belongs to which word")
@@ -219,10 +219,19 @@ class Tags(TaskKind):
         return found
 
     def lost(self, scoring: Scoring, split: Split) -> list[int]:
-        """Words beyond the last one that has a token of its own."""
-        longest = scoring.max_length
+        """Words behind the last one with a token of its own; before the first, where the tokenizer cuts in front."""
+        longest, in_front = scoring.max_length, scoring.tokenizer.truncation_side == "left"
+        found = []
         rows = zip(split.texts, self.windows(split, scoring.tokenizer, longest)["word"], strict=True)
-        return [len(words) - 1 - max(read) if len(read) >= longest else 0 for (words,), read in rows]
+        for (words,), owners in rows:
+            read = [word for word in owners if word >= 0]
+            if len(owners) < longest:
+                found.append(0)
+            elif in_front:
+                found.append(min(read, default=len(words)))
+            else:
+                found.append(len(words) - 1 - max(read, default=-1))
+        return found
 
     def measure(
         self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Sequence[str]]

@@ -17,7 +17,7 @@ from compresskit.model.positions import check_length
 from compresskit.model.quantizer import is_compressed, quantizer_of
 from compresskit.model.sentence_vectors import has_sentence_model, read_sentence_model, unsaid
 from compresskit.model.targets import check_supported
-from compresskit.model.tokenizer import find_tokenizer, is_fast, load_tokenizer, one_vocabulary
+from compresskit.model.tokenizer import find_tokenizer, is_fast, load_tokenizer, one_vocabulary, reads_alike
 from compresskit.planning.stage import Stage
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.registry import KINDS
@@ -116,6 +116,8 @@ def _check_layers(student: Encoder, teacher: Encoder) -> None:
     first, second = student.checkpoint, teacher.checkpoint
     by_words = not one_vocabulary(student.tokenizer, teacher.tokenizer)
     check_fit(first.model, second.model, by_words=by_words, projected=not by_words)
+    if not by_words and not reads_alike(student.tokenizer, teacher.tokenizer):
+        raise InputError(f"the tokenizers of {second.origin} and {first.origin} read texts differently")
     if by_words:
         names = f"{second.origin} and {first.origin} have different vocabularies"
         if not all(is_fast(one.tokenizer) for one in (student, teacher)):

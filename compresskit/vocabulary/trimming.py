@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from compresskit import __version__
@@ -18,6 +19,7 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.output import TRIM
+from compresskit.model.sentence_vectors import SentenceModel, in_lower_case, prompts
 from compresskit.model.targets import count_parameters
 from compresskit.model.tokenizer import find_tokenizer, load_tokenizer
 from compresskit.storage.files import file_hash
@@ -63,7 +65,8 @@ def trim(
     """Keep the tokens that a text uses most: a smaller word embedding (and decoder), and a tokenizer that fits it.
 
     Text that the original reads in kept tokens alone gives the same outputs, bit for bit. Special and added tokens are
-    kept, and so is their number wherever there is still a row of it.
+    kept, and so is their number wherever there is still a row of it. The tokens of a sentence model's prompts are kept
+    too, whether the text has them or not.
 
     Args:
         model: a dense checkpoint, a folder or a hub id, with a fast tokenizer of kind WordPiece, BPE, Unigram or
@@ -112,14 +115,14 @@ def trimmed(read: Checkpoint, corpus: Corpus, asked: Asked) -> TrimmedCheckpoint
     if folder is None:
         raise InputError("a vocabulary is trimmed with its tokenizer: give the checkpoint's folder, not a model")
     rows = vocabulary_rows(model)
-    whole = _serialised(find_tokenizer(None, read))
-    tokenizer, reader = TokenizerFile(json.loads(whole)), plain_reader(whole)
+    own, how = find_tokenizer(None, read), SentenceModel(lower=in_lower_case(folder))
+    tokenizer, reader = TokenizerFile(json.loads(_serialised(own))), _reader(how, own)
     asked.check(len(tokenizer.strings))
     if max(tokenizer.strings) >= rows:
         raise InputError(f"tokenizer: has a token of number {max(tokenizer.strings)}; the embedding has {rows} rows")
     counts = count(reader, tokenizer, corpus)
     pinned = tokenizer.always | (named_tokens(model) & tokenizer.strings.keys())
-    choice = choose(tokenizer, counts.tokens, asked, pinned)
+    choice = choose(tokenizer, counts.tokens, asked, pinned | _of_prompts(folder, tokenizer, reader))
     if len(choice.kept) == rows:
         raise InputError(f"text {corpus.name}: needs all {rows:,} tokens; ask for fewer with a number or a coverage")
     order = tokenizer.order(set(choice.kept), pinned)
@@ -128,7 +131,7 @@ def trimmed(read: Checkpoint, corpus: Corpus, asked: Asked) -> TrimmedCheckpoint
     smaller = replace(
         read, model=with_rows(model, order), tokenizer_files=_files(folder, tokenizer, tokenizer.rebuilt(order))
     )
-    after = _reloaded(smaller, {tokenizer.strings[old]: number for old, number in new.items()})
+    after = _reloaded(smaller, how, {tokenizer.strings[old]: number for old, number in new.items()})
     held_out = compare(reader, after, new, tokenizer.vocabulary.unknown, corpus, counts)
     record = TrimRecord(
         model=read.origin,
@@ -191,7 +194,21 @@ def _files(folder: Path, tokenizer: TokenizerFile, data: dict[str, Any]) -> dict
     return made
 
 
-def _reloaded(checkpoint: Checkpoint, wanted: dict[str, int]) -> Any:
+def _reader(how: SentenceModel, tokenizer: Any) -> Tokenizer:
+    """What reads texts as the model gets them. Raises InputError as :func:`_serialised`."""
+    _serialised(tokenizer)  # refused before it is asked to put texts in lower case
+    return plain_reader(_serialised(how.tokenizer(tokenizer)))
+
+
+def _of_prompts(folder: Path, tokenizer: TokenizerFile, reader: Tokenizer) -> set[int]:
+    """The tokens of the prompts that the folder puts in front of texts, which no text has to hold."""
+    found = {
+        token for prompt in prompts(folder) for token in reader.encode(prompt, add_special_tokens=False).ids
+    } & tokenizer.vocabulary.strings.keys()
+    return found.union(*map(tokenizer.vocabulary.parts, found))
+
+
+def _reloaded(checkpoint: Checkpoint, how: SentenceModel, wanted: dict[str, int]) -> Tokenizer:
     """The tokenizer of a trimmed checkpoint as ``AutoTokenizer`` loads it, for reading text.
 
     Raises:
@@ -205,4 +222,4 @@ def _reloaded(checkpoint: Checkpoint, wanted: dict[str, int]) -> Any:
             f"tokenizer: its class {type(loaded).__name__} gives token {wrong!r} the number {found.get(wrong)} after "
             f"trimming, which should be {wanted.get(wrong)}"
         )
-    return plain_reader(_serialised(loaded))
+    return _reader(how, loaded)
