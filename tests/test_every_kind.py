@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FILLERS, NEGATIVE, POSITIVE, quick, reviews, same, weights
+from conftest import FILLERS, NEGATIVE, POSITIVE, quick, reviews, same, tiny_model, weights
 from faults.command import finish, start_ranks
 from transformers import AutoTokenizer, TrainerCallback
 
 import compresskit
+from compresskit import InputError
 from compresskit.exporting.format import FORMATS
 from compresskit.tasks.kind import Scoring
 from compresskit.tasks.loading import load_data, load_task
@@ -182,6 +183,15 @@ def near(ours: Path, theirs: Path) -> None:
 def test_every_kind_has_a_case() -> None:
     own = (kind for kind in KINDS.all().values() if type(kind).__module__.startswith("compresskit."))
     assert {kind.name for kind in own if kind.head is not None} == OF.keys()
+
+
+@ALL
+def test_another_head_is_refused(case: Case) -> None:
+    model = tiny_model(head="questions" if case.kind == "tags" else "tokens")
+    words = AutoTokenizer.from_pretrained(case.student)
+    settings = {name: case.settings[name] for name in ("task", "data", "max_length", "device")}
+    with pytest.raises(InputError, match=r"own needs a model for .* has another head: give a fine-tuned one"):
+        compresskit.evaluate(model, tokenizer=words, **settings)
 
 
 @ALL
