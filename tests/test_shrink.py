@@ -130,6 +130,12 @@ def test_how_classes_without_names_are_taken_is_said_at_once(
     assert "# note: the model does not name its labels; taken as negative, positive, in this order" in result.out
 
 
+def test_a_task_without_its_ending_is_found(run: Run, sst2: list[Any]) -> None:
+    Path("mine.yaml").write_text("version: 1\n")
+    words = "unknown task 'mine': did you mean the file mine.yaml?"
+    refused_here(run("shrink", *sst2[:3], "mine", *sst2[4:], "--output", "small"), words)
+
+
 def test_many_rows_take_fewer_epochs(bench_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(output=Path("small"), model=bench_folder / "model", task="sst2", data=data, ratio=3)
     few = [step.settings.get("epochs") for step in job.schedule().steps]
