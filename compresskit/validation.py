@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,10 @@ def read_named(what: str, name_or_path: str | Path, shipped: Mapping[str, Any]) 
     where = str(name_or_path)
     if Path(where).suffix not in (".yaml", ".yml"):
         if where not in shipped:
+            if os.path.isfile(where):
+                raise InputError(f"{what} {where}: is no YAML file (.yaml), which describes a {what} of your own")
+            if os.path.isfile(f"{where}.yaml"):
+                raise InputError(f"unknown {what} {where!r}: did you mean the file {where}.yaml?")
             raise unknown(what, where, shipped)
         text: str = shipped[where].read_text(encoding="utf-8")
         return text

@@ -84,6 +84,7 @@ def test_bad_declarations(run: Run, bench_folder: Path, tmp_path: Path, text: st
     [
         (["--task", "sst3"], ["unknown task 'sst3'", "did you mean 'sst2'"]),
         (["--task", "nowhere.yaml"], ["nowhere.yaml", "cannot be read"]),
+        (["--task", __file__], ["test_bad_training.py: is no YAML file (.yaml), which describes a task of your own"]),
         (["--task", "hans"], ["evaluation only", "rte or mnli"]),
         (["--task", "sst2", "--data", "nowhere"], ["data nowhere: no such folder"]),
         ([], ["--task is needed"]),

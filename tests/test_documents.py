@@ -114,6 +114,25 @@ def place(material: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path.cwd()
 
 
+#: What is found in :func:`rows_of`.
+LABELS = {
+    "classification": ("0", "1"),
+    "multi-label": ("anger", "joy"),
+    "tags": ("O", "B-place", "I-place"),
+    "ranking": (),
+}
+
+
+def rows_of(kind: str, columns: list[str]) -> str:
+    """A file of a task of this kind."""
+    if kind == "tags":
+        return "in O\nLondon B-place\n\n"
+    if kind == "multi-label":
+        return "".join(f'{{"{columns[0]}": "so", "{columns[1]}": {labels}}}\n' for labels in ('["joy", "anger"]', "[]"))
+    rows = [[*[text] * (len(columns) - 1), label] for text, label in reviews(20, seed=5)]
+    return "".join(",".join(row) + "\n" for row in [columns, *rows])
+
+
 class Reader:
     """Does what a document says."""
 
@@ -170,10 +189,10 @@ class Reader:
                 Path(name).write_text('{"_id": "a", "text": "one"}\n{"_id": "b", "text": "two"}\n', encoding="utf-8")
             assert load_data(load_task(file), Path.cwd(), train=False).splits["dev"].targets == [{1}]
         elif "inputs" in keys:
+            kind = keys.get("kind", "classification")
             for name in keys["files"].values():
-                rows = [f"{text},{label}" for text, label in reviews(20, seed=5)]
-                Path(name).write_text("\n".join(["text,kind", *rows]) + "\n", encoding="utf-8")
-            assert load_data(load_task(file), Path.cwd()).labels == ("0", "1")
+                Path(name).write_text(rows_of(kind, [*keys["inputs"], keys["label"]]), encoding="utf-8")
+            assert load_data(load_task(file), Path.cwd()).labels == LABELS[kind]
         else:
             assert list(load_grid(file).checked().rows())
 

@@ -43,6 +43,7 @@ def own(folder: Path, train: list[Any], dev: list[Any], text: str = OWN) -> Path
         (float("nan"), "holds no label (nan)"),
         ("NaN", "holds no label"),
         (["good", "bad"], "holds several labels, ['good', 'bad']"),
+        ([], "holds no label ([])"),
         ({"name": "good"}, "holds several labels"),
         (0.5, "is a number with a fraction; numbers to predict take kind: regression"),
         ("2.5", "is a number with a fraction"),

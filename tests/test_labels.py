@@ -86,6 +86,9 @@ def test_a_model_without_names_has_integers_as_numbers(tmp_path: Path) -> None:
         assert "does not name its labels" in (found.note or "")
     stars = map_labels(task, ("1", "2", "3"), tiny_model(head="classifier", num_labels=3))
     assert stars.single == {"1": 0, "2": 1, "3": 2}  # in their order
+    assert "declare" not in (stars.note or "")
+    words = map_labels(task, ("bad", "good"), tiny_model(head="classifier"))
+    assert "taken as bad, good, in this order (the alphabet's; if the model has another one, declare" in words.note
     with pytest.raises(InputError, match=r"labels differ.*id2label"):
         map_labels(task, ("good", "bad"), model)
     with pytest.raises(InputError, match=r"labels differ.*LABEL_2"):  # not in their order: LABEL_1 is class 1

@@ -121,6 +121,21 @@ def test_a_model_with_the_head_is_the_teacher_as_it_is(run: Run, sst2: list[Any]
     assert lesson[lesson.index("--max-length") + 1] == "40"
 
 
+def test_how_classes_without_names_are_taken_is_said_at_once(
+    run: Run, bench_folder: Path, sst2: list[Any], tmp_path: Path
+) -> None:
+    tiny_model(head="classifier").save_pretrained(tmp_path / "unnamed")
+    model = copy_tokenizer(bench_folder, tmp_path / "unnamed")
+    result = run("shrink", "--model", model, *sst2[2:], "--output", "small", "--dry-run")
+    assert "# note: the model does not name its labels; taken as negative, positive, in this order" in result.out
+
+
+def test_a_task_without_its_ending_is_found(run: Run, sst2: list[Any]) -> None:
+    Path("mine.yaml").write_text("version: 1\n")
+    words = "unknown task 'mine': did you mean the file mine.yaml?"
+    refused_here(run("shrink", *sst2[:3], "mine", *sst2[4:], "--output", "small"), words)
+
+
 def test_many_rows_take_fewer_epochs(bench_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(output=Path("small"), model=bench_folder / "model", task="sst2", data=data, ratio=3)
     few = [step.settings.get("epochs") for step in job.schedule().steps]

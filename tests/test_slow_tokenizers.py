@@ -109,3 +109,9 @@ def test_what_cannot_be_split_is_refused(slow: Words, tmp_path: Path) -> None:
         compresskit.evaluate(
             tiny_model("bert", "questions"), task="squad", data=tmp_path, tokenizer=slow, max_length=32, device="cpu"
         )
+    (tmp_path / "dev.conll").write_text("the O\nfilm B-x\n")
+    names = {"id2label": {0: "O", 1: "B-x", 2: "I-x"}, "label2id": {"O": 0, "B-x": 1, "I-x": 2}}
+    with pytest.raises(InputError, match=r"Words is no fast tokenizer .* as tags need"):
+        compresskit.evaluate(
+            tiny_model("bert", "tokens", **names), task="wnut17", data=tmp_path, tokenizer=slow, max_length=32
+        )

@@ -222,6 +222,8 @@ def test_evaluation_says_what_was_cut(bench_folder: Path, tmp_path: Path) -> Non
         ("\n\n", None, ["train.conll", "no sentences"]),
         (None, {"tokens": ["a", "b"], "tags": ["O"]}, ["dev.jsonl, row 1", "has 2 words and 1 tags"]),
         (None, {"tokens": ["a"], "tags": ["B-new"]}, ["dev.jsonl, row 1", "unknown tag 'B-new'", "known: O, B-x"]),
+        (None, {"tokens": ["a"], "tags": []}, ["dev.jsonl, row 1", "has 1 words and 0 tags"]),
+        (None, {"tokens": [], "tags": []}, ["dev.jsonl, row 1", "holds no words ([]): leave the row out"]),
         (None, {"tokens": "a", "tags": ["O"]}, ["dev.jsonl, row 1", "must hold a list of words"]),
         (None, {"tokens": ["a"], "tags": "O"}, ["dev.jsonl, row 1", "must hold a list of tags"]),
     ],

@@ -164,10 +164,13 @@ class Job:
         no_head = f"fine-tuned for {teacher_epochs} epochs: it has no head for {task.name}; {size}"
         losses = ", ".join(f"{term} {weight:g}" for term, weight in DEFAULTS["task"].losses.items())
         by_words = "; word by word, without attention, as vocabularies differ (algorithms: two vocabularies)"
-        own = f"{task.max_length} tokens, as {task.name} says"
+        says = f"as {task.name} says" if "max_length" in task.model_fields_set else "the default of a task's max_length"
+        own = f"{task.max_length} tokens, {says}"
         short = f"{length} tokens, all positions of the model; {task.name} has {task.max_length}"
+        fit = KINDS.get(task.kind).match(data, whole.model) if given else None
         choices = (
             f"teacher: {whole.origin}, {head if given else no_head}",
+            *([] if fit is None else [f"note: {fit}"]),
             "start: the teacher, cut down; no stage of general text (results: students of the teacher at 19x)",
             *vocabulary,
             self._method(),

@@ -13,11 +13,13 @@ from typing import Any
 
 from compresskit.errors import InputError
 from compresskit.model import output as outputs
-from compresskit.shrinking.figures import figures
+from compresskit.shrinking.figures import STUDENT, figures
 from compresskit.shrinking.job import Job, Schedule, working_folder_of
-from compresskit.shrinking.steps import Step, Tools
+from compresskit.shrinking.steps import FineTune, Step, Tools
 from compresskit.training.working_folder import WorkingFolder, check_idle, check_ours, working_folder
 
+#: The share of its teacher's score that a student may keep before the teacher is doubted.
+_MORE = 1.1
 #: What is written last: the record of a shrinking.
 _RECORD = "shrink"
 
@@ -148,12 +150,13 @@ def carry_out(schedule: Schedule, *, overwrite: bool = False, resume: bool = Fal
     if overwrite:
         _remove(schedule)
     work = WorkingFolder(schedule.folder, schedule.decides, resume=resume, overwrite=overwrite)
-    notes: list[str] = []
+    notes: dict[str, str] = {}  # each once, with what was done when it came
     try:
         for step in schedule.steps:
             if not step.output.exists():
                 with watch(step) as tools:
-                    notes += step.run(tools)
+                    for note in step.run(tools):
+                        notes.setdefault(note, step.doing)
         with watch(None) as tools:
             record = work.once(_RECORD, lambda: _record(schedule, tools))
     except InputError:
@@ -163,7 +166,19 @@ def carry_out(schedule: Schedule, *, overwrite: bool = False, resume: bool = Fal
     finally:
         work.close()
     exports = {step.settings["format"]: step.output for step in schedule.steps if step.command == "export"}
-    return Shrunk(schedule.output, exports, schedule.folder, record, tuple(dict.fromkeys(notes)))
+    said = (*(f"{doing}: {note}" for note, doing in notes.items()), *_doubts(schedule, record))
+    return Shrunk(schedule.output, exports, schedule.folder, record, said)
+
+
+def _doubts(schedule: Schedule, record: dict[str, Any]) -> tuple[str, ...]:
+    """A note where the teacher that was made here has learnt less than its student."""
+    kept = {row["name"]: row["kept"] for row in record["rows"]}[STUDENT]
+    if schedule.steps[0].command != FineTune.command or kept is None or kept <= _MORE:
+        return ()
+    return (
+        f"the student scores higher than its teacher ({100 * kept:.0f} %), which has learnt too little: fine-tune one "
+        "for more epochs, or with a higher learning rate (`compresskit finetune`), and give it with --model",
+    )
 
 
 def _record(schedule: Schedule, tools: Tools) -> dict[str, Any]:

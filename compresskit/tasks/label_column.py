@@ -54,12 +54,12 @@ def found_label(value: Any) -> str | None:
 
 def not_a_label(value: Any, where: str, known: Iterable[str], what: str = "label") -> InputError:
     """The error for a cell whose label is not among ``known`` or is none at all; ``where`` names the row."""
-    if isinstance(value, list | tuple | dict | set):
+    if isinstance(value, list | tuple | dict | set) and value:
         return InputError(
             f"{where}: holds several {what}s, {shown(value)}; a task with several for a text has kind: multi-label"
         )
     text = label_text(value)
-    if value is None or (text is None and isinstance(value, str | float)):
+    if value is None or (text is None and isinstance(value, str | float | list | tuple | dict | set)):
         return InputError(f"{where}: holds no {what} ({value!r}): fill it in or leave the row out")
     if text is None:
         return InputError(f"{where}: {shown(value)} is no {what}; {what}s are texts, integers or truth values")

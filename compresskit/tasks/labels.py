@@ -63,6 +63,8 @@ def map_labels(
     names = (_names_of_unnamed(task, labels, len(held), sources) if unnamed(held) else None) or held
     if names != held:
         note = f"the model does not name its labels; taken as {', '.join(names)}, in this order"
+        if task.labels is None and any(whole_number(label) is None for label in labels):
+            note += " (the alphabet's; if the model has another one, declare the labels in that)"
     by_name, renamed = Lookup(labels), Lookup(list(task.map_labels))
     numbers: dict[str, tuple[int, ...]] = dict.fromkeys(labels, ())
     extra = {}

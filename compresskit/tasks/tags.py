@@ -11,6 +11,7 @@ from transformers import DataCollatorForTokenClassification, PreTrainedModel
 
 from compresskit.errors import InputError, shown
 from compresskit.model.classes import class_names, in_order, whole_number
+from compresskit.model.tokenizer import is_fast
 from compresskit.storage import files
 from compresskit.storage.files import Rows
 from compresskit.tasks import reports
@@ -97,7 +98,9 @@ class Tags(TaskKind):
 
     def example(self, task: Task, row: Mapping[str, Any], where: str) -> tuple[Any, ...]:
         words = row.get(task.inputs[0])
-        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        if words == []:
+            raise InputError(f"{where}: column {task.inputs[0]!r} holds no words ([]): leave the row out")
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise InputError(f"{where}: column {task.inputs[0]!r} must hold a list of words, not {shown(words)}")
         return (words,)
 
@@ -126,9 +129,11 @@ class Tags(TaskKind):
 
     def windows(self, split: Split, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """One sequence a row, cut on the tokenizer's side; ``word`` is of a word's first token its number, else -1."""
-        if not tokenizer.is_fast:
-            name = type(tokenizer).__name__
-            raise InputError(f"{name} is not fast: it cannot tell which token belongs to which word")
+        if not is_fast(tokenizer):
+            raise InputError(
+                f"{type(tokenizer).__name__} is no fast tokenizer (tokenizer.json): it does not say to which word a "
+                "token belongs, as tags need"
+            )
         encoded = tokenizer([text for (text,) in self.sequences(split)], truncation=True, max_length=max_length)
         columns = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
         columns["word"] = []
