@@ -32,6 +32,7 @@ from compresskit.benchmark import latency
 from compresskit.benchmark.grid import load_grid
 from compresskit.cli import cli
 from compresskit.model import demo
+from compresskit.shrinking import job
 from compresskit.tasks.loading import load_data, load_task
 from compresskit.training import data as training_data
 
@@ -111,6 +112,7 @@ def place(material: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(pipeline, "TOKENS", 1000)  # of a calibration
     monkeypatch.setattr(latency, "TOKENS", 8)
     monkeypatch.setattr(training_data, "HELD_OUT", 4)
+    monkeypatch.setattr(job, "FEWEST", 10)  # rows of a task for which shrink takes no more epochs
     return Path.cwd()
 
 

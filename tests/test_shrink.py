@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 import compresskit
 from compresskit.errors import InputError
+from compresskit.shrinking import job
 from compresskit.shrinking.job import Job
 from compresskit.shrinking.run import carry_out
 from compresskit.shrinking.steps import Step, Tools
@@ -29,6 +30,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, (split, rows) in enumerate({"train": 80, "dev": 40}.items()):
         write_tsv(root / "SST-2" / f"{split}.tsv", "sentence\tlabel", reviews(rows, seed))
     return root
+
+
+@pytest.fixture(autouse=True)
+def no_more_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows take no more epochs here."""
+    monkeypatch.setattr(job, "FEWEST", 10)
 
 
 @pytest.fixture
@@ -136,12 +143,20 @@ def test_a_task_without_its_ending_is_found(run: Run, sst2: list[Any]) -> None:
     refused_here(run("shrink", *sst2[:3], "mine", *sst2[4:], "--output", "small"), words)
 
 
-def test_many_rows_take_fewer_epochs(bench_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Job(output=Path("small"), model=bench_folder / "model", task="sst2", data=data, ratio=3)
-    few = [step.settings.get("epochs") for step in job.schedule().steps]
-    monkeypatch.setattr("compresskit.shrinking.job.MANY", 80)
-    many = [step.settings.get("epochs") for step in job.schedule().steps]
-    assert (few, many) == ([5, None, 4], [3, None, 1])
+def test_the_number_of_rows_decides_the_epochs(bench_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Job(output=Path("small"), model=bench_folder / "model", task="sst2", data=data, ratio=3)
+
+    def epochs() -> list[Any]:
+        return [step.settings.get("epochs") for step in asked.schedule().steps]
+
+    assert epochs() == [5, None, 4]
+    monkeypatch.setattr(job, "FEWEST", 200)  # 2.5 times as many
+    assert epochs() == [13, None, 10]
+    monkeypatch.setattr(job, "FEWEST", 2_490)
+    assert epochs() == [30, None, 24]
+    monkeypatch.setattr(job, "FEWEST", 10)
+    monkeypatch.setattr(job, "MANY", 80)
+    assert epochs() == [3, None, 1]
 
 
 @pytest.mark.slow

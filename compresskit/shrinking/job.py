@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from compresskit.training.reading import with_new_head
 MANY, FEWEST = 20_000, 2_490
 #: Epochs of the teacher and of the student, of a task with few rows and of one with many (the same section).
 FEW_ROWS, MANY_ROWS = (5, 4), (3, 1)
+#: So many times as many epochs at most, where there are fewer rows than were measured.
+MORE = 6
 #: Sequences per step of the student: more steps from the same rows ("Students of the teacher at 19x").
 BATCH = 8
 #: Method that keeps most of sentence vectors ("Sentence vectors on STS-B").
@@ -147,7 +150,7 @@ class Job:
         vocabulary = self._checked(whole)
         task, rows, limit = data.task, len(data.splits[TRAIN]), positions(whole.model)
         length = limit if limit is not None and limit < task.max_length else None
-        teacher_epochs, epochs = FEW_ROWS if rows < MANY else MANY_ROWS
+        teacher_epochs, epochs = _epochs(rows)
         source = {"task": name, "data": self.data}
         how = {"max_length": length, "precision": self.precision}
         made = working_folder_of(self.output) / "teacher"
@@ -159,7 +162,7 @@ class Job:
             lesson={**source, "epochs": epochs, "batch_size": BATCH, **how},
         )
         size = f"{rows:,} training rows, {'fewer than' if rows < MANY else 'at least'} {MANY:,}"
-        unknown = f"; fewer than {FEWEST:,} were not measured" * (rows < FEWEST)
+        unknown = f"; fewer than {FEWEST:,} were not measured, and take more epochs" * (rows < FEWEST)
         head = f"as it is: its head answers {task.name}"
         no_head = f"fine-tuned for {teacher_epochs} epochs: it has no head for {task.name}; {size}"
         losses = ", ".join(f"{term} {weight:g}" for term, weight in DEFAULTS["task"].losses.items())
@@ -285,3 +288,12 @@ def _trained(checkpoint: Checkpoint) -> bool:
     except InputError:
         return False
     return True
+
+
+def _epochs(rows: int) -> tuple[int, int]:
+    """Epochs of the teacher and of the student. Fewer rows than were measured take as many steps, if that is no more
+    than :data:`MORE` times as many epochs.
+    """
+    teacher, student = FEW_ROWS if rows < MANY else MANY_ROWS
+    more = min(MORE, max(1, FEWEST / rows))
+    return math.ceil(teacher * more), math.ceil(student * more)
