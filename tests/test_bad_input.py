@@ -22,7 +22,9 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 import compresskit
+from compresskit.errors import WorkError
 from compresskit.model import checkpoint, demo
+from compresskit.model.output import output_folder
 from compresskit.storage import hub
 
 BAD_CHOICES = {
@@ -233,6 +235,7 @@ def test_hub_id_offline(run: Run) -> None:
     refused(run("compress", "--model", "google-bert/bert-base-uncased", "--method", "low-rank", "--ratio", 2), "hub")
 
 
+@pytest.mark.sweep
 def test_hub_id_without_network_answers_within_ten_seconds(tmp_path: Path) -> None:
     """A hub that refuses connections, and one that accepts and then says nothing."""
     code = """
@@ -287,6 +290,21 @@ def test_output_that_cannot_be_written(run: Run, tiny_folder: Path) -> None:
     arguments = ("compress", "--model", tiny_folder, "--method", "low-rank", "--ratio", 2, "--output")
     refused(run(*arguments, "/proc/small"), "cannot be written")
     refused(run(*arguments, tiny_folder / "config.json" / "small"), "cannot be written")
+
+
+def test_what_was_written_meanwhile_stays(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+
+    def write() -> None:
+        with output_folder(output, overwrite=False) as temporary:
+            (temporary / "mine").write_text("1")
+            output.mkdir()
+            (output / "theirs").write_text("2")
+
+    with pytest.raises(WorkError, match="was written by another process meanwhile"):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in output.iterdir()] == ["theirs"]
 
 
 def test_a_full_disk_leaves_nothing(run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

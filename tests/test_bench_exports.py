@@ -118,7 +118,7 @@ def test_report(whole: BenchResult, run: Run) -> None:
     kept = find(whole, "low-rank").exports["onnx-int8"].score / find(whole, "dense").score
     assert f"| low-rank onnx-int8 | {100 * kept:.1f} % |" in text  # never the bold one: the same student once more
     assert f"ONNX Runtime {onnxruntime.__version__}" in text
-    assert command(Grid(exports=("onnx-int8",))) == "compresskit bench --export onnx-int8"
+    assert command(Grid(exports=("onnx-int8",))) == "compresskit bench --unit none --export onnx-int8"
     assert "dense onnx" in (whole.folder / "index.html").read_text()
     before = (whole.folder / "README.md").read_bytes()
     assert run("report", whole.folder).code == 0

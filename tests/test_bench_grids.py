@@ -60,6 +60,7 @@ def test_regression_spans_and_their_mean(bench_folder: Path, tmp_path: Path) -> 
     assert f"{100 * kept:.1f} %" in row
 
 
+@pytest.mark.sweep
 def test_two_models_in_bf16(bench_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "three-layers"
     tiny_model(num_hidden_layers=3, seed=5).save_pretrained(other)

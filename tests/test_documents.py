@@ -170,7 +170,7 @@ class Reader:
     def command(self, arguments: list[str]) -> None:
         if arguments[0] == "bench":
             arguments += [*SHORT_BENCH, "0" if "--task" in arguments else "100"]
-            arguments += [] if "--methods" in arguments else ["--methods", "low-rank,tucker"]
+            arguments += [] if "--methods" in arguments else ["--methods", "low-rank"]
         words = arguments[1:]
         result = push(self.hub, self.run, *words) if arguments[0] == "push" else self.run(*arguments)
         assert result.code == 0, f"compresskit {shlex.join(arguments)}: {result.err}"

@@ -105,7 +105,7 @@ def test_without_labels(bench_folder: Path, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("start", ["checkpoint", "teacher"])
+@pytest.mark.parametrize("start", quick(["checkpoint", "teacher"], "teacher"))
 def test_on_a_task(bench_folder: Path, tmp_path: Path, start: str) -> None:
     stage = {"epochs": 6, "max_length": 32, "learning_rate": 3e-3}
     result = tiny_bench(

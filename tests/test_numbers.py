@@ -104,6 +104,7 @@ def test_training_is_the_same_every_time(bench_folder: Path, tmp_path: Path) -> 
     assert same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.sweep
 def test_no_traffic_without_a_hub_id(bench_folder: Path, tmp_path: Path) -> None:
     """Every command on folders, with sockets that refuse and a hub that is not declared offline."""
     code = """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model, token_ids
+from conftest import quick, tiny_model, token_ids
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, PreTrainedModel
 
@@ -45,7 +45,13 @@ class Factorised(torch.nn.Module):
         return (self.head(hidden),)
 
 
-@pytest.mark.parametrize(("method", "whole"), [("low-rank", True), *((method, False) for method in METHODS.all())])
+@pytest.mark.parametrize(
+    ("method", "whole"),
+    [
+        ("low-rank", True),
+        *(pytest.param(name, False, marks=() if name == "kronecker" else pytest.mark.sweep) for name in METHODS.all()),
+    ],
+)
 def test_compiled_models_give_the_same_values_and_gradients(method: str, whole: bool) -> None:
     torch._dynamo.reset()
     layers = 2 if method == "tucker" else 1  # that share factors
@@ -112,7 +118,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["kronecker", "low-rank"])
+@pytest.mark.parametrize("method", quick(["kronecker", "low-rank"], "kronecker"))
 def test_from_shards_as_from_memory(sharded: Path, method: str) -> None:
     in_memory = AutoModel.from_pretrained(sharded)
     for parameter in in_memory.parameters():

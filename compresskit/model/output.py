@@ -40,9 +40,10 @@ def output_folder(output: Path, overwrite: bool) -> Iterator[Path]:
 
     Raises:
         InputError: before the block: ``output`` exists (and may not be overwritten) or cannot be written.
+        WorkError: after the block: ``output`` was made meanwhile (and may not be overwritten).
     """
     check_output(output, overwrite)
-    with new_folder(output) as temporary:
+    with new_folder(output, replace=overwrite) as temporary:
         yield temporary
 
 

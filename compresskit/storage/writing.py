@@ -15,13 +15,16 @@ from compresskit.errors import InputError, WorkError, one_line
 
 
 @contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside ``output`` that takes its name (and its place) once the block ends well, and vanishes
-    otherwise.
+def new_folder(output: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A temporary folder beside ``output`` that takes its name once the block ends well, and vanishes otherwise.
+
+    Args:
+        output: the folder.
+        replace: whether it takes the place of a folder of that name.
 
     Raises:
         InputError: before the block: ``output`` cannot be written.
-        WorkError: in the block or after it: a file could not be written.
+        WorkError: in the block or after it: a file could not be written, or ``output`` is there and is not replaced.
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +34,12 @@ def new_folder(output: Path) -> Iterator[Path]:
     try:
         yield temporary
         _open_permissions(temporary)
-        _move_into_place(temporary, output)
+        if replace:
+            _move_into_place(temporary, output)
+        elif output.exists():  # the rename below fails too, unless it is empty
+            raise WorkError(f"output {output}: was written by another process meanwhile; it is left as it is")
+        else:
+            temporary.rename(output)
     except (OSError, SafetensorError) as error:
         raise WorkError(f"output {output}: could not be written: {one_line(error)}") from error
     finally:
