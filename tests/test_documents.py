@@ -113,6 +113,7 @@ def place(material: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(latency, "TOKENS", 8)
     monkeypatch.setattr(training_data, "HELD_OUT", 4)
     monkeypatch.setattr(job, "FEWEST", 10)  # rows of a task for which shrink takes no more epochs
+    monkeypatch.setattr(job, "ENOUGH", 10)  # characters of a text
     return Path.cwd()
 
 

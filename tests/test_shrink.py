@@ -36,6 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_more_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows take no more epochs here."""
     monkeypatch.setattr(job, "FEWEST", 10)
+    monkeypatch.setattr(job, "ENOUGH", 1)
 
 
 @pytest.fixture
@@ -157,6 +158,18 @@ def test_the_number_of_rows_decides_the_epochs(bench_folder: Path, data: Path, m
     monkeypatch.setattr(job, "FEWEST", 10)
     monkeypatch.setattr(job, "MANY", 80)
     assert epochs() == [3, None, 1]
+
+
+def test_short_texts_are_read_more_often(bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A sentence of thirty letters.\n\n" * 10)  # the blank lines do not count
+    asked = Job(output=Path("small"), model=bench_folder / "model", text=text, ratio=3)
+    for enough, expected in ((290, (None, None)), (291, (2, 16)), (870, (3, 16)), (9999, (10, 16))):
+        monkeypatch.setattr(job, "ENOUGH", enough)
+        schedule = asked.schedule()
+        settings = schedule.steps[1].settings
+        assert (settings.get("epochs"), settings.get("batch_size")) == expected
+        assert any(choice.startswith(f"epochs: {expected[0] or 1}") for choice in schedule.choices)
 
 
 @pytest.mark.slow

@@ -112,7 +112,9 @@ def find_corpus(text: str | Path | Corpus | None, fields: Sequence[str] = ()) ->
             )
         return Corpus(path.name, path, fields=tuple(fields) if kind in _ROWS else ())
     if path.exists():
-        raise InputError(f"text {text}: is a folder; give a file (.txt, .jsonl, also .gz) or a data set of the hub")
+        raise InputError(
+            f"text {text}: is a folder; give a file (.txt, .jsonl, also .gz), such as cat {text}/*.txt makes"
+        )
     name = str(text)
     if (
         name.count("/") != 1

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compresskit.data.corpus import find_corpus
+from compresskit.data.corpus import Corpus, find_corpus
 from compresskit.decomposers import AUTO
 from compresskit.errors import InputError
 from compresskit.exporting.format import FORMATS
@@ -36,6 +36,9 @@ FEW_ROWS, MANY_ROWS = (5, 4), (3, 1)
 MORE = 6
 #: Sequences per step of the student: more steps from the same rows ("Students of the teacher at 19x").
 BATCH = 8
+#: Characters of a text that has 60,000 sentences or so: one with fewer is read more often, in smaller batches, up to so
+#: many times ("The budget of a benchmark").
+ENOUGH, PASSES, FEW_BATCH = 6_000_000, 10, 16
 #: Method that keeps most of sentence vectors ("Sentence vectors on STS-B").
 _OF_VECTORS = "low-rank"
 #: Heads that answer some task; a model with another one is none yet.
@@ -197,6 +200,8 @@ class Job:
         terms = ", ".join(f"{name} {weight:g}" for name, weight in DEFAULTS["sentences"].losses.items())
         note = unsaid(whole.folder)
         by_words = "; word by word, as vocabularies differ (algorithms: two vocabularies)"
+        passes = _passes(corpus)
+        few = {"epochs": passes, "batch_size": FEW_BATCH} if passes > 1 else {}
         choices = (
             f"teacher: {whole.origin} as it is{'' if note is None else f'; {note}'}",
             *vocabulary,
@@ -204,11 +209,14 @@ class Job:
             "calibration: the text, so that outputs on it are kept (results: calibration, least error, auto)",
             f"losses: {terms}, on each sentence of the text: the defaults of distill --unit (results: sentence vectors)"
             f"{by_words if vocabulary else ''}",
+            f"epochs: {passes}, in batches of {FEW_BATCH}, as the text is short (results: the budget of a benchmark)"
+            if few
+            else "epochs: 1, the default of distill --unit (results: sentence vectors)",
         )
         steps = self._steps(
             self.model,
             calibration={"calibration": self.text},
-            lesson={"text": self.text, "unit": "sentence", "precision": self.precision},
+            lesson={"text": self.text, "unit": "sentence", **few, "precision": self.precision},
         )
         return Schedule(self.output, steps, choices, self._decides(whole, {"text": corpus.record()}), self.model, None)
 
@@ -288,6 +296,16 @@ def _trained(checkpoint: Checkpoint) -> bool:
     except InputError:
         return False
     return True
+
+
+def _passes(corpus: Corpus) -> int:
+    """How often a text is read by a student of sentence vectors, so that it sees as much as of a long one."""
+    found = 0
+    for document in corpus.documents():
+        found += len(document)
+        if found >= ENOUGH:
+            return 1
+    return min(PASSES, math.ceil(ENOUGH / found))
 
 
 def _epochs(rows: int) -> tuple[int, int]:
