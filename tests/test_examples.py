@@ -89,6 +89,11 @@ def test_sentence_search(example: Callable[..., str], small_sentence: Path, tmp_
     best = said.splitlines()[0].split("\t")
     assert best[1:] == [sentences[0], "more/b.txt"]
     assert 0 < float(best[0]) <= 1
+    assert example("sentence_search.py", "search", tmp_path / "index", "where do kittens rest", small_sentence) == said
+    with pytest.raises(SystemExit, match="usage"):
+        example("sentence_search.py", "search", tmp_path / "index")
+    with pytest.raises(FileExistsError):
+        example("sentence_search.py", "index", small_sentence, tmp_path / "texts", tmp_path / "index")
 
 
 def test_continue_training(example: Callable[..., str], bench_folder: Path, tmp_path: Path) -> None:

@@ -92,7 +92,10 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
 @units
 @click.option("--seeds", callback=_list(int), metavar="A,B", help="One run of every student for each seed. Default: 0.")
 @click.option(
-    "--baselines", callback=_list(str), metavar="A,B", help="Rows to compare with; `compresskit methods` lists them."
+    "--baselines",
+    callback=_list(str),
+    metavar="A,B",
+    help="Rows to compare with; `compresskit methods` lists them. Default: dense,int8,half-layers.",
 )
 @click.option(
     "--students-from",
