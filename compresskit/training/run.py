@@ -115,8 +115,8 @@ class Run:
         parts = micro_batches(self.stage, self.options, self.data.together)
         if self.stage.losses.get("similarity") and self.stage.batch_size < 2 * parts:
             raise InputError(
-                "loss similarity: compares the sentences of a micro-batch, and here each holds one: give a larger batch "
-                "size or less accumulation, or leave the loss out (similarity=0)"
+                "loss similarity: compares the sentences of a micro-batch, and here each holds one: give a larger "
+                "batch size or less accumulation, or leave the loss out (similarity=0)"
             )
         self._check()
         with attention_kept(*self._everyone):
