@@ -15,6 +15,7 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model import identity
 from compresskit.model.checkpoint import MODEL_CLASSES, Checkpoint
 from compresskit.model.heads import has_head
+from compresskit.model.output import EXPORT
 from compresskit.model.positions import positions
 from compresskit.model.sentence_vectors import unsaid
 from compresskit.pipeline import Request
@@ -25,7 +26,7 @@ from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import TRAIN, TaskData
 from compresskit.training import data as training_data
 from compresskit.training.reading import with_new_head
-from compresskit.training.working_folder import settings_of
+from compresskit.validation import read_json
 
 #: Training rows from which on a task has many, and the fewest of a task that was measured. Measured were 2,490 to
 #: 8,551 rows, and 67,349 (results, "Five GLUE tasks").
@@ -284,11 +285,15 @@ def export_folder(output: Path, form: str) -> Path:
 
 
 def earlier_exports(output: Path) -> list[Path]:
-    """What the last run for ``output`` exported, where it is still there: beside another model it would pass for that
-    one's. Raises InputError: the record of that run cannot be read.
+    """The exports of the model in ``output`` that lie beside it: beside another model they would pass for that one's.
+    Raises InputError: the record of one cannot be read.
     """
-    formats = settings_of(working_folder_of(output)).get("export", [])
-    return [folder for form in formats if (folder := export_folder(output, form)).exists()]
+    folders = [export_folder(output, form) for form in FORMATS.all()]
+    return [folder for folder in folders if (folder / EXPORT).is_file() and _exported_from(folder) == output.name]
+
+
+def _exported_from(folder: Path) -> Any:
+    return read_json(folder / EXPORT, "cannot be read").get("model")
 
 
 def _trained(checkpoint: Checkpoint) -> bool:

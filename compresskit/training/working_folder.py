@@ -15,7 +15,6 @@ from filelock import FileLock, Timeout
 from compresskit.errors import InputError
 from compresskit.storage.writing import write_text
 from compresskit.training.checkpoints import checkpoints
-from compresskit.validation import read_json
 
 _SETTINGS = "settings.json"
 _LOCK = ".lock"
@@ -30,13 +29,6 @@ def check_ours(path: Path) -> None:
     """Refuse a folder that is there and is no working folder. Raises InputError."""
     if not (path / _SETTINGS).is_file():
         raise InputError(f"{path}: exists and is no working folder of compresskit; move it away")
-
-
-def settings_of(path: Path) -> dict[str, Any]:
-    """What decides the result of the run that a working folder holds; nothing where there is none. Raises InputError:
-    that cannot be read.
-    """
-    return read_json(path / _SETTINGS, "cannot be read") if (path / _SETTINGS).is_file() else {}
 
 
 def check_idle(path: Path) -> None:
@@ -81,7 +73,7 @@ class WorkingFolder:
         if self.path.exists():
             check_ours(self.path)
             if resume:
-                self._check_same(settings_of(self.path), json.loads(text))
+                self._check_same(json.loads((self.path / _SETTINGS).read_text(encoding="utf-8")), json.loads(text))
             elif not overwrite:
                 raise InputError(
                     f"{self.path}: holds an unfinished run; --resume continues it, --overwrite starts it again"
