@@ -177,6 +177,11 @@ class Run:
         student = self._everyone[0]
         if self.stage.early_stopping is not None and self.data.dev is None:
             raise InputError("early_stopping: goes by the primary metric on a task's dev rows; there is no task")
+        if self.stage.early_stopping is not None and self.output is None and PartialState().num_processes > 1:
+            raise InputError(
+                "early_stopping: goes back to weights in a file, which several processes share beside the output: give "
+                "an output"
+            )
         if self.stage.class_weights is not None and self.data.dev is None:
             raise InputError("class_weights: weigh the labels of a task; there is no task")
         if self.stage.class_weights is not None and not self.stage.losses.get("supervised"):
