@@ -26,6 +26,7 @@ from compresskit.model.kept import copied
 from compresskit.model.measure import count_flops
 from compresskit.model.output import output_folder
 from compresskit.model.quantizer import quantizer_of
+from compresskit.model.sentence_vectors import reader_of_text
 from compresskit.model.sources import ModelWeights, check_finite
 from compresskit.model.targets import check_supported
 from compresskit.model.tokenizer import find_tokenizer
@@ -228,6 +229,8 @@ class Compression:
         dense, tokens = self.checkpoint, self.recipe.calibration_tokens
         reader = find_tokenizer(self.tokenizer, dense)
         text = find_corpus(None) if self.text is None else self.text
+        if isinstance(text, Corpus):  # rows of a task are read as training reads them
+            reader = reader_of_text(dense, reader)
         weigh = self.recipe.by_error
         found = calibrate(dense.model, reader, text, tokens, progress, weigh=weigh, untrained=dense.untrained)
         return replace(self, statistics=found)

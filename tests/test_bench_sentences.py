@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run, refused, reviews, same, sentence_folder, tiny_bench, write_tsv
+from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer, TrainerCallback
 
 import compresskit
@@ -296,3 +297,20 @@ def test_shipped_grids() -> None:
         seeds.setdefault(row.name, set()).add(row.seed)
     assert {name for name, found in seeds.items() if len(found) == 3} == {"low-rank", "auto"}
     assert {"fewer-layers", "static"} <= set(seeds)
+
+
+def test_a_rounded_model_makes_the_vectors_that_its_folder_asks_for(bench_folder: Path, tmp_path: Path) -> None:
+    """Its graph lies in a folder that does not say how, where a graph does not hold the vectors."""
+    pytest.importorskip("onnxruntime")
+    pooling = {"word_embedding_dimension": 48, "pooling_mode_max_tokens": True}
+    model = sentence_folder(bench_folder / "model", tmp_path / "model", pooling, behind=("Dense",))
+    layer = torch.nn.Linear(48, 8)
+    save_file({f"linear.{n}": p.detach() for n, p in layer.named_parameters()}, model / "2_Dense" / "model.safetensors")
+    (model / "2_Dense" / "config.json").write_text(json.dumps({"in_features": 48, "out_features": 8}))
+    options: dict[str, Any] = {"models": (str(model),), "unit": ("line",), "general": {"max_steps": 1}}
+    result = tiny_bench(bench_folder, tmp_path / "out", baselines=("dense", "onnx-int8"), **options)
+    assert not result.failed, [record.message for record in result.failed]
+    dense, rounded, _ = result.records
+    assert rounded.scores["cosine"] > 0.99
+    assert rounded.score > 0.95
+    assert rounded.parameters == dense.parameters

@@ -168,6 +168,56 @@ def test_a_model_that_was_trained_with_checkpointing_goes_every_further_way(benc
     assert smaller.num_parameters() < student.num_parameters()
 
 
+QUERY, WORDS = "bert.encoder.layer.1.attention.self.query", "bert.embeddings.word_embeddings"
+
+
+def _with_own_forward(layer: nn.Module) -> None:
+    before = layer.forward
+    layer.forward = lambda x: 2 * before(x)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "says"),
+    [
+        (QUERY, lambda layer: layer.register_forward_hook(lambda *_: None), "has a hook (<lambda>"),
+        (QUERY, lambda layer: layer.register_forward_pre_hook(lambda *_: None), "has a hook"),
+        (QUERY, lambda layer: layer.register_full_backward_hook(lambda *_: None), "has a hook"),
+        (QUERY, lambda layer: layer.register_full_backward_pre_hook(lambda *_: None), "has a hook"),
+        (QUERY, _with_own_forward, "has its own forward"),
+        (WORDS, lambda layer: layer.register_forward_hook(lambda *_: None), "has a hook"),
+        ("cls.predictions.decoder", lambda layer: layer.register_forward_hook(lambda *_: None), "has a hook"),
+        (WORDS, lambda layer: setattr(layer, "max_norm", 0.1), "has max_norm=0.1"),
+        (WORDS, lambda layer: setattr(layer, "scale_grad_by_freq", True), "has scale_grad_by_freq=True"),
+        (WORDS, lambda layer: setattr(layer, "sparse", True), "has sparse=True"),
+    ],
+)
+def test_what_a_layer_does_beside_its_product_is_not_lost(place: str, change: Any, says: str) -> None:
+    """What takes its place would not do it: in the compressed model, and in the dense one that is made of that."""
+    model = tiny_model("bert", "masked-lm")
+    change(model.get_submodule(place))
+    before = outputs(model)
+    with pytest.raises(InputError, match=re.escape(f"{place} {says}")):
+        compresskit.compress(model, method="low-rank", ratio=2, inplace=True)
+    assert torch.equal(outputs(model), before)
+    if place == QUERY:
+        small = compresskit.compress(tiny_model("bert", "masked-lm"), method="low-rank", ratio=2)
+        change(small.get_submodule(place))
+        before = outputs(small)
+        for undo in (compresskit.to_dense, lambda model: model.dequantize()):
+            with pytest.raises(InputError, match=re.escape(f"{place} {says}")):
+                undo(small)
+        assert torch.equal(outputs(small), before)
+
+
+def test_hooks_on_layers_that_stay_are_the_callers_affair() -> None:
+    model, seen = tiny_model("bert", "classifier"), []
+    model.classifier.register_forward_hook(lambda *_: seen.append(1))
+    again = compresskit.to_dense(compresskit.compress(model, method="low-rank", ratio=2))
+    seen.clear()
+    again(torch.tensor([[5, 6]]))
+    assert seen == [1]
+
+
 def test_other_objects_are_refused(bench_folder: Path) -> None:
     for given in (nn.Linear(2, 2), 5):
         with pytest.raises(InputError, match="give a PreTrainedModel, a folder or a hub id, not a"):

@@ -9,16 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, refused, tiny_model, write_tsv
+from conftest import Run, refused, sentence_folder, tiny_model, write_tsv
 from huggingface_hub.utils import filter_repo_objects
 from scipy import stats
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, BertTokenizer
 
 import compresskit
+from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.shared import Shared
+from compresskit.data.corpus import find_corpus
 from compresskit.decomposers import FactorisedEmbedding
 from compresskit.model import checkpoint, sentence
+from compresskit.model.targets import find_targets
+from compresskit.pipeline import Request
+from compresskit.planning.stage import DEFAULTS
 from compresskit.storage import hub
+from compresskit.training.data import from_text
+from compresskit.training.reading import teacher_and_student
+from compresskit.training.settings import Options
 
 SENTENCES = ["A man is eating food.", "Someone has a meal.", "The stock market fell sharply on Monday."]
 
@@ -131,3 +140,29 @@ def test_similarity_takes_any_encoder_and_trains_none(run: Run, bench_folder: Pa
     refused(
         run("bench", "--task", "stsb-similarity", "--data", tmp_path, "--output", "out"), "nothing can be trained on it"
     )
+
+
+def test_plain_text_is_read_in_lower_case_where_the_folder_asks_for_that(bench_folder: Path, tmp_path: Path) -> None:
+    """Whatever the tokenizer does by itself: calibration, the general stage and a benchmark's passages."""
+    folder = sentence_folder(bench_folder / "model", tmp_path / "model", encoder={"do_lower_case": True})
+    BertTokenizer(vocab=str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
+    compresskit.compress(folder, method="low-rank", ratio=2).save_pretrained(tmp_path / "student")
+    plain = (bench_folder / "text.txt").read_text(encoding="utf-8")
+    (tmp_path / "lower.txt").write_text(plain, encoding="utf-8")
+    (tmp_path / "upper.txt").write_text(plain.upper(), encoding="utf-8")
+    read = []
+    for text in (tmp_path / "lower.txt", tmp_path / "upper.txt"):
+        request = Request(model=folder, method="low-rank", ratio=2, calibration=text)
+        statistics = request.read().calibrated().statistics
+        assert statistics is not None
+        moments = [statistics.second_moment(target) for target in find_targets(checkpoint.read(folder).model)]
+        models = teacher_and_student(folder, tmp_path / "student", None, allow_dense=False, new_head=False)
+        stage = DEFAULTS["general"].model_copy(update={"max_length": 32})
+        rows = from_text(find_corpus(text), models, stage, Options()).rows["input_ids"][:]
+        passages = Shared(Grid(models=(str(folder),), text=str(text))).passages(str(folder), "all").tokens
+        read.append((moments, rows, passages))
+    (moments, rows, passages), (others, other_rows, other_passages) = read
+    for ours, theirs in zip(moments, others, strict=True):
+        assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+    assert rows == other_rows
+    assert torch.equal(passages, other_passages)

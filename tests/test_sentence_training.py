@@ -89,6 +89,15 @@ def test_one_sentence_is_similar_to_nothing() -> None:
     assert float(vector.grad.abs().sum()) == 0  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 4, "accumulation": 4}])
+def test_micro_batches_of_one_sentence(settings: dict[str, int], pair: tuple[Path, Path], bench_folder: Path) -> None:
+    """The loss would be 0 at every step, and nobody would see that nothing is learned by it."""
+    asked = {**SETTINGS, **settings, "text": texts(bench_folder), "max_steps": 1}
+    with pytest.raises(InputError, match=r"loss similarity: compares the sentences of .* each holds one"):
+        compresskit.distill(*pair, **asked)
+    compresskit.distill(*pair, **asked, losses={"similarity": 0})
+
+
 # -- units ------------------------------------------------------------------------------------------------------------
 
 

@@ -230,6 +230,24 @@ def test_a_trimmed_vocabulary_is_part_of_what_is_resumed(run: Run, bench_folder:
         carry_out(Job(output=Path("small"), trim_keep=70, **asked).schedule(), resume=True)
 
 
+def test_an_export_of_the_model_before_goes_with_it(bench_folder: Path, sst2: list[Any], run: Run) -> None:
+    """Also where the new run asks for none: beside the new model it would pass for that one's."""
+    asked = {"model": sst2[1], "task": "sst2", "data": sst2[5], "ratio": 3.0, "method": "low-rank"}
+    assert run("compress", "--model", sst2[1], "--method", "low-rank", "--ratio", 2, "--output", "small").code == 0
+    compresskit.export("small", output="small-dense", format="dense")
+    copy_tokenizer(bench_folder, Path("small-dense"))
+    Path("small-dense/theirs.txt").touch()
+    refused_here(run("shrink", *sst2, "--output", "small", "--overwrite"), "holds theirs.txt")
+    Path("small-dense/theirs.txt").unlink()
+    with pytest.raises(InputError, match="small-dense holds the model that is read"):
+        Job(output=Path("small"), **{**asked, "model": "small-dense"})
+    shutil.copytree(bench_folder / "model", "small-onnx")  # of something else
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(Job(output=Path("small"), **asked).schedule(), watch=_interrupted, overwrite=True)
+    assert not Path("small-dense").exists()
+    assert Path("small-onnx").is_dir()
+
+
 @contextmanager
 def _interrupted(step: Step | None) -> Iterator[Tools]:
     raise KeyboardInterrupt

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import PartialState
 from conftest import Run, refused, reviews, same, tiny_bench, tiny_model, write_tsv
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
@@ -270,4 +271,18 @@ def test_a_family_without_it_is_refused(bench_folder: Path, settings: dict[str, 
             tokenizer=AutoTokenizer.from_pretrained(bench_folder / "model"),
             gradient_checkpointing=True,
             **settings,
+        )
+
+
+def test_processes_without_an_output_share_no_best_weights(bench_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one alone writes them: the others would look for them in vain after the last step, and die."""
+    monkeypatch.setattr(PartialState(cpu=True), "num_processes", 2)  # all instances have one state
+    with pytest.raises(InputError, match=r"early_stopping: goes back to weights in a file, .* give an output"):
+        compresskit.finetune(
+            bench_folder / "teacher",
+            task="sst2",
+            data=bench_folder / "data",
+            early_stopping=1,
+            max_length=16,
+            device="cpu",
         )

@@ -304,7 +304,7 @@ class Workshop:
         model = read.model if rival is None else rival.counted(dense, read.model)
         flops = count_flops(model)
         total = count_parameters(model) if rival is None else rival.parameters(dense, read.model)
-        behind, roles = numbers_behind(read.folder), _by_role(model, dense)
+        behind, roles = numbers_behind(self._folder(made)), _by_role(model, dense)
         total += behind
         roles["rest"] += behind
         return {
@@ -316,10 +316,14 @@ class Workshop:
             "flops_linear": flops.linear,
         }
 
+    def _folder(self, made: Made) -> Path | None:
+        """What says how a model's vectors are made, with the layers behind it: an exported graph may come without."""
+        return made.checkpoint.folder if made.run is None else self._read_dense().folder
+
     def _score(self, made: Made, *, asymmetric: bool = True) -> dict[str, Any]:
         cell, rival, model = self.cell, self.cell.rival, made.checkpoint.model
         if cell.task is None:
-            tokenizer, how = self.shared.tokenizer(cell.origin), self.shared.vectors_of(made.checkpoint.folder)
+            tokenizer, how = self.shared.tokenizer(cell.origin), self.shared.vectors_of(self._folder(made))
 
             def encode(passages: quality.Passages) -> quality.Encoded:
                 if made.run is not None:

@@ -24,7 +24,7 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model import identity
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.positions import check_length, positions
-from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model
+from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model, reader_of_text
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.loading import load_data, load_task
@@ -47,6 +47,7 @@ class Shared:
         # Instances are few and live as long as the benchmark.
         self.identity = cache(self._identity)
         self.tokenizer = cache(self._tokenizer)
+        self.reader = cache(self._reader)
         self.task = cache(self._task)
         self.passages = cache(self._passages)
         self.encoded = cache(self._encoded)
@@ -176,6 +177,10 @@ class Shared:
     def _tokenizer(self, origin: str | None) -> Any:
         return find_tokenizer(None, checkpoints.read(origin))
 
+    def _reader(self, origin: str | None) -> Any:
+        """What reads plain text."""
+        return reader_of_text(checkpoints.read(origin), self.tokenizer(origin))
+
     def _task(self, name: str) -> tuple[Task, TaskData]:
         declared = load_task(name)
         folder = None if self.grid.data is None else Path(self.grid.data)
@@ -184,13 +189,13 @@ class Shared:
     def _passages(self, origin: str | None, part: Part = "held-out") -> quality.Passages:
         """Those that quality is measured on; of the training part as many as maps between widths are fitted to."""
         limit = positions(self.read_dense(origin).model) or quality.PASSAGE
-        found = quality.find_passages(self.corpus(part), self.tokenizer(origin), min(quality.PASSAGE, limit))
+        found = quality.find_passages(self.corpus(part), self.reader(origin), min(quality.PASSAGE, limit))
         return found if part == "held-out" else found.spread()
 
     def _statistics(self, origin: str | None, part: Part, tokens: int) -> tuple[Calibration, float]:
         """The calibration, and the seconds that it took."""
         start = time.perf_counter()
-        found = calibrate(self.read_dense(origin).model, self.tokenizer(origin), self.corpus(part), tokens)
+        found = calibrate(self.read_dense(origin).model, self.reader(origin), self.corpus(part), tokens)
         return found, time.perf_counter() - start
 
     def _task_statistics(

@@ -40,6 +40,12 @@ def forward_hooks(module: nn.Module) -> list[Callable[..., Any]]:
     return list(module._forward_hooks.values())
 
 
+def hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    """What runs before or after the module, forth and back."""
+    kinds = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return [hook for kind in kinds for hook in kind.values()]
+
+
 def without_subclasses() -> Any:
     """A context in which functions of subclasses of tensors are those of tensors."""
     return torch._C.DisableTorchFunctionSubclass()

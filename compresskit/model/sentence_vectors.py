@@ -17,6 +17,7 @@ from tokenizers import normalizers
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, one_line
+from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.positions import positions
 from compresskit.model.sentence import CONFIG, MODULES, TRANSFORMER_FILES, module_folders
 from compresskit.model.tokenizer import is_fast
@@ -261,6 +262,17 @@ def prompts(folder: Path) -> tuple[str, ...]:
 def in_lower_case(folder: Path) -> bool:
     """Whether a folder asks for texts in lower case; nothing else of it is looked at. Raises InputError as above."""
     return bool(_encoder_file(folder)[1].get("do_lower_case", False))
+
+
+def reader_of_text(checkpoint: Checkpoint, tokenizer: Any) -> Any:
+    """The tokenizer with which a checkpoint reads plain text: the given one, in lower case where its folder asks for
+    that.
+
+    Raises:
+        InputError: the folder's file cannot be read; the tokenizer is no fast one.
+    """
+    folder = checkpoint.folder
+    return SentenceModel(lower=folder is not None and in_lower_case(folder)).tokenizer(tokenizer)
 
 
 def numbers_behind(folder: Path | None) -> int:

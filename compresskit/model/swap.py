@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,10 +19,43 @@ from compresskit.decomposers import (
     TiedHead,
     exact_products,
 )
-from compresskit.internals.torch import buffers_of, parameters_of
+from compresskit.errors import InputError
+from compresskit.internals.torch import buffers_of, hooks, parameters_of
 from compresskit.internals.transformers import forget_declared_ties
-from compresskit.model.sharing import TiedEmbedding, scale_hook, scale_of, twin, untie
+from compresskit.model.sharing import Scale, TiedEmbedding, scale_hook, scale_of, twin, untie
 from compresskit.model.targets import replace_module
+
+#: Options of embeddings beside ``padding_idx``: they change rows or gradients.
+_OPTIONS = ("max_norm", "scale_grad_by_freq", "sparse")
+
+
+def check_replaceable(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Refuse layers that do more than the ones in their place would.
+
+    Raises:
+        InputError: one has hooks or a ``forward`` of its own, or is an embedding with other options than
+            ``padding_idx``.
+    """
+    for name in names:
+        module = model.get_submodule(name)
+        own = [hook for hook in hooks(module) if not isinstance(hook, Scale) and not _of_transformers(hook)]
+        if own or "forward" in vars(module):
+            what = f"a hook ({getattr(own[0], '__qualname__', type(own[0]).__name__)})" if own else "its own forward"
+            raise InputError(
+                f"model: {name} has {what}, which the layer in its place would not have: take it off first, and put "
+                "it on the new model where it is still wanted"
+            )
+        for option in _OPTIONS:
+            if getattr(module, option, None):
+                raise InputError(
+                    f"model: embedding {name} has {option}={getattr(module, option)}, which a factorised one cannot "
+                    f"follow: set {option} to {None if option == 'max_norm' else False} first"
+                )
+
+
+def _of_transformers(hook: Callable[..., Any]) -> bool:
+    """Whether a hook is of transformers itself, which puts it on again where it is needed (checkpointing)."""
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "transformers"
 
 
 def mount(model: PreTrainedModel, decomposer: AnyDecomposer, group: Group, spec: Spec) -> None:
@@ -85,7 +118,13 @@ def assign(model: PreTrainedModel, factors: Mapping[str, Tensor]) -> None:
 
 @exact_products
 def densify(model: PreTrainedModel) -> None:
-    """Replace every factorised layer by an ordinary one with the weight multiplied out, in place; ties are restored."""
+    """Replace every factorised layer by an ordinary one with the weight multiplied out, in place; ties are restored.
+
+    Raises:
+        InputError: see :func:`check_replaceable`.
+    """
+    ours = (FactorisedLayer, TiedHead, TiedEmbedding)
+    check_replaceable(model, [name for name, module in model.named_modules() if isinstance(module, ours)])
     tied = {n: m for n, m in model.named_modules() if isinstance(m, TiedHead | TiedEmbedding)}
     weights: dict[tuple[int, ...], nn.Parameter] = {}  # one for all layers with the same factors
     for name, module in list(model.named_modules()):

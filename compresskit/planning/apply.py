@@ -18,7 +18,7 @@ from compresskit.decomposers import (
 from compresskit.model.quantizer import CompresskitConfig, CompresskitHfQuantizer, attach
 from compresskit.model.sharing import tie, undeclared_ties
 from compresskit.model.sources import ModelWeights, check_weights
-from compresskit.model.swap import assign, mount
+from compresskit.model.swap import assign, check_replaceable, mount
 from compresskit.planning.planner import Plan
 from compresskit.progress import Progress, silent
 
@@ -41,9 +41,11 @@ def apply_plan(
         outputs on the text of the calibration.
 
     Raises:
-        InputError: a weight is on the meta device.
+        InputError: a weight is on the meta device; a layer does more than its class says (hooks).
     """
     check_weights(model)
+    targets = [target for assignment in plan.assignments for target in assignment.group.targets]
+    check_replaceable(model, [name for target in targets for name in (target.name, *target.shared)])
     source = ModelWeights(model)
     shared = undeclared_ties(model)
     tie(model, shared)

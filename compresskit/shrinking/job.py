@@ -16,6 +16,7 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model import identity
 from compresskit.model.checkpoint import MODEL_CLASSES, Checkpoint
 from compresskit.model.heads import has_head
+from compresskit.model.output import EXPORT
 from compresskit.model.positions import positions
 from compresskit.model.sentence_vectors import unsaid
 from compresskit.pipeline import Request
@@ -26,6 +27,7 @@ from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import TRAIN, TaskData
 from compresskit.training import data as training_data
 from compresskit.training.reading import with_new_head
+from compresskit.validation import read_json
 
 #: Training rows from which on a task has many, and the fewest of a task that was measured. Measured were 2,490 to
 #: 8,551 rows, and 67,349 (results, "Five GLUE tasks").
@@ -128,14 +130,15 @@ class Job:
         """Refuse outputs that hold the model: --overwrite would remove it before it is read. Raises InputError."""
         if model.resolve() == self.output.resolve():
             raise InputError(f"output {self.output}: is also the model that is read; choose another folder")
-        for folder in (self.output, working_folder_of(self.output), *self.outputs.values()):
+        exports = (*self.outputs.values(), *earlier_exports(self.output))
+        for folder in (self.output, working_folder_of(self.output), *exports):
             if model.exists() and folder.resolve() in (model.resolve(), *model.resolve().parents):
                 raise InputError(f"output {self.output}: {folder} holds the model that is read; choose another folder")
 
     @property
     def outputs(self) -> dict[str, Path]:
         """Format -> folder of every export."""
-        return {form: self.output.with_name(f"{self.output.name}-{form}") for form in dict.fromkeys(self.export)}
+        return {form: export_folder(self.output, form) for form in dict.fromkeys(self.export)}
 
     def schedule(self) -> Schedule:
         """The steps, once model and data are known to allow them.
@@ -288,6 +291,23 @@ class Job:
 def working_folder_of(output: Path) -> Path:
     """The folder beside ``output`` for what is made on the way."""
     return output.with_name(output.name + ".shrink")
+
+
+def export_folder(output: Path, form: str) -> Path:
+    """The folder beside ``output`` for the small model in another format."""
+    return output.with_name(f"{output.name}-{form}")
+
+
+def earlier_exports(output: Path) -> list[Path]:
+    """The exports of the model in ``output`` that lie beside it: beside another model they would pass for that one's.
+    Raises InputError: the record of one cannot be read.
+    """
+    folders = [export_folder(output, form) for form in FORMATS.all()]
+    return [folder for folder in folders if (folder / EXPORT).is_file() and _exported_from(folder) == output.name]
+
+
+def _exported_from(folder: Path) -> Any:
+    return read_json(folder / EXPORT, "cannot be read").get("model")
 
 
 def _trained(checkpoint: Checkpoint) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from compresskit.errors import InputError
 from compresskit.model import output as outputs
 from compresskit.shrinking.figures import STUDENT, figures
-from compresskit.shrinking.job import Job, Schedule, working_folder_of
+from compresskit.shrinking.job import Job, Schedule, earlier_exports, working_folder_of
 from compresskit.shrinking.steps import FineTune, Step, Tools
 from compresskit.training.working_folder import WorkingFolder, check_idle, check_ours, working_folder
 
@@ -125,16 +125,16 @@ def check_outputs(job: Job, *, overwrite: bool, resume: bool) -> None:
     if resume and overwrite:
         raise InputError("give --resume (continue a run) or --overwrite (start again), not both")
     work = working_folder_of(job.output)
-    written = (job.output, *job.outputs.values())
     if work.exists():
         check_ours(work)
+    written = (job.output, *job.outputs.values())
     if resume:
         if not work.exists():
             raise InputError(f"{work}: is not there, so there is nothing to resume; leave --resume out")
         if (work / f"{_RECORD}.json").is_file() and all(folder.exists() for folder in written):
             raise InputError(f"output {job.output}: exists, so the run is finished: nothing to resume")
         return
-    for folder in written:
+    for folder in (*written, *(earlier_exports(job.output) if overwrite else ())):
         outputs.check_output(folder, overwrite)
     training = working_folder(job.output)
     if training.exists():
@@ -192,6 +192,6 @@ def _remove(schedule: Schedule) -> None:
     for folder in (schedule.folder, working_folder(schedule.output)):
         check_idle(folder)
     written = [step.output for step in schedule.steps if schedule.folder not in step.output.parents]
-    for folder in (*written, working_folder(schedule.output)):
+    for folder in (*earlier_exports(schedule.output), *written, working_folder(schedule.output)):
         if folder.exists():
             shutil.rmtree(folder)

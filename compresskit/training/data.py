@@ -18,6 +18,7 @@ from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.classes import class_names
 from compresskit.model.heads import has_head
 from compresskit.model.positions import check_length, positions
+from compresskit.model.sentence_vectors import reader_of_text
 from compresskit.model.targets import base_prefix
 from compresskit.model.tokenizer import one_vocabulary, padding_for
 from compresskit.planning.stage import Stage
@@ -92,6 +93,13 @@ class Models:
         """The tokenizer of one of the two."""
         is_teacher = self.teacher is not None and model is self.teacher.model
         return self.teacher_tokenizer if self.by_words and is_teacher else self.tokenizer
+
+    def for_text(self) -> Models:
+        """The same with the tokenizers that read plain text. Raises InputError: see :func:`reader_of_text`."""
+        if self.teacher is None or self.teacher_tokenizer is None:
+            return replace(self, tokenizer=reader_of_text(self.teacher or self.student, self.tokenizer))
+        theirs = reader_of_text(self.teacher, self.teacher_tokenizer)
+        return replace(self, tokenizer=reader_of_text(self.student, self.tokenizer), teacher_tokenizer=theirs)
 
     def collator(self, own: Any) -> Any:
         """What makes batches of rows, ``own`` being what makes them of the student's columns."""
@@ -244,6 +252,7 @@ def from_text(corpus: corpora.Corpus, models: Models, stage: Stage, options: Opt
         limit = options.max_steps * stage.batch_size * length
     # Some more than is trained on: the held-out part.
     tokens = limit + 2 * HELD_OUT * length if limit else None
+    models = models.for_text()
     if not models.by_words:
         rows = corpora.sequences(corpus, models.tokenizer, length, tokens)
         return from_dataset(rows, corpus.record(), models, stage, options)

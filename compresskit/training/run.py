@@ -112,7 +112,12 @@ class Run:
         settings = self._settings()
         # Refused before anything is written.
         earlier = reports.earlier_stages(self.models.student)
-        micro_batches(self.stage, self.options, self.data.together)
+        parts = micro_batches(self.stage, self.options, self.data.together)
+        if self.stage.losses.get("similarity") and self.stage.batch_size < 2 * parts:
+            raise InputError(
+                "loss similarity: compares the sentences of a micro-batch, and here each holds one: give a larger "
+                "batch size or less accumulation, or leave the loss out (similarity=0)"
+            )
         self._check()
         with attention_kept(*self._everyone):
             self._objective()
@@ -172,6 +177,11 @@ class Run:
         student = self._everyone[0]
         if self.stage.early_stopping is not None and self.data.dev is None:
             raise InputError("early_stopping: goes by the primary metric on a task's dev rows; there is no task")
+        if self.stage.early_stopping is not None and self.output is None and PartialState().num_processes > 1:
+            raise InputError(
+                "early_stopping: goes back to weights in a file, which several processes share beside the output: give "
+                "an output"
+            )
         if self.stage.class_weights is not None and self.data.dev is None:
             raise InputError("class_weights: weigh the labels of a task; there is no task")
         if self.stage.class_weights is not None and not self.stage.losses.get("supervised"):

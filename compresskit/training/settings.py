@@ -24,7 +24,8 @@ class Options(BaseModel):
         seed: of new heads, order, masks and dropout.
         device: ``auto`` (a GPU where there is one) or ``cpu``.
         precision: ``fp32`` or ``bf16`` (automatic mixed precision; weights stay fp32).
-        accumulation: micro-batches per step and device: less memory, the same result up to rounding.
+        accumulation: micro-batches per step and device: less memory, the same result up to rounding, but for the loss
+            ``similarity``, which compares the sentences of a micro-batch.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them: less memory, the
             same result.
         new_head: replace the last layer of the head that the checkpoint has, by a new one or, of a student, by the

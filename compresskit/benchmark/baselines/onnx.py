@@ -16,6 +16,7 @@ from compresskit.exporting import exported
 from compresskit.exporting.format import FORMATS
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.output import EXPORT
+from compresskit.model.sentence_vectors import reader_of_text
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.storage.writing import new_folder
 from compresskit.tasks.registry import KINDS
@@ -92,7 +93,8 @@ class OnnxInt8Static(_Rounded):
         text = rows or asked.text
         if text is None:
             raise InputError(f"baseline {self.name}: takes ranges from a task's training rows or a text; give one")
-        batches = sample(read.model, find_tokenizer(None, read), text, _TOKENS)
+        tokenizer = find_tokenizer(None, read)
+        batches = sample(read.model, tokenizer if rows else reader_of_text(read, tokenizer), text, _TOKENS)
         with tempfile.TemporaryDirectory() as place, new_folder(folder) as temporary:
             whole = exported.write(read, Path(place) / self.format, self.format)
             left_out = shutil.ignore_patterns("*.onnx", EXPORT)  # the record is that of the exact graph
