@@ -280,6 +280,17 @@ def test_vectors_that_a_graph_does_not_hold_are_no_output(file: str, change: dic
     assert any(note.startswith("left out: what sentence-transformers does") for note in done.notes)
 
 
+def test_the_first_token_is_no_vector_where_texts_are_padded_in_front(tmp_path: Path) -> None:
+    """It would be that of the padding."""
+    folder = sentence_model(tmp_path, "cls")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    for side in ("right", "left"):
+        transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), padding_side=side).save_pretrained(folder)
+        done = compresskit.export(folder, output=tmp_path / side)
+        assert ("sentence_embedding" in done.record["outputs"]) == (side == "right")
+
+
 def sentence_model(folder: Path, pooling: str) -> Path:
     model = student("base", num_hidden_layers=1)
     model.save_pretrained(folder / "small")

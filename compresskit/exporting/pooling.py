@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compresskit.model import sentence
+from compresskit.model.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from compresskit.model.checkpoint import Checkpoint
@@ -49,14 +50,21 @@ def sentence_vector(read: Checkpoint) -> SentenceVector | None:
     """How the sentence vectors of a checkpoint are made.
 
     None for a model with a head, for one that is no sentence-transformers model, and for one whose vectors are made in
-    a way that a graph does not hold: by other pooling than mean and cls, without the prompt's tokens, cut to fewer
-    numbers, or with further modules.
+    a way that a graph does not hold: by other pooling than mean and cls, by cls where texts are padded in front,
+    without the prompt's tokens, cut to fewer numbers, or with further modules.
     """
     if read.folder is None or read.model.base_model is not read.model:
         return None
     kind, *further = sentence.modules_behind(read.folder) or [""]
     mode = _mode(read.folder) if kind == "Pooling" and set(further) <= {"Normalize"} else None
-    return None if mode is None else SentenceVector(mode, bool(further))
+    if mode is None or (mode == "cls" and _pads_in_front(read)):
+        return None
+    return SentenceVector(mode, bool(further))
+
+
+def _pads_in_front(read: Checkpoint) -> bool:
+    """Whether the first place of a row may be padding; the graph takes it for the first token."""
+    return getattr(load_tokenizer(read), "padding_side", "right") == "left"
 
 
 def _mode(folder: Path) -> Pooling | None:
