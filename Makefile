@@ -15,7 +15,7 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-# Every family with every head and method, of which the ordinary tests take pairs, and many random cases.
+# Every family with every head and method, of which the ordinary tests take pairs, many random cases, the long pages.
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 -m sweep
 

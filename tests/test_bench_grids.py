@@ -22,6 +22,7 @@ from compresskit.planning.recipe import for_method
 STAGE = {"max_length": 32, "learning_rate": 3e-3, "epochs": 2}
 
 
+@pytest.mark.sweep
 def test_regression_spans_and_their_mean(bench_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "similar.yaml").write_text(
         "version: 1\nname: similar\nkind: regression\ninputs: [one, two]\nlabel: score\n"
@@ -123,6 +124,7 @@ def test_fewer_layers_are_evenly_spread(layers: int, left: list[int]) -> None:
     assert isinstance(compresskit.compress(smaller, method="low-rank", ratio=2), transformers.BertModel)
 
 
+@pytest.mark.sweep
 def test_one_stage_1_for_all_tasks_and_seeds(bench_folder: Path, tmp_path: Path) -> None:
     declared = "version: 1\nname: {}\ninputs: [sentence]\nlabel: label\nmetrics: [accuracy]\n"
     declared += "files: {{train: SST-2/train.tsv, dev: SST-2/dev.tsv}}\n"
@@ -200,6 +202,7 @@ def test_students_of_the_task_s_teacher(bench_folder: Path, tmp_path: Path) -> N
             tiny_bench(bench_folder, tmp_path / "none", **{**grid, **change})
 
 
+@pytest.mark.sweep
 def test_one_task_may_have_other_seeds_and_settings(bench_folder: Path, tmp_path: Path) -> None:
     declared = "version: 1\nname: {}\ninputs: [sentence]\nlabel: label\nmetrics: [accuracy]\n"
     declared += "files: {{train: SST-2/train.tsv, dev: SST-2/dev.tsv}}\n"

@@ -26,6 +26,7 @@ from compresskit.errors import InputError
 from compresskit.training.sentences import agreement
 
 
+@pytest.mark.sweep
 def test_students_of_vectors(bench_folder: Path, tmp_path: Path) -> None:
     """Stage 1 teaches vectors; a task that compares vectors is scored, and nothing is fine-tuned."""
     data = tmp_path / "data"

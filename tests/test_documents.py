@@ -217,8 +217,19 @@ def prepare_python(reader: Reader) -> None:
     reader.names |= {"teacher": AutoModel.from_pretrained(teacher), "tokenizer": tokenizer, "tokenised": tokenised}
 
 
+#: Pages whose blocks are run by `make test-slow` alone.
+LONG = ("guide.md", "methods.md", "python.md")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if any(blocks(path))], ids=name_of)
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(path, id=name_of(path), marks=pytest.mark.sweep if path.name in LONG else ())
+        for path in DOCUMENTS
+        if any(blocks(path))
+    ],
+)
 def test_every_block_runs(document: Path, place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(Hub()) as hub:
         reader = Reader(run, hub, monkeypatch)

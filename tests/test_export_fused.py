@@ -149,6 +149,7 @@ def test_a_graph_that_fails_when_fused_stays_as_it_was() -> None:
     assert onnx_ir.to_proto(lacking.graph) == before
 
 
+@pytest.mark.sweep
 def test_multiple_choice_and_longer_questions(tmp_path: Path) -> None:
     dense = transformers.AutoModelForMultipleChoice.from_config(tiny_model(num_hidden_layers=1).config)
     model = compresskit.compress(dense, method="low-rank", ratio=4).eval()

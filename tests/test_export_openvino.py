@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import quick, tiny_model
 from test_export import student
 from transformers import AutoTokenizer
 
@@ -17,7 +17,7 @@ from compresskit.exporting.format import FORMATS
 pytest.importorskip("openvino", reason="openvino is not installed: pip install compresskit[openvino]")
 
 
-@pytest.mark.parametrize("head", ["classifier", "answers", "base"])
+@pytest.mark.parametrize("head", quick(["classifier", "answers", "base"], "classifier"))
 def test_answers_are_those_of_torch(head: str, bench_folder: Path, tmp_path: Path) -> None:
     model = student(head) if head != "base" else compresskit.compress(tiny_model(), method="kronecker", ratio=2)
     model.save_pretrained(tmp_path / "small")

@@ -76,6 +76,7 @@ def narrow(folder: Path, to: Path, ratio: float = 2.0) -> Path:
     return to
 
 
+@pytest.mark.sweep
 def test_without_labels(bench_folder: Path, tmp_path: Path) -> None:
     result = tiny_bench(bench_folder, tmp_path / "out", baselines=("narrower",), ratios=(2.0,), exports=("onnx",))
     made = find(result)

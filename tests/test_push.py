@@ -191,6 +191,7 @@ def trust(folder: Path, output: Path, cache: Path) -> list:
     return json.loads(done.stdout)
 
 
+@pytest.mark.sweep
 def test_auto_map_loads_without_an_import(hub: Hub, run: Run, tmp_path: Path) -> None:
     tiny_model(head="classifier").save_pretrained(tmp_path / "dense")
     arguments = ("--model", tmp_path / "dense", "--method", "tucker", "--ratio", 2, "--output", tmp_path / "small")

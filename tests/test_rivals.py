@@ -114,6 +114,7 @@ def test_what_no_rival_can_be_is_refused_before_any_cell(run: Run, entry: str, s
     refused(run("bench", "--baselines", entry, "--output", "out"), says)
 
 
+@pytest.mark.sweep
 def test_rivals_on_a_task(bench_folder: Path, other: Path, tmp_path: Path) -> None:
     stage = {"epochs": 1, "max_length": 32, "learning_rate": 1e-3}
     result = tiny_bench(

@@ -262,7 +262,7 @@ class _Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_stopped_run_continues_to_the_same_weights(run: Run, sst2: list[Any], data: Path) -> None:
     asked = {"model": sst2[1], "task": "sst2", "data": data, "ratio": 3.0, "method": "low-rank"}
     flags = [*sst2, "--method", "low-rank", "--output", "small"]

@@ -25,6 +25,9 @@ pytest.importorskip("mkdocs", reason="the extra 'docs' is not installed")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+pytestmark = pytest.mark.sweep  # the site takes ten seconds to build
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")

@@ -48,7 +48,7 @@ class Factorised(torch.nn.Module):
 @pytest.mark.parametrize(
     ("method", "whole"),
     [
-        ("low-rank", True),
+        pytest.param("low-rank", True, marks=pytest.mark.sweep),
         *(pytest.param(name, False, marks=() if name == "kronecker" else pytest.mark.sweep) for name in METHODS.all()),
     ],
 )
