@@ -155,3 +155,35 @@ def test_nothing_of_a_name_or_message_runs(opened: Any, tmp_path: Path) -> None:
     tab.close()
     assert not [link for link in links if "javascript" in (link or "")]
     assert asked == [path.as_uri()]
+
+
+def answered(tab: Any, megabytes: int, milliseconds: int) -> tuple[str, float]:
+    """What the page says to take where the sliders stand so (0 to 100), and the MB that it names as the limit."""
+    for name, value in (("mb", megabytes), ("ms", milliseconds)):
+        tab.locator(f"#{name}").evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input')); }", value)
+    return tab.inner_text("#take"), float(tab.inner_text("output[for=mb]").split()[0])
+
+
+def test_sliders_choose_what_keeps_most_within_the_limits(opened: Any) -> None:
+    tab, _ = opened
+    tab.select_option("#section", "sst2")
+    table = dict(comparison.sections(example()))["sst2"]
+    known = table[table["score_kept"].notna()]
+    best = known.loc[known["score_kept"].idxmax()]
+    assert answered(tab, 100, 100)[0].startswith(f"{comparison.row_name(best)} keeps {100 * best['score_kept']:.1f} %")
+    for place in (0, 30, 60):
+        said, limit = answered(tab, place, 100)
+        fit = known[known["megabytes"] <= max(limit, known["megabytes"].min())]
+        assert 0 < len(fit) < len(known)
+        assert f"keeps {100 * fit['score_kept'].max():.1f} %" in said
+    assert "Then: " in tab.inner_text("#next")
+
+
+def test_plots_follow_the_dark_mode(opened: Any) -> None:
+    tab, _ = opened
+    paper = tab.locator(".plot:visible .main-svg").first
+    light = paper.evaluate("e => getComputedStyle(e).backgroundColor")
+    tab.emulate_media(color_scheme="dark")
+    dark = paper.evaluate("e => getComputedStyle(e).backgroundColor")
+    tab.emulate_media(color_scheme="light")
+    assert (light, dark) == ("rgb(255, 255, 255)", "rgb(17, 24, 39)")

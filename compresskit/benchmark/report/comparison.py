@@ -221,9 +221,12 @@ def _first(rows: pd.DataFrame, figure: str, digits: int, unit: str) -> str:
     values = pd.to_numeric(rows[figure]).dropna()
     if values.empty:
         return ""
-    row = rows.loc[values.idxmin()]
-    asked = f" {row['ratio_asked']:g}x" if pd.notna(row["ratio_asked"]) else ""
-    return f"{row['method']}{asked} ({values.min():.{digits}f} {unit})"
+    return f"{row_name(rows.loc[values.idxmin()])} ({values.min():.{digits}f} {unit})"
+
+
+def row_name(row: Any) -> str:
+    """Method and asked ratio, as sentences name a row."""
+    return str(row["method"]) + (f" {row['ratio_asked']:g}x" if pd.notna(row["ratio_asked"]) else "")
 
 
 def used_columns(tables: Iterable[pd.DataFrame]) -> list[Column]:
@@ -264,8 +267,7 @@ def problems(table: pd.DataFrame) -> list[str]:
     finished = bad["status"] == "finished"
     reasons = dict.fromkeys(f"{row['task']}: {row['message']}" for _, row in bad[finished].iterrows())
     return [*reasons] + [
-        f"{row['method']}" + (f" {row['ratio_asked']:g}x" if pd.notna(row["ratio_asked"]) else "")
-        + (f", {row['task']}" if row["task"] else "") + f": {row['status']}: {row['message']}"
+        row_name(row) + (f", {row['task']}" if row["task"] else "") + f": {row['status']}: {row['message']}"
         for _, row in bad[~finished].iterrows()
     ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from compresskit.benchmark.report.comparison import NOT_KNOWN, Column, pareto, used_columns
+from compresskit.benchmark.report.comparison import NOT_KNOWN, Column, pareto, row_name, used_columns
 from compresskit.benchmark.report.plots import FRONTS, GREY, MARKERS, styles, torch_row
 
 _SYMBOLS = dict(
@@ -65,6 +66,7 @@ def page(
         rows=rows,
         sections=[section for section, _ in found],
         plots=plots,
+        choices=_safe(json.dumps({section: _choices(table) for section, table in found})),
         facts=facts,
         script=script,
         plotly=plotly_script() if script is None else "",
@@ -84,6 +86,22 @@ def _cell(value: Any, column: Column) -> dict[str, str]:
     # An asked ratio is shown as it was asked.
     text = f"{value:g}" if column is _ASKED else column.text(value, unit=False)
     return {"value": repr(float(value) * column.factor), "text": text}
+
+
+def _choices(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the sliders choose from: every row with a score; a figure that is not known is null."""
+
+    def known(value: Any) -> float | None:
+        return None if pd.isna(value) else float(value)
+
+    found = []
+    for _, row in table[table["score_kept"].notna()].iterrows():
+        mb, ms = known(row["megabytes"]), known(row["latency_ms"])
+        says = [f"keeps {100 * row['score_kept']:.1f} %"]
+        says += [f"{mb:.2f} MB"] if mb is not None else []
+        says += [f"{ms:.1f} ms"] if ms is not None else []
+        found.append({"name": row_name(row), "kept": row["score_kept"], "mb": mb, "ms": ms, "says": ", ".join(says)})
+    return found
 
 
 def _state(row: Any) -> dict[str, Any]:
@@ -167,11 +185,9 @@ def _figure(table: pd.DataFrame, x: str, label: str, title: str, *, log: bool) -
 def _lay_out(figure: go.Figure, title: str, label: str, axis: Mapping[str, Any]) -> None:
     figure.update_layout(
         title={"text": title, "x": 0, "xref": "paper"},
-        xaxis={"title": label, "gridcolor": "#e5e7eb", **axis},
-        yaxis={"title": "kept, %", "gridcolor": "#e5e7eb"},
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#111827"},
-        plot_bgcolor="white",
-        paper_bgcolor="white",
+        xaxis={"title": label, **axis},
+        yaxis={"title": "kept, %"},
+        font={"family": "system-ui, sans-serif", "size": 13},
         margin={"l": 60, "r": 20, "t": 50, "b": 60},
         legend={"orientation": "h", "y": -0.22},
         height=430,
