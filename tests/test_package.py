@@ -34,6 +34,10 @@ def test_wheel_carries_recipes_types_and_licence(wheel: Path) -> None:
     assert not any(name.startswith(("tests/", "docs/", "reports/")) for name in names)
 
 
+def test_citation_has_the_version() -> None:
+    assert f"version: {compresskit.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
 def test_source_distribution_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)]
     subprocess.run([*build, "-t", "sdist"], cwd=ROOT, check=True)
