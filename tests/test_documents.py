@@ -218,7 +218,7 @@ def prepare_python(reader: Reader) -> None:
 
 
 #: Pages whose blocks are run by `make test-slow` alone.
-LONG = ("guide.md", "methods.md", "python.md")
+LONG = ("first-hour.md", "guide.md", "methods.md", "python.md")
 
 
 @pytest.mark.slow
