@@ -61,8 +61,8 @@ def compress(
         objective: ``size`` (default) or ``latency``: of equally small models the one estimated fastest; with allocation
             ``error`` at most about 5 % above the least total squared error.
         allow_slow: also offer shapes that take more than 1.1 x the dense FLOPs.
-        calibration: fit the factors to what the layers see on this text, so that outputs are kept, not weights: a file
-            or hub data set as for :func:`distill`, True for the embedded text. One pass over the first
+        calibration: fit the factors to what the layers see on this text, so that outputs are kept, not weights: a file,
+            folder or hub data set as for :func:`distill`, True for the embedded text. One pass over the first
             ``calibration_tokens`` of the recipe (default: 65,536).
         calibration_task: instead of ``calibration``: the training rows of this task, best for a model that was
             fine-tuned on it. With a head for it, specs that are chosen by error (allocation ``error``, method ``auto``)

@@ -193,7 +193,7 @@ def _trimmed(dense: Checkpoint, text: Corpus, asked: Asked) -> tuple[Checkpoint,
         rows_left=made.record.rows.after,
         parameters_left=made.record.parameters.after,
     )
-    return replace(made.checkpoint, notes=(*dense.notes, made.record.summary())), untrimmed
+    return replace(made.checkpoint, notes=(*dense.notes, *text.notes, made.record.summary())), untrimmed
 
 
 @dataclass(frozen=True)
@@ -231,9 +231,10 @@ class Compression:
         text = find_corpus(None) if self.text is None else self.text
         if isinstance(text, Corpus):  # rows of a task are read as training reads them
             reader = reader_of_text(dense, reader)
+            dense = replace(dense, notes=tuple(dict.fromkeys((*dense.notes, *text.notes))))
         weigh = self.recipe.by_error
         found = calibrate(dense.model, reader, text, tokens, progress, weigh=weigh, untrained=dense.untrained)
-        return replace(self, statistics=found)
+        return replace(self, checkpoint=dense, statistics=found)
 
     def plan(self, *, predict_errors: bool = False, progress: Progress = silent) -> Plan:
         """A spec for every group; nothing is changed. See :func:`~compresskit.planning.planner.make_plan`.

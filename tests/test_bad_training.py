@@ -112,7 +112,7 @@ def test_bad_settings(run: Run, bench_folder: Path, arguments: list[str], words:
         (["--student", "nowhere"], ["nowhere"]),
         (["--teacher", "nowhere"], ["nowhere"]),
         (["--text", "nowhere.txt"], ["text nowhere.txt: no such file"]),
-        (["--text", "{}"], ["is a folder"]),
+        (["--text", "{}/data"], ["is a folder that holds no .txt or .jsonl file"]),
         (["--text", "{}/data/SST-2/dev.tsv"], ["dev.tsv: is a table; give plain text"]),
         (["--text", "{}/empty.txt"], ["holds no text"]),
         (["--text", "{}/bad.jsonl"], ["bad.jsonl, line 2", "not valid JSON"]),

@@ -58,8 +58,9 @@ class Grid(BaseModel):
         data: folder with the tasks' files; None: the hub.
         unit: of the text: ``sentence``, ``passage``, ``line``. Stage 1 then teaches the vectors of such pieces, as
             ``compresskit distill --unit`` does, and tasks that compare vectors can be scored; empty: hidden states.
-        text: general text for stage 1, calibration and quality without labels; None: the embedded text. With ``unit``
-            also several, and tables: stage 1 then reads all of them, what else reads text the first one alone.
+        text: general text for stage 1, calibration and quality without labels: a file, a folder of files or a data set
+            of the hub; None: the embedded text. With ``unit`` also several, and tables: stage 1 then reads all of them,
+            what else reads text the first one alone.
         fields: with ``unit``: columns of tables, each of which gives texts.
         language: with ``unit``: of the sentences, ISO 639-1.
         max_texts: with ``unit``: at most so many texts, chosen at random; with ``epochs`` in ``general`` it is the

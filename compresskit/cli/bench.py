@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compresskit.cli.common import begin, err, out, prepare, print_notes, units
+from compresskit.cli.common import KINDS_OF_TEXT, TEXT, begin, err, out, prepare, print_notes, units
 from compresskit.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
     "--text",
     "texts",
     multiple=True,
-    metavar="FILE|HUB_ID",
-    help="Text of stage 1: .txt, .jsonl, also .gz; with --unit also several, and tables. Default: the embedded text.",
+    metavar=TEXT,
+    help=f"Text of stage 1. {KINDS_OF_TEXT} With --unit also several, and tables. Default: the embedded text.",
 )
 @click.option(
     "--unit",

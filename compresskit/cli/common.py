@@ -30,6 +30,12 @@ AS_CHOICES = (
     "question-answering",
     "multiple-choice",
 )
+#: What a flag for a text takes, and how it is read.
+TEXT = "FILE|FOLDER|HUB_ID"
+KINDS_OF_TEXT = (
+    "A file: .txt with blank lines between documents, or .jsonl with one a line, in the field text; also .gz. Or a "
+    "folder of such files. Or a data set of the hub, of which the column text is read."
+)
 #: Width of tables that go to a file or a pipe.
 PIPE_WIDTH = 160
 #: A narrower terminal would leave no room for the columns of a table. It wraps the lines of one of this width.
@@ -61,7 +67,7 @@ def shared(command: F) -> F:
 def trimming(command: F) -> F:
     """The flags that trim a vocabulary before a compression."""
     options = (
-        click.option("--trim-text", metavar="FILE|HUB_ID", help="Trim the vocabulary to this text first; see `trim`."),
+        click.option("--trim-text", metavar=TEXT, help="Trim the vocabulary to this text first; see `trim`."),
         click.option("--trim-keep", type=int, metavar="N", help="How many tokens to keep then."),
         click.option(
             "--trim-coverage", type=float, metavar="S", help="Or which share of the text's tokens. Default: 0.999."

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compresskit.cli.common import common, out, prepare, print_notes, progress_bar, reading, trimming
+from compresskit.cli.common import (
+    KINDS_OF_TEXT,
+    TEXT,
+    common,
+    out,
+    prepare,
+    print_notes,
+    progress_bar,
+    reading,
+    trimming,
+)
 from compresskit.data import EMBEDDED
 
 if TYPE_CHECKING:
@@ -42,8 +52,8 @@ if TYPE_CHECKING:
     "--calibration",
     is_flag=False,
     flag_value=EMBEDDED,
-    metavar="[FILE|HUB_ID]",
-    help="Fit factors so that outputs on this text are kept. Without a value: on the embedded text.",
+    metavar=f"[{TEXT}]",
+    help=f"Fit factors so that outputs on this text are kept. {KINDS_OF_TEXT} Without a value: on the embedded text.",
 )
 @click.option(
     "--calibration-task",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compresskit.cli.common import err, out, prepare, print_notes, progress_bar, shared, trimming
+from compresskit.cli.common import KINDS_OF_TEXT, TEXT, err, out, prepare, print_notes, progress_bar, shared, trimming
 from compresskit.cli.train import training_progress
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _names(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...]
 )
 @click.option("--task", metavar="NAME|FILE", help="What it should do: one of `compresskit tasks`, or a YAML file.")
 @click.option("--data", metavar="DIR", help="Folder with the task's files. Default: the hub.")
-@click.option("--text", metavar="FILE|HUB_ID", help="Text for sentence vectors. It takes the place of --task.")
+@click.option("--text", metavar=TEXT, help=f"Text for sentence vectors. It takes the place of --task. {KINDS_OF_TEXT}")
 @click.option("--ratio", type=float, help="Dense parameters / compressed parameters of the whole model, above 1.")
 @click.option(
     "--size", metavar="SIZE", help="Largest size of the weight file, e.g. 5MB. It takes the place of --ratio."

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.markup import escape
 
-from compresskit.cli.common import AS_CHOICES, err, out, prepare, print_notes, printable, progress_bar, shared, units
+from compresskit.cli.common import (
+    AS_CHOICES,
+    KINDS_OF_TEXT,
+    TEXT,
+    err,
+    out,
+    prepare,
+    print_notes,
+    printable,
+    progress_bar,
+    shared,
+    units,
+)
 from compresskit.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -155,8 +167,8 @@ _data = click.option("--data", type=click.Path(path_type=Path), help="Folder wit
     "--text",
     "texts",
     multiple=True,
-    metavar="FILE|HUB_ID",
-    help="Text: .txt, .jsonl, also .gz; with --unit also several, and tables. Default: the embedded text.",
+    metavar=TEXT,
+    help=f"Text. {KINDS_OF_TEXT} With --unit also several, and tables. Default: the embedded text.",
 )
 @click.option(
     "--unit",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from compresskit.cli.common import AS_CHOICES, err, out, prepare, print_notes
+from compresskit.cli.common import AS_CHOICES, KINDS_OF_TEXT, TEXT, err, out, prepare, print_notes
 
 if TYPE_CHECKING:
     from compresskit.vocabulary.record import TrimRecord
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--model", metavar="FOLDER|HUB_ID", help="Dense checkpoint. Default: the embedded MiniLM.")
 @click.option("--as", "as_class", type=click.Choice(AS_CHOICES), help="Model class. Default: the checkpoint's.")
-@click.option("--text", metavar="FILE|HUB_ID", required=True, help="Text such as the model will read.")
+@click.option("--text", metavar=TEXT, required=True, help=f"Text such as the model will read. {KINDS_OF_TEXT}")
 @click.option("--keep", type=int, metavar="N", help="How many tokens to keep, special ones among them.")
 @click.option("--coverage", type=float, metavar="S", help="Or which share of the text's tokens. Default: 0.999.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write. Default: <model>-trimmed.")

@@ -1,9 +1,10 @@
-"""Plain text for the general stage: files, a data set of the hub, or the text that every Python carries."""
+"""Plain text: files, folders of files, a data set of the hub, or the text that every Python carries."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -31,6 +32,9 @@ _LONGEST = 100_000
 Part = Literal["all", "training", "held-out"]
 #: Endings of files of rows, from which fields are taken.
 _ROWS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
+#: Endings of files that are read below a folder.
+_TEXTS = (".txt", ".jsonl")
+_SAID = ".txt or .jsonl file (also .gz)"
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class Corpus:
     """A source of documents.
 
     Attributes:
-        name: what a record prints: file name or hub id, or :data:`EMBEDDED`.
-        path: the file; None for the others.
+        name: what a record prints: file name, folder name with a slash behind it, hub id, or :data:`EMBEDDED`.
+        path: the file, or the folder of files; None for the others.
         part: ``training`` and ``held-out`` share no document; a document's own hash decides.
         fields: of a file of rows (TSV, CSV, JSON, Parquet): the columns whose texts are taken, each as a document. A
             row need not have all of them. Without any a JSON line's is its ``text``.
@@ -51,9 +55,12 @@ class Corpus:
     fields: tuple[str, ...] = ()
 
     def documents(self) -> Iterator[str]:
-        """The documents, in order. A text file's are separated by blank lines; a JSON line's is its ``text``."""
+        """The documents, in order. A text file's are separated by blank lines; a JSON line's is its ``text``; those of
+        a folder are its files'.
+        """
+        documents: Iterator[str]
         if self.path is not None:
-            documents = _documents(self.path, self.fields)
+            documents = (document for path in _files(self.path).read for document in _documents(path, self.fields))
         elif self.name == EMBEDDED:
             documents = _embedded()
         else:
@@ -75,13 +82,21 @@ class Corpus:
     def record(self) -> dict[str, Any]:
         """Which text this is, as plain data."""
         if self.path is not None:
-            digest: str | None = files.file_hash(self.path)
+            digest: str | None = _hash(self.path)
         elif self.name == EMBEDDED:
             digest = hashlib.sha256("\n".join(_embedded()).encode()).hexdigest()
         else:
             digest = None
         chosen = ({"part": self.part} if self.part != "all" else {}) | ({"fields": self.fields} if self.fields else {})
         return {"source": self.name, "sha256": digest} | chosen
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know: files of a folder that are not read."""
+        others = 0 if self.path is None else _files(self.path).others
+        if not others:
+            return ()
+        return (f"text {self.name}: what is no {_SAID} is not read: {others:,} of its files",)
 
 
 def is_held_out(document: str) -> bool:
@@ -90,12 +105,13 @@ def is_held_out(document: str) -> bool:
 
 
 def find_corpus(text: str | Path | Corpus | None, fields: Sequence[str] = ()) -> Corpus:
-    """The corpus that ``--text`` means: a file, a hub data set (``owner/name`` or ``owner/name:config``), or without
-    any (or by its own name) the embedded text (the help topics of Python itself: real English, the same everywhere for
-    one version). ``fields`` as of :class:`Corpus`.
+    """The corpus that ``--text`` means: a file; a folder, of which every ``.txt`` and ``.jsonl`` (also ``.gz``) at any
+    depth is read, in the order of their paths, but for hidden ones; a hub data set (``owner/name`` or
+    ``owner/name:config``); or without any (or by its own name) the embedded text (the help topics of Python itself:
+    real English, the same everywhere for one version). ``fields`` as of :class:`Corpus`.
 
     Raises:
-        InputError: no such file, a folder, or a table without ``fields``.
+        InputError: no such file, a folder without such files, or a table without ``fields``.
     """
     if isinstance(text, Corpus):
         return text
@@ -111,10 +127,14 @@ def find_corpus(text: str | Path | Corpus | None, fields: Sequence[str] = ()) ->
                 f"text {text}: is a table; give plain text, or, where there is --unit, name its columns with --field"
             )
         return Corpus(path.name, path, fields=tuple(fields) if kind in _ROWS else ())
-    if path.exists():
-        raise InputError(
-            f"text {text}: is a folder; give a file (.txt, .jsonl, also .gz), such as cat {text}/*.txt makes"
-        )
+    if path.is_dir():
+        found = _files(path).read
+        if not found:
+            raise InputError(
+                f"text {text}: is a folder that holds no {_SAID}, at any depth; give files of other kinds one by one"
+            )
+        rows = any(_kind(file) in _ROWS for file in found)
+        return Corpus(f"{path.resolve().name}/", path, fields=tuple(fields) if rows else ())
     name = str(text)
     if (
         name.count("/") != 1
@@ -205,8 +225,56 @@ def _kind(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+@dataclass(frozen=True)
+class _Files:
+    """The files of a text.
+
+    Attributes:
+        read: in this order.
+        others: how many more there are below a folder.
+    """
+
+    read: tuple[Path, ...]
+    others: int = 0
+
+
+def _files(path: Path) -> _Files:
+    """The file itself, or those below a folder, links followed. Raises InputError: a folder that cannot be listed."""
+    if path.is_file():
+        return _Files((path,))
+    found: list[str] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(path, onerror=_not_listed, followlinks=True):
+        place = os.path.realpath(folder)
+        folders[:] = [] if place in seen else sorted(name for name in folders if not name.startswith("."))
+        if place not in seen:
+            found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+        seen.add(place)
+    paths = sorted(map(Path, found), key=Path.as_posix)
+    read = tuple(file for file in paths if _kind(file) in _TEXTS)
+    if lost := next((file for file in read if not file.is_file()), None):
+        raise InputError(f"text {lost}: is a link that leads nowhere, or no file")
+    return _Files(read, len(paths) - len(read))
+
+
+def _not_listed(error: OSError) -> None:
+    raise InputError(f"text {error.filename}: cannot be listed: {error.strerror or error}")
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file; of a folder that of a line for each file that is read, in their order, as ``sha256sum`` prints
+    them inside of it.
+    """
+    if path.is_file():
+        return files.file_hash(path)
+    digest = hashlib.sha256()
+    for file in _files(path).read:
+        digest.update(os.fsencode(f"{files.file_hash(file)}  {file.relative_to(path).as_posix()}\n"))
+    return digest.hexdigest()
+
+
 def _documents(path: Path, fields: Sequence[str]) -> Iterator[str]:
-    if fields:
+    if fields and _kind(path) in _ROWS:
         return _of_fields(path, fields)
     return _json_documents(path) if _kind(path) == ".jsonl" else _paragraphs(path)
 

@@ -80,7 +80,8 @@ def shrink(
             ``<output>-<format>`` each export.
         task: what the small model should do: the name of a shipped task or a YAML file.
         data: folder with the task's files; without one they come from the hub.
-        text: instead of a task: text whose sentences' vectors the small model learns from ``model``.
+        text: instead of a task: text whose sentences' vectors the small model learns from ``model``: a file, folder or
+            hub data set as for :func:`compresskit.distill`.
         ratio: dense parameters / compressed parameters of the whole model, above 1.
         size: instead of ``ratio``: the largest size of the weight file, such as ``5MB``.
         method: as for :func:`compresskit.compress`. Default: ``auto``, for sentence vectors ``low-rank``.

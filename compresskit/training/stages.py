@@ -138,8 +138,9 @@ def distill(
             embedded checkpoint. Where its folder and the student's have tokenizers with different vocabularies, each
             reads the texts for itself, and layers are compared word by word (:mod:`compresskit.training.alignment`).
         task, data: as for :func:`finetune`; makes this the task stage.
-        text: for the general stage: a file (plain, .gz, .jsonl) or a data set of the hub. Default: the embedded text.
-            With ``unit`` also several, and files of rows (TSV, CSV, JSON, Parquet).
+        text: for the general stage: a file (plain, .gz, .jsonl), a folder of such files or a data set of the hub
+            (:func:`compresskit.data.corpus.find_corpus`). Default: the embedded text. With ``unit`` also several, and
+            files of rows (TSV, CSV, JSON, Parquet).
         unit: ``sentence``, ``passage`` or ``line``, or several of them: learn the teacher's vector of each
             (:func:`compresskit.data.units.read_units`).
         fields: with ``unit``: columns of files of rows, each of which gives texts.
@@ -191,6 +192,7 @@ def distill(
             found = training_data.from_text(corpus[0], models, stage, options)
         else:
             found = _from_python(dataset, models, stage, options)
+    found = replace(found, notes=(*(note for one in corpus for note in one.notes), *found.notes))
     return Run(
         name=name,
         models=models,

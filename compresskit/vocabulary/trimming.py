@@ -71,8 +71,8 @@ def trim(
     Args:
         model: a dense checkpoint, a folder or a hub id, with a fast tokenizer of kind WordPiece, BPE, Unigram or
             WordLevel. Default: the embedded checkpoint.
-        text: that the model will read: a file (.txt, .jsonl, also .gz) or a data set of the hub; its first 20 million
-            tokens are read. A fifth of its documents is held out.
+        text: that the model will read: a file (.txt, .jsonl, also .gz), a folder of them or a data set of the hub; its
+            first 20 million tokens are read. A fifth of its documents is held out.
         keep: how many tokens to keep, special ones among them.
         coverage: instead of ``keep``: as many as make up this share of the text's tokens. Default: 0.999.
         as_class: the class to read the model in, as for ``compresskit compress --as``. Default: the checkpoint's own.
@@ -98,7 +98,8 @@ def trim(
             card = trimmed_card(made.checkpoint, made.record.summary(), target.name)
             (temporary / CARD).write_text(card, encoding="utf-8")
     record = made.record.model_dump(mode="json")
-    return Trimmed(made.checkpoint.model, load_tokenizer(made.checkpoint), record, target, read.notes)
+    notes = (*read.notes, *corpus.notes)
+    return Trimmed(made.checkpoint.model, load_tokenizer(made.checkpoint), record, target, notes)
 
 
 @dataclass(frozen=True)
