@@ -174,7 +174,7 @@ def test_data_and_teachers_in_a_card() -> None:
             "scores": {"teacher": {"held_out": {}}, "student_after": {"held_out": {}}},
         }
     )
-    card = trained_card("", [stage], "small", checkpoint.in_memory(tiny_model()))
+    card = trained_card("", [stage], "small", checkpoint.in_memory(tiny_model()), sentences=False)
     assert card.count(text.plain(HOSTILE)) == 2
 
 

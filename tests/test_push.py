@@ -155,8 +155,8 @@ def test_push(hub: Hub, run: Run, small: Path) -> None:
     for name in ("model.safetensors", "config.json"):  # without --auto-map nothing of it is there
         assert files[name] == (small / name).read_bytes()
     card = files["README.md"].decode()
-    assert 'from_pretrained("owner/small")' in card
-    assert "library_name: transformers" in card
+    assert 'model = SentenceTransformer("owner/small")' in card
+    assert "library_name: sentence-transformers" in card
     assert yaml.safe_load(files[".eval_results/compresskit.yaml"]) == [
         {
             "dataset": {"id": "nyu-mll/glue", "task_id": "sst2"},

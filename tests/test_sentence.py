@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,41 @@ def test_a_classifier_is_no_sentence_transformer(embedded: Path, tmp_path: Path)
 def test_modules_are_downloaded_with_a_checkpoint() -> None:
     names = ["modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors", "onnx/model.onnx", "tf_model.h5"]
     assert list(filter_repo_objects(names, allow_patterns=list(hub._SMALL_FILES))) == names[:3]
+
+
+def _by_its_card(folder: Path) -> list[str]:
+    """The loading code of a folder's card, which has run for this folder."""
+    card = (folder / "README.md").read_text()
+    assert "library_name: sentence-transformers\n" in card
+    assert "pipeline_tag: sentence-similarity\n" in card
+    code = card.partition("## Load\n\n```python\n")[2].partition("\n```\n")[0]
+    found: dict[str, Any] = {}
+    exec(code.replace("FOLDER_OR_REPOSITORY", str(folder)), found)
+    assert found["vectors"].shape[0] == 2
+    assert type(found["model"]).__name__ == "SentenceTransformer"
+    return code.splitlines()
+
+
+def test_cards_load_sentence_encoders_as_such(bench_folder: Path, tmp_path: Path, run: Run) -> None:
+    dense = sentence_folder(bench_folder / "model", tmp_path / "dense")
+    assert run("compress", "--model", dense, "--method", "low-rank", "--ratio", 3, "--output", "cut").code == 0
+    assert _by_its_card(Path("cut"))[0].startswith("import compresskit")
+    assert "--student FOLDER --teacher MODEL --text FILE --unit sentence`" in Path("cut/README.md").read_text()
+    text = bench_folder / "text.txt"
+    compresskit.trim(dense, text=text, keep=60, output="trimmed")
+    assert "import compresskit" not in _by_its_card(Path("trimmed"))[0]
+    compresskit.distill("cut", dense, text=text, unit="sentence", max_steps=1, output="taught")
+    assert _by_its_card(Path("taught")) == _by_its_card(Path("cut"))
+    # With a head it is no sentence encoder any more.
+    settings: dict[str, Any] = {"task": "sst2", "data": bench_folder / "data", "max_steps": 1, "max_length": 32}
+    compresskit.finetune("taught", **settings, output="classifier")
+    assert "model = BertForSequenceClassification.from_pretrained(" in Path("classifier/README.md").read_text()
+    # Nor was it one before, where its teacher's folder said nothing.
+    plain = ("compress", "--model", bench_folder / "model", "--method", "low-rank", "--ratio", 3, "--output", "plain")
+    assert run(*plain).code == 0
+    assert "model = BertModel.from_pretrained(" in Path("plain/README.md").read_text()
+    compresskit.distill("plain", bench_folder / "model", text=text, unit="sentence", max_steps=1, output="mean")
+    assert 'model = SentenceTransformer("FOLDER_OR_REPOSITORY")' in Path("mean/README.md").read_text()
 
 
 @pytest.mark.parametrize("listed", ["../outside", "/etc", "..", ".hidden", "missing"])

@@ -36,13 +36,12 @@ _HEAD = """---
 
 ## Load
 
-```python
-{before}from transformers import {loader}
-
-model = {loader}.from_pretrained("{place}")
-```
+{code}
 
 """
+
+#: The first block of code below the heading.
+_LOADING = re.compile(r"(?<=^## Load\n\n)```python\n.*?\n```$", re.DOTALL | re.MULTILINE)
 
 _COMPRESSED = """\
 Without the import, transformers would put random dense weights in their place. `compresskit.load(...)` checks that
@@ -51,8 +50,8 @@ nothing is missing; `compresskit.to_dense(model)` gives an ordinary model with t
 ## Quality
 
 These weights are a one-shot approximation: **not yet useful by themselves** at high ratios. Distil them before use
-(`compresskit distill --student FOLDER --teacher MODEL`), or fine-tune them on your task; every factor is an ordinary
-trainable parameter.
+(`compresskit distill --student FOLDER --teacher MODEL{unit}`), or fine-tune them on your task;
+every factor is an ordinary trainable parameter.
 
 ## Figures
 
@@ -84,35 +83,72 @@ def _flags(checkpoint: Checkpoint, plan: Plan) -> str:
     return flags
 
 
-def _head(model: PreTrainedModel, data: ModelCardData, title: str, *, origin: str, made: str, compressed: bool) -> str:
-    """What both cards begin with: data for the hub, title, where the model comes from, how to load it."""
-    return _HEAD.format(
-        data=data.to_yaml(),
-        title=title,
-        origin=origin,
-        made=made,
-        before=f"{IMPORT}\n" if compressed else "",
-        loader=type(model).__name__,
-        place=PLACE,
+def _head(
+    model: PreTrainedModel,
+    title: str,
+    *,
+    origin: str,
+    made: str,
+    sentences: bool,
+    base: str = "",
+    tags: Sequence[str] = (),
+) -> str:
+    """What all cards begin with: data for the hub, title, where the model comes from, how to load it.
+
+    Args:
+        origin: of the model, for readers.
+        made: what compresskit did.
+        sentences: whether it is an encoder of sentences.
+        base: hub id of the model that this one is a smaller form of.
+        tags: for the hub, beside the project's own.
+    """
+    data = ModelCardData(
+        base_model=base or None,
+        base_model_relation="quantized" if base and is_compressed(model) else None,  # the hub's word for a smaller form
+        library_name="sentence-transformers" if sentences else "transformers",
+        pipeline_tag="sentence-similarity" if sentences else None,
+        tags=["compresskit", *tags],
     )
+    code = loading_code(model, sentences=sentences)
+    return _HEAD.format(data=data.to_yaml(), title=title, origin=origin, made=made, code=code)
+
+
+def loading_code(model: PreTrainedModel, *, sentences: bool) -> str:
+    """The lines that load a model from :data:`PLACE`, as a block of a card."""
+    lines = [IMPORT] if is_compressed(model) else []
+    if sentences:
+        lines += [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            f'model = SentenceTransformer("{PLACE}")',
+            'vectors = model.encode(["a text", "another one"])',
+        ]
+    else:
+        name = type(model).__name__
+        lines += [f"from transformers import {name}", "", f'model = {name}.from_pretrained("{PLACE}")']
+    return "\n".join(["```python", *lines, "```"])
 
 
 def compressed_card(
-    checkpoint: Checkpoint, plan: Plan, recipe: Recipe, title: str, megabytes: tuple[float, float]
+    checkpoint: Checkpoint, plan: Plan, recipe: Recipe, title: str, megabytes: tuple[float, float], *, sentences: bool
 ) -> str:
-    """A card with the import line, the figures, the recipe and what to do next."""
+    """A card with the import line, the figures, the recipe and what to do next; ``sentences``: see
+    :func:`loading_code`.
+    """
     notes = [*checkpoint.notes, *plan.notes]
     if plan.calibration is not None:
         notes.append(f"the factors were fitted to what the layers see on {calibration_text(plan.calibration)}")
-    data = ModelCardData(
-        base_model=checkpoint.origin if "/" in checkpoint.origin else None,
-        base_model_relation="quantized" if "/" in checkpoint.origin else None,  # the hub's word for a smaller form
-        library_name="transformers",
-        tags=["compresskit", "model-compression", *sorted({a.method for a in plan.assignments})],
+    head = _head(
+        checkpoint.model,
+        title,
+        origin=checkpoint.origin,
+        made=f"made {plan.ratio:.2f}x smaller by compresskit ({plan.recipe.name})",
+        sentences=sentences,
+        base=_on_the_hub(checkpoint),
+        tags=["model-compression", *sorted({a.method for a in plan.assignments})],
     )
-    made = f"made {plan.ratio:.2f}x smaller by compresskit ({plan.recipe.name})"
-    head = _head(checkpoint.model, data, title, origin=checkpoint.origin, made=made, compressed=True)
     return head + _COMPRESSED.format(
+        unit=" --text FILE --unit sentence" if sentences else "",
         model=shlex.quote(checkpoint.origin),
         flags=_flags(checkpoint, plan),
         totals=markdown(("total", "before", "after", "ratio"), total_rows(plan, megabytes)),
@@ -122,9 +158,11 @@ def compressed_card(
     )
 
 
-def trained_card(original: str, stages: Sequence[StageRecord], title: str, checkpoint: Checkpoint) -> str:
+def trained_card(
+    original: str, stages: Sequence[StageRecord], title: str, checkpoint: Checkpoint, *, sentences: bool
+) -> str:
     """The card of the compression with a section on the training in the place of its warning; without one (an empty
-    ``original``) a card of that section.
+    ``original``) a card of that section. ``sentences``: see :func:`loading_code`.
     """
     loader = type(checkpoint.model).__name__
     count = count_parameters(checkpoint.model)
@@ -132,32 +170,35 @@ def trained_card(original: str, stages: Sequence[StageRecord], title: str, check
     section += "\n\n".join(_stage_text(stage) for stage in stages) + "\n"
     if heading := re.search(r"^## (Quality|Training)$", original, flags=re.MULTILINE):
         text = re.sub(rf"{heading[0]}\n.*?(?=\n## |\Z)", lambda _: section, original, flags=re.DOTALL)
-        # The student took over its teacher's class.
-        text = re.sub(r"(?<=from transformers import )\w+|(?<=model = )\w+(?=\.from_pretrained)", loader, text)
+        # The student took over its teacher's class, or became an encoder of sentences.
+        text = _LOADING.sub(lambda _: loading_code(checkpoint.model, sentences=sentences), text, count=1)
         return re.sub(r"^# .*$", lambda _: f"# {title}", text, count=1, flags=re.MULTILINE)
     # A path of this machine says nothing to the reader of a card.
     origin = checkpoint.origin if _HUB_ID.fullmatch(checkpoint.origin) else checkpoint.name
-    data = ModelCardData(library_name="transformers", tags=["compresskit"])
-    compressed = is_compressed(checkpoint.model)
-    return (
-        _head(checkpoint.model, data, title, origin=origin, made="trained by compresskit", compressed=compressed)
-        + section
-    )
+    return _head(checkpoint.model, title, origin=origin, made="trained by compresskit", sentences=sentences) + section
 
 
-def trimmed_card(checkpoint: Checkpoint, outcome: str, title: str) -> str:
-    """The card of a dense model whose vocabulary was trimmed; ``outcome`` says how, as one sentence."""
-    data = ModelCardData(
-        base_model=checkpoint.origin if "/" in checkpoint.origin else None,
-        library_name="transformers",
-        tags=["compresskit", "model-compression"],
+def trimmed_card(checkpoint: Checkpoint, outcome: str, title: str, *, sentences: bool) -> str:
+    """The card of a dense model whose vocabulary was trimmed; ``outcome`` says how, as one sentence. ``sentences``: see
+    :func:`loading_code`.
+    """
+    head = _head(
+        checkpoint.model,
+        title,
+        origin=checkpoint.origin,
+        made="with a vocabulary that compresskit trimmed",
+        sentences=sentences,
+        base=_on_the_hub(checkpoint),
+        tags=["model-compression"],
     )
-    made = "with a vocabulary that compresskit trimmed"
-    head = _head(checkpoint.model, data, title, origin=checkpoint.origin, made=made, compressed=False)
     count = count_parameters(checkpoint.model)
     same = "Text that is read in kept tokens alone gives the outputs of the original."
     how = plain(outcome[:1].upper() + outcome[1:])
     return f"{head}## Vocabulary\n\n{how}. {same} The model has {count:,} parameters.\n"
+
+
+def _on_the_hub(checkpoint: Checkpoint) -> str:
+    return checkpoint.origin if "/" in checkpoint.origin else ""
 
 
 def _stage_text(stage: StageRecord) -> str:

@@ -9,6 +9,7 @@ from compresskit.folders.card import compressed_card
 from compresskit.folders.compression import compression_record, write_record
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.sentence_vectors import has_sentence_model
 from compresskit.planning.planner import Plan
 from compresskit.planning.resolved import resolved_recipe
 
@@ -30,6 +31,6 @@ def write_compressed(student: Checkpoint, plan: Plan, folder: Path, title: str) 
     write_record(record, folder)
     megabytes = (record.megabytes.before, record.megabytes.after)
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    card = compressed_card(student, plan, recipe, title, megabytes)
+    card = compressed_card(student, plan, recipe, title, megabytes, sentences=has_sentence_model(folder))
     (folder / "README.md").write_text(card, encoding="utf-8")
     return megabytes

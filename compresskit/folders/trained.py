@@ -13,6 +13,7 @@ from compresskit.folders.losses import loss_picture
 from compresskit.folders.training import view, write_stages
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.output import MARKER
+from compresskit.model.sentence_vectors import has_sentence_model
 
 
 def write_trained(checkpoint: Checkpoint, stages: Sequence[Mapping[str, Any]], folder: Path, title: str) -> None:
@@ -30,4 +31,5 @@ def write_trained(checkpoint: Checkpoint, stages: Sequence[Mapping[str, Any]], f
     views = [view(stage) for stage in stages]
     write_stages(stages, folder)
     loss_picture(views[-1], folder / "losses.png")
-    (folder / CARD).write_text(trained_card(original, views, title, checkpoint), encoding="utf-8")
+    sentences = has_sentence_model(folder) or views[-1].stage == "sentences"
+    (folder / CARD).write_text(trained_card(original, views, title, checkpoint, sentences=sentences), encoding="utf-8")

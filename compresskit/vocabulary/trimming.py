@@ -19,7 +19,7 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model import output as outputs
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.output import TRIM
-from compresskit.model.sentence_vectors import SentenceModel, in_lower_case, prompts
+from compresskit.model.sentence_vectors import SentenceModel, has_sentence_model, in_lower_case, prompts
 from compresskit.model.targets import count_parameters
 from compresskit.model.tokenizer import find_tokenizer, load_tokenizer
 from compresskit.storage.files import file_hash
@@ -95,7 +95,8 @@ def trim(
     if target is not None:
         with outputs.output_folder(target, overwrite) as temporary:
             checkpoints.save(made.checkpoint, temporary)
-            card = trimmed_card(made.checkpoint, made.record.summary(), target.name)
+            sentences = has_sentence_model(temporary)
+            card = trimmed_card(made.checkpoint, made.record.summary(), target.name, sentences=sentences)
             (temporary / CARD).write_text(card, encoding="utf-8")
     record = made.record.model_dump(mode="json")
     notes = (*read.notes, *corpus.notes)
