@@ -1,4 +1,6 @@
-"""What scores are counted together as, in one place: the mean over splits, and the share of the teacher's score."""
+"""What scores are counted together as, in one place: the mean over splits, the share of the teacher's score, and
+whether training lowered it.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +40,26 @@ def share_kept(score: float, teacher: float) -> float | None:
         0.5
     """
     return score / teacher if teacher > 0 else None
+
+
+def worsened(
+    before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]], metric: str | None
+) -> tuple[str, ...]:
+    """A note with what to try, where a training lowered the mean over all splits by as much as is shown of it; none
+    where it did not, and without a metric, as of held-out losses.
+
+    Example:
+        >>> worsened({"dev": {"f1": 0.5}}, {"dev": {"f1": 0.4}}, "f1")[0].partition(":")[0]
+        'training made the model worse, f1 fell from 50.00 to 40.00 %'
+        >>> worsened({"dev": {"f1": 0.5}}, {"dev": {"f1": 0.49999}}, "f1")
+        ()
+    """
+    if metric is None:
+        return ()
+    old, new = (f"{100 * mean_over_splits(scores, metric):.2f}" for scores in (before, after))
+    if float(new) >= float(old):
+        return ()
+    return (
+        f"training made the model worse, {metric} fell from {old} to {new} %: try a lower learning rate "
+        "(--learning-rate), more rows or texts, or more epochs (--epochs)",
+    )

@@ -200,6 +200,19 @@ def test_student_comes_near_its_teacher(bench_folder: Path, pair: tuple[Path, Pa
     assert type(again).__name__ == "BertModel"
 
 
+def test_training_that_makes_vectors_worse_says_so(bench_folder: Path, pair: tuple[Path, Path], run: Run) -> None:
+    arguments = ["distill", "--student", pair[0], "--teacher", pair[1], "--text", bench_folder / "text.txt"]
+    arguments += ["--unit", "line", "--device", "cpu", "--max-steps", 4, "--learning-rate", 0.5, "--output", "out"]
+    result = run(*arguments)
+    assert result.code == 0, result.err
+    record = json.loads(Path("out/training.json").read_text())["stages"][-1]
+    before, after = (record["scores"][who]["held_out"]["similarity"] for who in ("student_before", "student_after"))
+    assert after < before
+    note = f"training made the model worse, similarity fell from {100 * before:.2f} to {100 * after:.2f} %"
+    assert record["notes"][-1].startswith(f"{note}: try a lower learning rate")
+    assert f"Note: {note}" in " ".join(result.out.split())
+
+
 def test_prompt_and_length_of_the_folder_are_followed(bench_folder: Path, tmp_path: Path) -> None:
     """Both decide which tokens are trained on."""
     short = sentence_folder(bench_folder / "model", tmp_path / "short", encoder={"max_seq_length": 8}, general=PROMPT)

@@ -172,6 +172,10 @@ def test_short_texts_are_read_more_often(bench_folder: Path, tmp_path: Path, mon
         assert any(choice.startswith(f"epochs: {expected[0] or 1}") for choice in schedule.choices)
 
 
+#: What is said of a training after which the score is lower.
+WORSE = "training made the model worse,"
+
+
 @pytest.mark.slow
 def test_sentence_vectors(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     teacher = sentence_folder(bench_folder / "model", tmp_path / "teacher")
@@ -191,6 +195,14 @@ def test_sentence_vectors(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     assert 0 < student["score"] < 1
     assert "similarity, %" in done.out
     assert "Next: compresskit predict --model small" in done.out
+    # A run that was stopped behind its training says what came of that.
+    stages = json.loads(Path("small/training.json").read_text())
+    stages["stages"][-1]["scores"]["student_before"]["held_out"]["similarity"] = 0.9999
+    Path("small/training.json").write_text(json.dumps(stages))
+    Path("small.shrink/shrink.json").unlink()
+    said = run("shrink", *flags, "--output", "small", "--resume").out
+    assert f"Note: {WORSE} similarity fell from 99.99 to {100 * student['score']:.2f} %" in said
+    assert WORSE not in done.out
     trimmed = run("shrink", *flags, "--trim-text", text, "--trim-keep", 60, "--output", "trimmed")
     assert trimmed.code == 0, trimmed.err
     assert "word by word, as vocabularies differ" in trimmed.out

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.errors import InputError
+from compresskit.folders.training import last_stage
 from compresskit.model import output as outputs
+from compresskit.scores import worsened
 from compresskit.shrinking.figures import STUDENT, figures
 from compresskit.shrinking.job import Job, Schedule, earlier_exports, working_folder_of
 from compresskit.shrinking.steps import FineTune, Step, Tools
@@ -167,19 +169,24 @@ def carry_out(schedule: Schedule, *, overwrite: bool = False, resume: bool = Fal
     finally:
         work.close()
     exports = {step.settings["format"]: step.output for step in schedule.steps if step.command == "export"}
-    said = (*(f"{doing}: {note}" for note, doing in notes.items()), *_doubts(schedule, record))
-    return Shrunk(schedule.output, exports, schedule.folder, record, said)
+    said = (f"{doing}: {note}" for note, doing in notes.items())
+    doubts = (note for note in _doubts(schedule, record) if note not in notes)
+    return Shrunk(schedule.output, exports, schedule.folder, record, (*said, *doubts))
 
 
-def _doubts(schedule: Schedule, record: dict[str, Any]) -> tuple[str, ...]:
-    """A note where the teacher that was made here has learnt less than its student."""
+def _doubts(schedule: Schedule, record: dict[str, Any]) -> Iterator[str]:
+    """Notes where the teacher that was made here has learnt less than its student, and where the student was better
+    before it was trained, which may have been in a run that was stopped.
+    """
     kept = {row["name"]: row["kept"] for row in record["rows"]}[STUDENT]
-    if schedule.steps[0].command != FineTune.command or kept is None or kept <= _MORE:
-        return ()
-    return (
-        f"the student scores higher than its teacher ({100 * kept:.0f} %), which has learnt too little: fine-tune one "
-        "for more epochs, or with a higher learning rate (`compresskit finetune`), and give it with --model",
-    )
+    if schedule.steps[0].command == FineTune.command and kept is not None and kept > _MORE:
+        yield (
+            f"the student scores higher than its teacher ({100 * kept:.0f} %), which has learnt too little: fine-tune "
+            "one for more epochs, or with a higher learning rate (`compresskit finetune`), and give it with --model"
+        )
+    stage = last_stage(schedule.output)
+    if stage is not None:
+        yield from worsened(stage.scores["student_before"], stage.scores["student_after"], stage.primary_metric)
 
 
 def _record(schedule: Schedule, tools: Tools) -> dict[str, Any]:

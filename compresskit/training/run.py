@@ -26,6 +26,7 @@ from compresskit.model import output as outputs
 from compresskit.model.kept import as_it_was
 from compresskit.planning.stage import Stage
 from compresskit.progress import Progress
+from compresskit.scores import worsened
 from compresskit.training.arguments import checkpointing_kept
 from compresskit.training.attention import attention_kept
 from compresskit.training.batches import LengthBatchSampler
@@ -146,7 +147,8 @@ class Run:
         student.to(dtype).eval()  # trained in fp32, stored and scored as it was
         scores["student_after"] = self.data.measure(student.float())
         student.to(dtype)
-        notes = list(dict.fromkeys([*self._notes(work), *history["losses_dropped"], *trained]))
+        worse = worsened(scores["student_before"], scores["student_after"], self.data.primary)
+        notes = list(dict.fromkeys([*self._notes(work), *history["losses_dropped"], *trained, *worse]))
         record = reports.stage_record(settings, history, scores, self.data.primary, notes)
         if self.output is not None and work is not None:
             self._write([*earlier, record], self.output)
