@@ -414,3 +414,5 @@ def test_command(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path, ru
     assert record["dims"] == [24, 12]
     assert record["data"]["source"] == "train.tsv, text.txt"
     assert "similarity" in result.out
+    following = f"Next: compresskit predict --model {tmp_path / 'out'} --text TEXT --among FILE_OR_FOLDER"
+    assert following in result.out

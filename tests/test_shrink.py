@@ -194,7 +194,7 @@ def test_sentence_vectors(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     assert teacher_row["score"] == pytest.approx(1)
     assert 0 < student["score"] < 1
     assert "similarity, %" in done.out
-    assert "Next: compresskit predict --model small" in done.out
+    assert "Next: compresskit predict --model small --text TEXT --among FILE_OR_FOLDER" in done.out
     # A run that was stopped behind its training says what came of that.
     stages = json.loads(Path("small/training.json").read_text())
     stages["stages"][-1]["scores"]["student_before"]["held_out"]["similarity"] = 0.9999

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import Run, refused
+from conftest import Run, refused, sentence_folder
 
 import compresskit
 from compresskit import InputError
@@ -154,3 +154,21 @@ def test_a_folder_teaches_as_the_file_of_its_documents(bench_folder: Path, parts
     )
     assert one.record["scores"] == other.record["scores"]
     assert other.record["data"]["texts"][0]["source"] == f"{parts.name}/"
+
+
+def test_neighbours_in_a_folder(run: Run, bench_folder: Path, texts: Path, tmp_path: Path) -> None:
+    model = sentence_folder(bench_folder / "model", tmp_path / "encoder")
+    (texts / "notes.md").write_text("not read")
+    ask = ("predict", "--model", model, "--text", "second of all", "--json", "--among")
+    said = run(*ask, texts, "--top", 9)
+    assert said.code == 0, said
+    found = json.loads(said.out)["neighbours"]
+    lines = ["first\n\nof all", "second of all", "third of all", "fourth", "of all", "fifth of all"]  # one text a line
+    assert sorted((one["number"], one["text"]) for one in found) == list(enumerate(lines, start=1))
+    assert found[0]["text"] == "second of all"
+    assert f"text texts/: what is no {KINDS} is not read: 1 of its files" in " ".join(said.err.split())
+    (tmp_path / "nothing").mkdir()
+    refused(run(*ask, tmp_path / "nothing"), f"{tmp_path / 'nothing'}: is a folder that holds no .txt or .jsonl file")
+    (tmp_path / "nothing" / "a.txt").write_text("\n")
+    refused(run(*ask, tmp_path / "nothing"), f"data {tmp_path / 'nothing'}: holds no text")
+    refused(run(*ask[:3], "--file", texts), f"data {texts}: is a folder; give a file of texts", "--among")

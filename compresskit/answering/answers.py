@@ -11,7 +11,7 @@ from typing import Any
 
 from compresskit.answering import models
 from compresskit.answering.models import Answering, ModelLike
-from compresskit.answering.texts import Given, Texts, fitted, given
+from compresskit.answering.texts import Given, Texts, fitted, given, to_look_among
 from compresskit.errors import InputError, WorkError
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.kept import as_it_was
@@ -76,7 +76,9 @@ def predict(
             kind the answers are: a shipped task, a YAML file or a :class:`Task`.
         fields: one or two columns of the file that hold the texts. Default: those of the task, else ``text`` (and
             ``text_pair``).
-        among: texts to look among for those nearest to each of ``texts``, by their vectors.
+        among: texts to look among for those nearest to each of ``texts``, by their vectors: in the same forms, or a
+            ``Path`` to a folder, of which every ``.txt`` and ``.jsonl`` file (also ``.gz``) at any depth is read, with
+            one text a line, in the field ``text`` of JSON lines.
         top: at most so many classes with their probability, or neighbours, of each text.
         tokenizer: needed only for a model given as an object.
         as_class: the class to read a folder in, a key of :data:`~compresskit.model.checkpoint.MODEL_CLASSES`. Default:
@@ -99,7 +101,8 @@ def predict(
     with_settings(DEFAULTS["task"], explicit)  # refuses what no stage may have
     if top < 1:
         raise InputError(f"top {top}: must be at least 1")
-    rows, documents = given(texts), None if among is None else _documents(among)
+    rows, others = given(texts), None if among is None else to_look_among(among)
+    documents = None if others is None else _documents(others)
     declared = None if task is None else find_task(task)
     start_processes(options)
     asked = models.read(model, as_class)
@@ -111,6 +114,7 @@ def predict(
         asked.checkpoint, tokenizer, max_length, length, batch_size=batch_size, progress=progress, run=asked.run
     )
     notes = [*asked.checkpoint.notes, *rows.notes, kind.note(asked.checkpoint.folder)]
+    notes += [] if others is None else others.notes
     notes.append(kind.match(replace(data, splits={}), asked.checkpoint.model))
     split = data.splits["asked"]
     lost = kind.lost(scoring, split)
@@ -129,9 +133,9 @@ def predict(
     return Predicted(kind.name, tuple(found), lines, tuple(dict.fromkeys(note for note in notes if note)))
 
 
-def _documents(among: Texts) -> list[str]:
+def _documents(found: Given) -> list[str]:
     """The texts to look among. Raises InputError: not one text each."""
-    found, kind = given(among), KINDS.get("similarity")
+    kind = KINDS.get("similarity")
     columns, rows = fitted(found, kind, None, ())
     if len(columns) != 1:
         raise InputError(f"{found.places[0]}: texts to look among stand by themselves, here {len(columns)} in a row")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compresskit.data.corpus import lines_of, text_files
 from compresskit.errors import InputError, shown
 from compresskit.storage import files
 from compresskit.tasks import squad
@@ -57,6 +58,29 @@ def given(texts: Texts | Given) -> Given:
     return found
 
 
+def to_look_among(texts: Texts) -> Given:
+    """Texts to look among: as :func:`given`. Also a ``Path`` to a folder: the lines of the text files below it, of JSON
+    lines the field ``text``, as :func:`text_files` finds them; empty lines are left out.
+
+    Raises:
+        InputError: as :func:`given`; a folder without text.
+    """
+    if not isinstance(texts, Path) or not texts.is_dir():
+        return given(texts)
+    found = text_files(texts)
+    rows: list[Row] = []
+    places: list[str] = []
+    for path in found.read:
+        name = path.relative_to(texts).as_posix()
+        for number, line in enumerate(lines_of(path), start=1):
+            if line.strip():
+                rows.append(line)
+                places.append(f"data {name}, text {number}")
+    if not rows:
+        raise InputError(f"data {texts}: holds no text")
+    return Given(rows, places, found.notes(f"{texts.resolve().name}/"))
+
+
 def from_standard_input() -> Given:
     """JSON lines where the first line is a JSON object, else one text a line.
 
@@ -79,6 +103,8 @@ def from_standard_input() -> Given:
 
 
 def _from_file(path: Path) -> Given:
+    if path.is_dir():
+        raise InputError(f"data {path}: is a folder; give a file of texts (a folder may be looked among: --among)")
     if not path.is_file():
         raise InputError(f"data {path}: no such file")
     if path.name.lower().endswith(_LINES):

@@ -39,7 +39,9 @@ _SHOWN = 200
 @click.option(
     "--among",
     type=click.Path(path_type=Path),
-    help="File of texts: find those nearest to each text.",
+    metavar="FILE|FOLDER",
+    help="Find the nearest of these texts to each text: those of a file, read as --file is, or of all .txt and .jsonl "
+    "files below a folder (one a line; in the field text).",
 )
 @click.option("--task", metavar="NAME|FILE", help="What the answers mean, where the model does not say.")
 @click.option("--as", "as_class", type=click.Choice(AS_CHOICES), help="Model class to read. Default: the checkpoint's.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compresskit.cli.common import KINDS_OF_TEXT, TEXT, err, out, prepare, print_notes, progress_bar, shared, trimming
-from compresskit.cli.train import training_progress
+from compresskit.cli.train import neighbours, training_progress
 
 if TYPE_CHECKING:
     from compresskit.shrinking.job import Schedule
@@ -120,9 +120,11 @@ def _report(schedule: Schedule, done: Shrunk) -> None:
     if schedule.steps[0].command == "finetune":
         again = shlex.join(["shrink", "--model", str(schedule.teacher)])
         lines.append(f"Other sizes of the same teacher: compresskit {again} --ratio ... --output ...")
-    pairs = schedule.data is not None and len(schedule.data.task.inputs) == 2
-    texts = ["--pair", "TEXT", "TEXT"] if pairs else ["--text", "TEXT"]
-    following = ["predict", "--model", str(done.folder), *texts]
+    if schedule.data is None:
+        following = neighbours(done.folder)
+    else:
+        texts = ["--pair", "TEXT", "TEXT"] if len(schedule.data.task.inputs) == 2 else ["--text", "TEXT"]
+        following = ["predict", "--model", str(done.folder), *texts]
     lines.append(f"Next: compresskit {shlex.join(following)}")
     for line in lines:
         out.print(line, markup=False, highlight=False, soft_wrap=True)

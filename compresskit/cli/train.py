@@ -229,8 +229,10 @@ def distill(
         del flags["language"]
     with _progress("distilling", flags["output"]) as tools:
         result = stages.distill(student, teacher, **flags, **tools)
-    following = ["--teacher", "TASK_TEACHER", "--student", str(result.folder), "--task", "TASK"]
-    _report(result, [] if flags["task"] or unit else following)
+    following = ["distill", "--teacher", "TASK_TEACHER", "--student", str(result.folder), "--task", "TASK"]
+    if unit and result.folder is not None:
+        following = neighbours(result.folder)
+    _report(result, [] if flags["task"] else following)
 
 
 @click.command()
@@ -252,7 +254,7 @@ def finetune(model: str | None, task: str | None, debug: bool, threads: int | No
     with _progress("fine-tuning", flags["output"]) as tools:
         result = stages.finetune(model, task=task, **flags, **tools)
     data = ["--data", str(flags["data"])] if flags["data"] is not None else []
-    following = ["--teacher", str(result.folder), "--student", "STUDENT", "--task", task, *data]
+    following = ["distill", "--teacher", str(result.folder), "--student", "STUDENT", "--task", task, *data]
     _report(result, [] if is_compressed(result.model) else following)
 
 
@@ -376,8 +378,13 @@ def _progress(what: str, output: Path) -> Iterator[dict[str, Any]]:
         raise
 
 
+def neighbours(folder: Path) -> list[str]:
+    """The command that looks at an encoder of sentences."""
+    return ["predict", "--model", str(folder), "--text", "TEXT", "--among", "FILE_OR_FOLDER"]
+
+
 def _report(result: Result, following: list[str]) -> None:
-    """What a run gave; ``following`` are arguments of the `distill` that should come next, if any."""
+    """What a run gave; ``following`` is the command that should come next, if any."""
     from compresskit.cli.tables import table
     from compresskit.folders.training import score_rows, view
 
@@ -391,4 +398,4 @@ def _report(result: Result, following: list[str]) -> None:
     print_notes(result.notes)
     out.print(f"Written to {result.folder}/ (weights, training.json, losses.png, model card)", markup=False)
     if following:
-        out.print(f"Next: compresskit distill {shlex.join(following)}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"Next: compresskit {shlex.join(following)}", markup=False, highlight=False, soft_wrap=True)

@@ -60,7 +60,7 @@ class Corpus:
         """
         documents: Iterator[str]
         if self.path is not None:
-            documents = (document for path in _files(self.path).read for document in _documents(path, self.fields))
+            documents = (document for path in text_files(self.path).read for document in _documents(path, self.fields))
         elif self.name == EMBEDDED:
             documents = _embedded()
         else:
@@ -93,10 +93,51 @@ class Corpus:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know: files of a folder that are not read."""
-        others = 0 if self.path is None else _files(self.path).others
-        if not others:
-            return ()
-        return (f"text {self.name}: what is no {_SAID} is not read: {others:,} of its files",)
+        return () if self.path is None else text_files(self.path).notes(self.name)
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """The files of a text.
+
+    Attributes:
+        read: in this order.
+        others: how many more there are below a folder.
+    """
+
+    read: tuple[Path, ...]
+    others: int = 0
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        """What the user should know of the text ``name``: files that are not read."""
+        return (f"text {name}: what is no {_SAID} is not read: {self.others:,} of its files",) * (self.others > 0)
+
+
+def text_files(path: Path) -> TextFiles:
+    """The file itself, or those below a folder, links followed.
+
+    Raises:
+        InputError: a folder without text files, or one that cannot be listed.
+    """
+    if path.is_file():
+        return TextFiles((path,))
+    found: list[str] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(path, onerror=_not_listed, followlinks=True):
+        place = os.path.realpath(folder)
+        folders[:] = [] if place in seen else sorted(name for name in folders if not name.startswith("."))
+        if place not in seen:
+            found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+        seen.add(place)
+    paths = sorted(map(Path, found), key=Path.as_posix)
+    read = tuple(file for file in paths if _kind(file) in _TEXTS)
+    if not read:
+        raise InputError(
+            f"text {path}: is a folder that holds no {_SAID}, at any depth; give files of other kinds one by one"
+        )
+    if lost := next((file for file in read if not file.is_file()), None):
+        raise InputError(f"text {lost}: is a link that leads nowhere, or no file")
+    return TextFiles(read, len(paths) - len(read))
 
 
 def is_held_out(document: str) -> bool:
@@ -128,12 +169,7 @@ def find_corpus(text: str | Path | Corpus | None, fields: Sequence[str] = ()) ->
             )
         return Corpus(path.name, path, fields=tuple(fields) if kind in _ROWS else ())
     if path.is_dir():
-        found = _files(path).read
-        if not found:
-            raise InputError(
-                f"text {text}: is a folder that holds no {_SAID}, at any depth; give files of other kinds one by one"
-            )
-        rows = any(_kind(file) in _ROWS for file in found)
+        rows = any(_kind(file) in _ROWS for file in text_files(path).read)
         return Corpus(f"{path.resolve().name}/", path, fields=tuple(fields) if rows else ())
     name = str(text)
     if (
@@ -225,38 +261,6 @@ def _kind(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The files of a text.
-
-    Attributes:
-        read: in this order.
-        others: how many more there are below a folder.
-    """
-
-    read: tuple[Path, ...]
-    others: int = 0
-
-
-def _files(path: Path) -> _Files:
-    """The file itself, or those below a folder, links followed. Raises InputError: a folder that cannot be listed."""
-    if path.is_file():
-        return _Files((path,))
-    found: list[str] = []
-    seen: set[str] = set()
-    for folder, folders, names in os.walk(path, onerror=_not_listed, followlinks=True):
-        place = os.path.realpath(folder)
-        folders[:] = [] if place in seen else sorted(name for name in folders if not name.startswith("."))
-        if place not in seen:
-            found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-        seen.add(place)
-    paths = sorted(map(Path, found), key=Path.as_posix)
-    read = tuple(file for file in paths if _kind(file) in _TEXTS)
-    if lost := next((file for file in read if not file.is_file()), None):
-        raise InputError(f"text {lost}: is a link that leads nowhere, or no file")
-    return _Files(read, len(paths) - len(read))
-
-
 def _not_listed(error: OSError) -> None:
     raise InputError(f"text {error.filename}: cannot be listed: {error.strerror or error}")
 
@@ -268,9 +272,14 @@ def _hash(path: Path) -> str:
     if path.is_file():
         return files.file_hash(path)
     digest = hashlib.sha256()
-    for file in _files(path).read:
+    for file in text_files(path).read:
         digest.update(os.fsencode(f"{files.file_hash(file)}  {file.relative_to(path).as_posix()}\n"))
     return digest.hexdigest()
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """The texts of a file that has one in each line, as a line of JSON (its ``text``) or as it stands."""
+    return _json_documents(path) if _kind(path) == ".jsonl" else files.lines(path)
 
 
 def _documents(path: Path, fields: Sequence[str]) -> Iterator[str]:
