@@ -1,4 +1,4 @@
-"""The programs in examples/ run as they are; the first one where torch is not installed."""
+"""The programs in examples/ run as they are; those for a device where torch is not installed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import FILLERS, NEGATIVE, POSITIVE, count, reviews, write_tsv
 from transformers import pipeline
@@ -24,7 +25,7 @@ def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """What a program says, in this process, which has the libraries loaded."""
 
     def call(name: str, *arguments: object) -> str:
-        assert "\nimport compresskit  # noqa" in (EXAMPLES / name).read_text()  # here it is imported already
+        assert "import compresskit  # noqa" in (EXAMPLES / name).read_text()  # here it is imported already
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return capsys.readouterr().out
@@ -94,6 +95,37 @@ def test_sentence_search(example: Callable[..., str], small_sentence: Path, tmp_
         example("sentence_search.py", "search", tmp_path / "index")
     with pytest.raises(FileExistsError):
         example("sentence_search.py", "index", small_sentence, tmp_path / "texts", tmp_path / "index")
+
+
+def test_sentence_search_without_torch(
+    example: Callable[..., str], small_sentence: Path, device: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    sentences = [
+        "Cats sleep on warm sofas.",
+        "The stock market fell.",
+        "Trains leave every hour.",
+        "Bread needs yeast!",
+    ]
+    (texts / "a.txt").write_text("\n".join(sentences[:2]) + "\n\n" + " ".join(sentences[2:]), encoding="utf-8")
+    exported = tmp_path / "device"
+    compresskit.export(small_sentence, format="onnx", output=exported)
+    index, own = tmp_path / "index", tmp_path / "own"
+    assert example("sentence_search.py", "index", small_sentence, texts, index).startswith("4 sentences")
+
+    def on_the_device(*arguments: object) -> str:
+        return run("-S", EXAMPLES / "sentence_search.py", *arguments, PYTHONPATH=str(device))
+
+    assert on_the_device("index", exported, texts, own).startswith("4 sentences")
+    there = np.load(own / "vectors.npy").astype(np.float32)
+    np.testing.assert_allclose(there, np.load(index / "vectors.npy").astype(np.float32), atol=2e-3)  # 16 bits
+    for question in ("where do kittens rest", "when does the train go"):
+        ours = example("sentence_search.py", "search", index, question).splitlines()
+        for theirs in (on_the_device("search", index, question, exported), on_the_device("search", own, question)):
+            for left, right in zip(ours, theirs.splitlines(), strict=True):
+                assert left.split("\t")[1:] == right.split("\t")[1:]
+                assert float(left.split("\t")[0]) == pytest.approx(float(right.split("\t")[0]), abs=2e-3)
 
 
 def test_continue_training(example: Callable[..., str], bench_folder: Path, tmp_path: Path) -> None:
