@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compresskit.answering.answers import predict
+    from compresskit.answering.evaluating import evaluate
     from compresskit.api import compress, load, plan, to_dense
     from compresskit.benchmark.runner import bench
     from compresskit.errors import CompresskitError, InputError, WorkError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from compresskit.folders.verification import verify
     from compresskit.planning.stage import Stage
     from compresskit.shrinking.run import shrink
-    from compresskit.training.stages import distill, evaluate, finetune
+    from compresskit.training.stages import distill, finetune
     from compresskit.training.trainer import DistillationTrainer
     from compresskit.vocabulary.trimming import trim
 
@@ -40,7 +41,7 @@ _PUBLIC = {
     "predict": "compresskit.answering.answers",
     "push": "compresskit.folders.publish",
     "distill": "compresskit.training.stages",
-    "evaluate": "compresskit.training.stages",
+    "evaluate": "compresskit.answering.evaluating",
     "finetune": "compresskit.training.stages",
     "DistillationTrainer": "compresskit.training.trainer",
     "Stage": "compresskit.planning.stage",

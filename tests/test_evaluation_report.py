@@ -129,6 +129,18 @@ def test_models_of_other_kinds_are_reported(bench_folder: Path, tmp_path: Path, 
     assert (tmp_path / "report" / "README.md").is_file()
 
 
+def test_an_export_is_scored_as_its_model(bench_folder: Path, tmp_path: Path, run: Run) -> None:
+    pytest.importorskip("onnxruntime")
+    small, device = tmp_path / "small", tmp_path / "device"
+    teacher = bench_folder / "teacher"
+    assert run("compress", "--model", teacher, "--method", "low-rank", "--ratio", 1.5, "--output", small).code == 0
+    compresskit.export(small, format="onnx", output=device)
+    settings: dict[str, Any] = {"task": "sst2", "data": bench_folder / "data", "max_length": 32, "report": True}
+    ours, theirs = (compresskit.evaluate(folder, **settings).record for folder in (small, device))
+    assert ours["scores"] == theirs["scores"]
+    assert ours["report"] == theirs["report"]
+
+
 def test_a_report_on_the_screen_and_in_a_folder(bench_folder: Path, tmp_path: Path, run: Run) -> None:
     command = ("evaluate", "--model", bench_folder / "teacher", "--task", "sst2", "--data", bench_folder / "data")
     command = (*command, "--max-length", 32)

@@ -144,6 +144,28 @@ def test_another_model_embeds_the_documents(run: Run, bench_folder: Path, tmp_pa
     assert f"{100 * found.record['scores']['dev']['ndcg@10']:.2f}" in shown.out
 
 
+def test_exports_find_what_their_model_finds(bench_folder: Path, tmp_path: Path, run: Run) -> None:
+    pytest.importorskip("onnxruntime")
+    dense, small, data = (
+        sentence_folder(bench_folder / "model", tmp_path / "dense"),
+        tmp_path / "small",
+        write(tmp_path),
+    )
+    assert run("compress", "--model", dense, "--method", "low-rank", "--ratio", 2, "--output", small).code == 0
+
+    def scored(model: Path, **more: Any) -> dict[str, float]:
+        found = compresskit.evaluate(model, task=declared(), data=data, device="cpu", **more)
+        return dict(found.record["scores"]["dev"])
+
+    own = scored(small)
+    for form, near in (("onnx", 1e-4), ("onnx-int8", 0.1)):
+        compresskit.export(small, format=form, output=tmp_path / form)
+        assert scored(tmp_path / form) == pytest.approx(own, abs=near)
+    assert scored(small, documents_model=tmp_path / "onnx") == pytest.approx(own, abs=1e-4)
+    asymmetric = scored(small, documents_model=dense)
+    assert scored(tmp_path / "onnx", documents_model=dense) == pytest.approx(asymmetric, abs=1e-4)
+
+
 def test_two_models_of_two_spaces_are_refused(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     wide = tmp_path / "wide"
     tiny_model(hidden_size=64).save_pretrained(wide)

@@ -263,7 +263,7 @@ def finetune(model: str | None, task: str | None, debug: bool, threads: int | No
     "--model",
     metavar="FOLDER|HUB_ID",
     required=True,
-    help="Model to score, dense or compressed, with a head for the task (similarity and retrieval need none).",
+    help="Model to score, dense, compressed or exported, with a head for the task; similarity and retrieval need none.",
 )
 @_task
 @_data
@@ -292,12 +292,12 @@ def evaluate(
     if task is None:
         raise InputError("--task is needed: what to score; `compresskit tasks` lists what is there")
     prepare(seed, threads)
+    from compresskit.answering import evaluating
     from compresskit.cli.tables import table
     from compresskit.folders.evaluation import table_of
-    from compresskit.training import stages
 
     with progress_bar() as progress:
-        result = stages.evaluate(model, task=task, report=report or report is not None, progress=progress, **flags)
+        result = evaluating.evaluate(model, task=task, report=report or report is not None, progress=progress, **flags)
     rows = [
         (split.replace("_", " "), metric, f"{100 * value:.2f}", f"{result.record['data'][split]['rows']:,}")
         for split, values in result.record["scores"].items()
