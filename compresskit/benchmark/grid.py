@@ -33,6 +33,8 @@ from compresskit.validation import parse_mapping, read_named, validate
 
 #: What a grid compares with where it says nothing.
 USUAL = (DENSE, "int8", "half-layers")
+#: The word for no entry where a flag takes several (``--unit none``).
+NONE = "none"
 #: Stage 1 of every student where the grid says nothing: short, for a first look. At so few tokens small batches win.
 GENERAL: dict[str, Any] = {"max_tokens": 40_000, "batch_size": 4}
 #: The same where stage 1 teaches vectors, which are compared within a batch, so that few texts a batch teach little

@@ -26,8 +26,6 @@ FEW = {"methods": ("auto", "low-rank", "kronecker"), "baselines": ("dense", "int
 OUTPUT = Path("reports/local")
 #: Name that ``--task`` takes beside those of tasks.
 SENTENCES = "sentences"
-#: What ``--unit`` takes for no unit.
-NONE = "none"
 
 
 def _list(kind: Callable[[str], Any]) -> Callable[..., Any]:
@@ -173,7 +171,7 @@ def bench(
     seeds may be added. Without --task quality is measured without labels, on text that no student saw.
     """
     prepare(0, threads)
-    from compresskit.benchmark.grid import GENERAL_OF_VECTORS, load_grid
+    from compresskit.benchmark.grid import GENERAL_OF_VECTORS, NONE, load_grid
     from compresskit.benchmark.runner import bench as run
     from compresskit.benchmark.runner import usual_grid
     from compresskit.cli.bench_screen import Screen

@@ -7,7 +7,7 @@ import pickle
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class Run:
             )
         self._check()
         with attention_kept(*self._everyone):
-            self._objective()
+            _ = self._needs_teacher
         work = None
         if self.output is not None:
             where = self.output
@@ -161,7 +161,9 @@ class Run:
         """The student's model, and the teacher's if there is one."""
         return [checkpoint.model for checkpoint in self.models.all()]
 
-    def _objective(self) -> Objective:
+    @cached_property
+    def _needs_teacher(self) -> bool:
+        """Whether a loss compares with the teacher at every step. Raises InputError: losses that are impossible."""
         return Objective(
             self._everyone[0],
             self._teacher,
@@ -172,7 +174,7 @@ class Run:
             explicit=self.explicit_losses,
             predictions=self.data.predictions,
             projections=self.data.projections,
-        )
+        ).needs_teacher
 
     def _check(self) -> None:
         """Refuse what models or data do not allow. Raises InputError."""
@@ -251,7 +253,7 @@ class Run:
         arguments = self._arguments(folder, steps, checkpoints=work is not None)
         vectors = None
         if self.data.sentences is not None:
-            at_every_step = self._objective().needs_teacher and self.teacher_outputs is None
+            at_every_step = self._needs_teacher and self.teacher_outputs is None
             vectors = self.data.sentences.taught(self.teacher_outputs or folder, at_every_step=at_every_step)
         trainer = DistillationTrainer(
             student,
@@ -319,7 +321,7 @@ class Run:
 
     def _train_on(self, trainer: DistillationTrainer, checkpoint: Path | None) -> list[str]:
         reason = None
-        if self.teacher_outputs is not None and (trainer.vectors is None or self._objective().needs_teacher):
+        if self.teacher_outputs is not None and (trainer.vectors is None or self._needs_teacher):
             reason = trainer.keep_teacher_outputs(self.teacher_outputs, self.progress)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

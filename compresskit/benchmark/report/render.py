@@ -13,7 +13,7 @@ import yaml
 
 from compresskit import __version__
 from compresskit.benchmark.baselines.registry import BASELINES, row_name
-from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.grid import NONE, Grid
 from compresskit.benchmark.provenance import Hardware, MadeBy, Training
 from compresskit.benchmark.quality import METRIC, OF_VECTORS
 from compresskit.benchmark.records import FORMAT_VERSION, Record, frame
@@ -156,7 +156,7 @@ def _values(grid: Grid, name: str) -> list[str]:
     """What stands behind each flag of a field."""
     value = grid.all_methods() if name == "methods" else getattr(grid, name)
     several = value if isinstance(value, tuple) else (value,)
-    words = [str(entry).removesuffix(".0") if isinstance(entry, float) else str(entry) for entry in several] or ["none"]
+    words = [str(entry).removesuffix(".0") if isinstance(entry, float) else str(entry) for entry in several] or [NONE]
     return [shlex.quote(word) for word in (words if name in _REPEATED else [",".join(words)])]
 
 
