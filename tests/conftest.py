@@ -194,6 +194,13 @@ def vocabulary() -> list[str]:
     return [*tokens, *(f"unused{i}" for i in range(499 - len(tokens)))]
 
 
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> transformers.BertTokenizer:
+    """One that reads words and pieces of :func:`vocabulary`."""
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary()), encoding="utf-8")
+    return transformers.BertTokenizer(vocab=str(tmp_path / "vocab.txt"))
+
+
 def reviews(rows: int, seed: int) -> list[tuple[str, str]]:
     """(text, label) where one word of the text decides the label."""
     chance = random.Random(seed)

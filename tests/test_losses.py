@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,3 +202,36 @@ def test_families_without_the_interface_give_probabilities() -> None:
 
 def test_every_term_that_may_be_named_is_there() -> None:
     assert tuple(TERMS) == LOSS_NAMES
+
+
+def test_pooled_loss() -> None:
+    ours, theirs = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    assert float(losses.pooled_loss(ours, theirs, 2, form="cosine")) == pytest.approx((1 - 0.6 + 1 - 0) / 2)
+    assert float(losses.pooled_loss(ours, theirs, 2, form="mse")) == pytest.approx((16 / 9 + 5 / 4) / 2)
+
+
+@pytest.mark.parametrize("form", ["mse", "kl"])
+def test_similarity_loss(form: Any) -> None:
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(4, 6), torch.randn(4, 9)
+    a, b = (F.normalize(v, dim=1) @ F.normalize(v, dim=1).T for v in (ours, theirs))
+    expected = 0.0
+    for i in range(4):
+        others = [j for j in range(4) if j != i]
+        if form == "mse":
+            expected += sum(float((a[i, j] - b[i, j]) ** 2) for j in others) / 12
+        else:
+            p, q = ((m[i, others] / 0.1).softmax(0) for m in (b, a))
+            expected += float((p * (p / q).log()).sum()) / 4
+    count = 12 if form == "mse" else 4
+    found = losses.similarity_loss(ours, theirs, count, form=form, temperature=0.1)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    prefix = losses.similarity_loss(ours[:, :3], theirs, count, form=form, temperature=0.1)
+    both = losses.similarity_loss(ours, theirs, count, form=form, temperature=0.1, dims=(3,))
+    assert float(both) == pytest.approx((expected + float(prefix)) / 2, rel=1e-5)
+
+
+def test_one_sentence_is_similar_to_nothing() -> None:
+    vector = torch.ones(1, 3, requires_grad=True)
+    losses.similarity_loss(vector, vector.detach(), 1, form="kl").backward()
+    assert float(vector.grad.abs().sum()) == 0  # type: ignore[union-attr]

@@ -16,14 +16,12 @@ from conftest import Run, same, sentence_folder, tiny_model, weights
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 import compresskit
 from compresskit.data.corpus import find_corpus
 from compresskit.data.units import read_units
 from compresskit.errors import InputError, WorkError
-from compresskit.training import losses
 from compresskit.training.sentences import agreement
 from compresskit.training.vectors import keep_vectors
 
@@ -49,44 +47,11 @@ def pair(bench_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 # -- losses -----------------------------------------------------------------------------------------------------------
 
 
-def test_pooled_loss() -> None:
-    ours, theirs = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 2.0]])
-    assert float(losses.pooled_loss(ours, theirs, 2, form="cosine")) == pytest.approx((1 - 0.6 + 1 - 0) / 2)
-    assert float(losses.pooled_loss(ours, theirs, 2, form="mse")) == pytest.approx((16 / 9 + 5 / 4) / 2)
-
-
 def test_what_has_no_correlation_is_scored_as_none() -> None:
     """One pair of texts, or pairs that are all alike, as for other tasks; a score that is no number is no JSON."""
     pair = torch.eye(2)
     assert agreement(pair, pair) == {"similarity": 0, "cosine": 1}
     assert agreement(torch.ones(5, 2), torch.rand(5, 3)) == {"similarity": 0}
-
-
-@pytest.mark.parametrize("form", ["mse", "kl"])
-def test_similarity_loss(form: Any) -> None:
-    torch.manual_seed(0)
-    ours, theirs = torch.randn(4, 6), torch.randn(4, 9)
-    a, b = (functional.normalize(v, dim=1) @ functional.normalize(v, dim=1).T for v in (ours, theirs))
-    expected = 0.0
-    for i in range(4):
-        others = [j for j in range(4) if j != i]
-        if form == "mse":
-            expected += sum(float((a[i, j] - b[i, j]) ** 2) for j in others) / 12
-        else:
-            p, q = ((m[i, others] / 0.1).softmax(0) for m in (b, a))
-            expected += float((p * (p / q).log()).sum()) / 4
-    count = 12 if form == "mse" else 4
-    found = losses.similarity_loss(ours, theirs, count, form=form, temperature=0.1)
-    assert float(found) == pytest.approx(expected, rel=1e-5)
-    prefix = losses.similarity_loss(ours[:, :3], theirs, count, form=form, temperature=0.1)
-    both = losses.similarity_loss(ours, theirs, count, form=form, temperature=0.1, dims=(3,))
-    assert float(both) == pytest.approx((expected + float(prefix)) / 2, rel=1e-5)
-
-
-def test_one_sentence_is_similar_to_nothing() -> None:
-    vector = torch.ones(1, 3, requires_grad=True)
-    losses.similarity_loss(vector, vector.detach(), 1, form="kl").backward()
-    assert float(vector.grad.abs().sum()) == 0  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 4, "accumulation": 4}])

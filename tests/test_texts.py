@@ -1,4 +1,4 @@
-"""Folders of text, wherever a text is taken."""
+"""Files and folders of text, wherever a text is taken."""
 
 from __future__ import annotations
 
@@ -13,8 +13,29 @@ from conftest import Run, refused, sentence_folder
 
 import compresskit
 from compresskit import InputError
-from compresskit.data.corpus import find_corpus
+from compresskit.data.corpus import EMBEDDED, find_corpus, sequences
 from compresskit.data.units import find_corpora, read_units
+
+
+def test_corpora(tokenizer, tmp_path: Path) -> None:
+    text = "the film was good\nvery good\n\n" + "one " * 30 + "\n"
+    (tmp_path / "a.txt").write_text(text)
+    with gzip.open(tmp_path / "a.txt.gz", "wt") as stream:
+        stream.write(text)
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"text": "the film was good\nvery good"}) + "\n" + json.dumps({"text": "one " * 30})
+    )
+    found = [sequences(find_corpus(tmp_path / name), tokenizer, 16) for name in ("a.txt", "a.txt.gz", "a.jsonl")]
+    assert found[0]["input_ids"] == found[1]["input_ids"] == found[2]["input_ids"]
+    assert found[0]["length"] == [8, 16, 16, 4]  # the second document in pieces, nothing cut off
+    assert sum(ids.count(tokenizer.vocab["one"]) for ids in found[0]["input_ids"]) == 30
+    (tmp_path / "lines.txt").write_text("one sentence per line\n" * 20_000)
+    assert len(list(find_corpus(tmp_path / "lines.txt").documents())) > 3  # not one document of everything
+    embedded = find_corpus(None)
+    assert embedded.name == EMBEDDED
+    assert sum(map(len, embedded.documents())) > 300_000
+    few = sequences(embedded, tokenizer, 32, tokens=1000)
+    assert 1000 <= sum(few["length"]) < 200_000
 
 
 @pytest.fixture
