@@ -13,6 +13,8 @@ from conftest import Run, refused, sentence_folder
 
 import compresskit
 from compresskit import InputError
+from compresskit.benchmark.grid import Grid
+from compresskit.benchmark.shared import Shared
 from compresskit.data.corpus import EMBEDDED, find_corpus, sequences
 from compresskit.data.units import find_corpora, read_units
 
@@ -102,6 +104,14 @@ def test_the_hash_of_a_folder_is_that_of_content_and_order(texts: Path) -> None:
     before = len(seen)
     (texts / "empty.txt").write_text("")
     assert changed()
+
+
+def test_a_benchmark_of_another_folder_is_another_one(texts: Path, bench_folder: Path) -> None:
+    grid = Grid(models=(str(bench_folder / "model"),), methods=("low-rank",), ratios=(3.0,), text=str(texts))
+    before = {cell.key for cell in Shared(grid).cells()}
+    assert before == {cell.key for cell in Shared(grid).cells()}
+    (texts / "b.txt").write_text("another")
+    assert not before & {cell.key for cell in Shared(grid).cells()}
 
 
 def test_a_table_in_a_folder_has_fields(texts: Path) -> None:
