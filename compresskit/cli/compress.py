@@ -120,10 +120,15 @@ def _default_name(request: Request, work: Compression) -> str:
 
 
 def _lesson(request: Request, work: Compression, folder: Path) -> list[str]:
-    """Arguments of the ``distill`` that should come next: on the task of the calibration, or on any text."""
+    """Arguments of the ``distill`` that should come next: on the task of the calibration, or on any text, of which an
+    encoder of sentences learns the sentences' vectors.
+    """
+    from compresskit.model.sentence_vectors import has_sentence_model
+
     teacher = None if request.model is None else str(request.model)
     if request.calibration_task is None:
-        lesson = ["--text", "FILE", "--output", f"{folder}-general"]
+        unit = ["--unit", "sentence"] if has_sentence_model(folder) else []
+        lesson = ["--text", "FILE", *unit, "--output", f"{folder}-{'sentences' if unit else 'general'}"]
     else:
         task = str(request.calibration_task)
         lesson = ["--task", task, *(["--data", str(request.data)] if request.data is not None else [])]
