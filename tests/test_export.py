@@ -178,7 +178,7 @@ def test_bad_choices(run: Run, small: Path) -> None:
         compresskit.export(small, output="out", format="dense", opsets=20)
 
 
-def test_what_sentence_transformers_does_is_named_where_it_is_left_out(run: Run, tmp_path: Path) -> None:
+def test_what_sentence_transformers_adds_is_named_where_the_graph_lacks_it(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "sentence"
     student("base").save_pretrained(folder)
     kinds = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
@@ -188,8 +188,9 @@ def test_what_sentence_transformers_does_is_named_where_it_is_left_out(run: Run,
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     done = run("export", folder, "--output", "graph")
     assert done.code == 0, done.err
-    assert "left out: what sentence-transformers does" in " ".join(done.out.split())
+    assert "no output sentence_embedding" in " ".join(done.out.split())
     assert "Pooling, Normalize" in " ".join(done.out.split())
+    assert Path("graph/1_Pooling/config.json").is_file()
     assert compresskit.export(folder, output="dense", format="dense").notes == ()  # has them
     assert Path("dense/modules.json").is_file()
 

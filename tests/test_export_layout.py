@@ -1,4 +1,6 @@
-"""Exports where others look for them: in Node and in a browser by transformers.js, without a network."""
+"""Exports where others look for them, without a network: transformers.js in Node and in a browser, and the ONNX backend of
+sentence-transformers.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +17,16 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import sentence_folder, tiny_model
 from test_page import BROWSER
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 import compresskit
 from compresskit.errors import InputError
+from compresskit.model import sentence
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "browser"
 TEXTS = ["the film was very good", "an awful plot"]
@@ -132,6 +137,65 @@ def test_page_classifies_with_what_lies_beside_it(models: Path, tmp_path: Path) 
     shares = {entry["label"]: entry["score"] for entry in expected}
     assert {entry["label"]: entry["score"] for entry in found} == pytest.approx(shares, abs=1e-3)
     assert all(url.startswith((address, "blob:", "data:")) for url in asked)
+
+
+#: A Python with optimum-onnx, which asks for older versions of transformers than compresskit reads.
+BACKEND = os.environ.get("ONNX_BACKEND_PYTHON", sys.executable)
+ENCODE = """
+import sys, json, numpy
+from sentence_transformers import SentenceTransformer
+folder, target, options, *texts = sys.argv[1:]
+model = SentenceTransformer(folder, backend="onnx", device="cpu", local_files_only=True, model_kwargs=json.loads(options))
+numpy.save(target, model.encode(texts))
+"""
+
+
+@pytest.mark.parametrize("layout", ["hub", "plain"])
+@pytest.mark.parametrize("behind", ["Normalize", "Dense"])
+def test_an_exported_encoder_has_what_sentence_transformers_reads(
+    behind: str, layout: str, bench_folder: Path, tmp_path: Path
+) -> None:
+    out = compresskit.export(encoder(behind, bench_folder, tmp_path), output=tmp_path / "out", layout=layout)
+    files = set(out.record["files"])
+    graph = "onnx/model.onnx" if layout == "hub" else "model.onnx"
+    assert {graph, "config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json"} <= files
+    assert ("2_Dense/model.safetensors" in files) == (behind == "Dense")
+    assert "model.safetensors" not in files
+    assert ("sentence_embedding" in out.record["outputs"]) == (behind == "Normalize")
+    assert any(note.startswith("no output sentence_embedding") for note in out.notes) == (behind == "Dense")
+
+
+@pytest.mark.skipif(
+    subprocess.run([BACKEND, "-c", "import optimum.onnxruntime"], capture_output=True, check=False).returncode != 0,
+    reason="optimum-onnx is not at hand: ONNX_BACKEND_PYTHON may name a Python that has it, with sentence-transformers",
+)
+def test_the_onnx_backend_of_sentence_transformers_gives_the_same_vectors(bench_folder: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    for behind in ("Normalize", "Dense"):
+        student = encoder(behind, bench_folder, tmp_path / behind)
+        expected = SentenceTransformer(str(student), device="cpu").encode(TEXTS)
+        for name, options, most in (
+            ("hub", {"layout": "hub"}, 1e-4),
+            ("plain", {"runtime": "onnxruntime"}, 1e-4),
+            ("small", {"layout": "hub", "format": "onnx-int8"}, 0.1),
+        ):
+            out = tmp_path / behind / name
+            compresskit.export(student, output=out, **options)  # type: ignore[arg-type]
+            settings = json.dumps({"file_name": "model_quantized.onnx"} if name == "small" else {})
+            line = [BACKEND, "-c", ENCODE, str(out), str(tmp_path / "vectors.npy"), settings, *TEXTS]
+            done = subprocess.run(line, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert np.abs(np.load(tmp_path / "vectors.npy") - expected).max() <= most, (behind, name)
+
+
+def encoder(behind: str, bench_folder: Path, root: Path) -> Path:
+    """A compressed sentence encoder; ``Dense``: with a linear map behind the pooling."""
+    folder = sentence_folder(bench_folder / "student", root / "student", behind=("Normalize",) * (behind != "Dense"))
+    if behind == "Dense":
+        width = 48
+        sentence.append_linear(folder, torch.randn(8, width), width=width, normalised=False, hidden_size=width)
+    return folder
 
 
 @contextmanager

@@ -99,10 +99,17 @@ class Onnx(ExportFormat[OnnxOptions]):
 
         if options.layout == "hub":
             _write_tokenizer(read, folder)
+        encoder = read.folder if read.model.base_model is read.model else None
         graph = to_graph(read.model, options.operator_set)
         vector, notes = sentence_vector(read), left_out(read)
         if vector is not None:
             add_sentence_vector(graph.graph, vector)
+        elif encoder and (behind := sentence.modules_behind(encoder)):
+            kinds = ", ".join(behind)
+            notes = (
+                *notes,
+                f"no output sentence_embedding: the graph ends before what sentence-transformers adds ({kinds})",
+            )
         if (limit := full_attention(read.model)) is not None:
             notes = (*notes, f"the graph attends to all tokens of a text; torch does so up to {limit} of them")
         record: dict[str, Any] = {"opset": options.operator_set, "runtime": options.runtime}
@@ -119,8 +126,8 @@ class Onnx(ExportFormat[OnnxOptions]):
         path = folder / GRAPH if options.layout == "plain" else folder / _HUB / self.hub_name
         path.parent.mkdir(exist_ok=True)
         onnx_ir.save(graph, path)
-        if vector is not None and read.folder is not None:
-            sentence.copy(read.folder, folder)
+        if encoder is not None:
+            sentence.copy(encoder, folder)
         for kind, values in (("inputs", graph.graph.inputs), ("outputs", graph.graph.outputs)):
             record[kind] = [value.name for value in values]
         if rounded:
