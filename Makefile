@@ -42,9 +42,10 @@ bench-speed: install
 	$(BIN)/python experiments/memory.py
 
 # For example: make bench-export DENSE=teacher STUDENTS="low-rank-8x low-rank-19x" DATA=GLUE
+# In pieces: STEPS="write score" on a machine that does other work, then STEPS="cold time" on an idle one.
 bench-export: install
 	$(BIN)/python experiments/export.py --dense $(DENSE) --students $(STUDENTS) --task sst2 --data $(DATA) \
-		--shapes 1x32 1x128 1x512 32x32 32x128 --threads 1 2
+		--shapes 1x128 1x32 1x512 32x32 32x128 32x512 --threads 1 2 --steps $(or $(STEPS),write score cold time)
 
 install: $(VENV)/.installed
 

@@ -1,5 +1,5 @@
-"""Exports where others look for them, without a network: transformers.js in Node and in a browser, and the ONNX backend of
-sentence-transformers.
+"""Exports where others look for them, without a network: transformers.js in Node and in a browser, and
+sentence-transformers with its ONNX backend.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ ENCODE = """
 import sys, json, numpy
 from sentence_transformers import SentenceTransformer
 folder, target, options, *texts = sys.argv[1:]
-model = SentenceTransformer(folder, backend="onnx", device="cpu", local_files_only=True, model_kwargs=json.loads(options))
+options = json.loads(options)
+model = SentenceTransformer(folder, backend="onnx", device="cpu", local_files_only=True, model_kwargs=options)
 numpy.save(target, model.encode(texts))
 """
 
