@@ -308,13 +308,13 @@ def test_what_a_format_says_of_itself_is_heeded(run: Run, small: Path) -> None:
     refused(failing, "which ONNX Runtime cannot run: no such operator: nothing was written", code=1)
 
 
-@pytest.mark.parametrize("family", quick(["XLM", "XLNet"], "XLM"))
+@pytest.mark.parametrize("family", quick(["XLM", "XLNet", "Flaubert"], "XLM"))
 def test_token_types_without_a_table_of_them_are_an_input(family: str, tmp_path: Path) -> None:
     """XLM looks them up among the words, XLNet compares them: without them a graph answers otherwise than torch."""
     sizes = {"vocab_size": 499, "num_labels": 2}
     sizes |= (
         {"emb_dim": 48, "n_layers": 1, "n_heads": 4, "pad_index": 0}
-        if family == "XLM"
+        if family in ("XLM", "Flaubert")
         else {"d_model": 48, "n_layer": 1, "n_head": 4, "d_inner": 96}
     )
     torch.manual_seed(0)

@@ -22,6 +22,8 @@ from compresskit.exporting.agreement import example_inputs
 from compresskit.exporting.formats.onnx import OnnxOptions
 from compresskit.exporting.fused import rounded
 from compresskit.exporting.fused.graph import fuse
+from compresskit.exporting.fused.masks import Masks
+from compresskit.exporting.fused.reading import Editor
 from compresskit.exporting.graph import to_graph
 from compresskit.exporting.int4 import rows_to_int4
 from compresskit.model import checkpoint
@@ -139,6 +141,32 @@ def test_what_cannot_be_fused_is_written_as_it_is_and_said(tmp_path: Path) -> No
     done = write(model, tmp_path / "out")
     assert "not fused" in done.notes[0]
     check(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("half", "padding_alone"), [(64, False), (10_000, True)])
+def test_a_mask_of_a_window_is_not_taken_for_one_of_padding(half: int, padding_alone: bool) -> None:
+    """At few tokens both hide the same; ModernBERT's windows reach 64 tokens to each side."""
+    mask = onnx_ir.Value(
+        name="attention_mask",
+        type=onnx_ir.TensorType(onnx_ir.DataType.INT64),
+        shape=onnx_ir.Shape(["batch", "length"]),
+    )
+    graph = onnx_ir.Graph([mask], [], nodes=[], opset_imports={"": 23})
+    editor = Editor(graph)
+
+    def node(operator: str, *inputs: onnx_ir.Value, **attributes: int) -> onnx_ir.Value:
+        graph.append(made := onnx_ir.node(operator, inputs, attributes))
+        return made.outputs[0]
+
+    def number(value: object) -> onnx_ir.Value:
+        return editor.constant(str(value), np.array(value, np.int64), "number")
+
+    length = node("Squeeze", node("Shape", mask, start=1))
+    places = node("Range", number(0), length, number(1))
+    away = node("Abs", node("Sub", node("Unsqueeze", places, number([0])), node("Unsqueeze", places, number([1]))))
+    near = node("LessOrEqual", away, number(half))
+    kept = node("Unsqueeze", node("Cast", mask, to=int(onnx_ir.DataType.BOOL)), number([1, 2]))
+    assert Masks(editor).hides_padding(node("And", kept, near)) == padding_alone
 
 
 def test_a_graph_that_fails_when_fused_stays_as_it_was() -> None:

@@ -10,8 +10,8 @@ from compresskit.exporting.fused.reading import Editor, constant
 
 #: What is added to the scores of hidden tokens: their share of the attention is then exactly zero.
 HIDDEN = -1e30
-#: Sequences and tokens of the trials.
-_TRIALS = ((2, 5), (3, 8))
+#: Sequences and tokens of the trials. The last one is longer than half a window of local attention (ModernBERT: 64).
+_TRIALS = ((2, 5), (3, 8), (1, 300))
 
 
 class Masks:
