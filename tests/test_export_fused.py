@@ -237,6 +237,17 @@ def test_codes_of_products_cannot_overflow(tmp_path: Path) -> None:
             assert 255 * np.abs(codes).max() * 2 < 2**15
 
 
+@pytest.mark.parametrize("format", ["onnx-int8", "onnx-int4"])
+def test_numbers_beyond_what_short_scales_hold(format: str, tmp_path: Path) -> None:
+    """Scales of 16 bits would be infinite."""
+    model = student("base", hidden_size=96, num_hidden_layers=1)
+    with torch.no_grad():
+        model.embeddings.position_embeddings.weight.mul_(1e8)
+        model.encoder.layer[0].output.dense.b.mul_(1e9)
+    done = exported.write(checkpoint.in_memory(model), tmp_path / "out", format, FUSED)
+    assert done.record["agreement"]["last_hidden_state"]["relative error"] < 0.1
+
+
 def test_rows_in_4_bits(tmp_path: Path) -> None:
     model = student("base", hidden_size=96)
     done = exported.write(checkpoint.in_memory(model), tmp_path / "int4", "onnx-int4")

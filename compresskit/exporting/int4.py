@@ -10,18 +10,23 @@ from numpy.typing import NDArray
 #: Numbers of a row that share a scale; 16 in narrower rows, the fewest that ONNX Runtime takes.
 _BLOCK, _SMALLEST_BLOCK = 32, 16
 _LARGEST_CODE = 7
+#: The largest number whose scale float16 can hold.
+_LARGEST = _LARGEST_CODE * float(np.finfo(np.float16).max)
 #: Scales that are tried, as shares of the one that fits the block's largest number.
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
 def rows_to_int4(graph: ir.Model) -> None:
-    """Store every float32 table that is only looked up as 4-bit codes with a float16 scale for each block, in place."""
+    """Store every float32 table that is only looked up as 4-bit codes with a float16 scale for each block, in place; one
+    with numbers beyond what such scales hold stays as it is.
+    """
     for value in list(graph.graph.initializers.values()):
         assert value.const_value is not None  # an initialiser has one
         table = value.const_value.numpy()
         uses = list(value.uses())
         looked_up = all(use.node.op_type == "Gather" and use.idx == 0 for use in uses)
-        if table.dtype == np.float32 and table.ndim == 2 and uses and looked_up and all(_by_rows(u.node) for u in uses):
+        fits = table.dtype == np.float32 and table.ndim == 2 and bool(np.abs(table).max(initial=0) <= _LARGEST)
+        if fits and uses and looked_up and all(_by_rows(use.node) for use in uses):
             _replace(graph.graph, value, table)
             graph.opset_imports["com.microsoft"] = 1
 
