@@ -17,8 +17,9 @@ _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
 def rows_to_int4(graph: ir.Model) -> None:
-    """Store every float32 table that is only looked up as 4-bit codes with a float16 scale for each block, in place; one
-    with numbers beyond what such scales hold stays as it is.
+    """Store every float32 table that is only looked up as 4-bit codes with a float16 scale for each block, in place.
+
+    One with numbers beyond what such scales hold stays as it is.
     """
     for value in list(graph.graph.initializers.values()):
         assert value.const_value is not None  # an initialiser has one
