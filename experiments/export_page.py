@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -86,13 +87,16 @@ def _winners(found: dict[str, Any]) -> str:
     """The fastest row of every shape, and the fastest that keeps most of the score."""
     base, scores = _base(found), found["scores"]
     least = _KEPT * scores[base] if base in scores else None
-    lines = []
+    lines, firsts = [], Counter[str]()
     for key, block in found["times"].items():
         times = block["milliseconds"]
+        firsts[min(times, key=lambda name: times[name])] += 1
         good = [name for name in times if least is not None and scores.get(name, 0) >= least]
         cells = [min(names, key=lambda name: times[name]) if names else None for names in (list(times), good)]
         lines.append([key, *("" if name is None else f"{name}: {times[base] / times[name]:.1f}x" for name in cells)])
-    return _table(["shape", "fastest", f"fastest with {100 * _KEPT:.0f} % of the dense score"], lines)
+    told = "; ".join(f"`{name}` at {count} of {len(lines)} shapes" for name, count in firsts.most_common())
+    table = _table(["shape", "fastest", f"fastest with {100 * _KEPT:.0f} % of the dense score"], lines)
+    return f"The fastest row is {told}.\n\n{table}"
 
 
 def _students(found: dict[str, Any]) -> str:

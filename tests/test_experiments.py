@@ -56,6 +56,7 @@ def test_a_page_of_exports_is_made_of_what_is_measured_so_far(tmp_path: Path, mo
     file.write_text(json.dumps(records))
     exports(monkeypatch)("--output", tmp_path, "--steps")
     page = (tmp_path / "README.md").read_text()
+    assert "The fastest row is `d` at 1 of 1 shapes." in page
     assert "| 1x128, 1 thread | d: 8.0x | c: 6.4x |" in page  # d loses more than a twentieth of the score
     assert "| small | 6.40x | 8.00x |  | 3.00x |" in page  # 8 bits also against the dense model's 8 bits
     assert "| c | 5.00 ± 0.10 (6.40x) |" in page
