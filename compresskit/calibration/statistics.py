@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.calibration import sensitivity
+from compresskit.calibration.moments import Moments
 from compresskit.calibration.tokens import RealTokens
 from compresskit.data import corpus as corpora
 from compresskit.data.corpus import Corpus
@@ -171,7 +172,7 @@ def _watch(
     """
     tokens: RealTokens
     of_pairs: set[str] = set()
-    seen: list[tuple[Tensor, Tensor]] = []  # inputs of this batch that were multiplied already, and the products
+    moments = Moments()
 
     def count(target: Target, ids: Tensor) -> None:
         if target.role == "embedding":
@@ -185,18 +186,12 @@ def _watch(
         counts = found._counts.setdefault(target.name, torch.zeros(target.shape[0], device=ids.device))
         counts += torch.bincount(real, minlength=target.shape[0])
 
-    def add(target: Target, x: Tensor) -> None:
-        product = next((product for other, product in seen if other is x), None)
-        if product is None:
-            rows = tokens.rows(x).float()
-            product = rows.T @ rows
-            seen.append((x, product))
-        moment = found._moments.setdefault(target.name, torch.zeros_like(product))
-        moment += product  # each its own: a layer may see what another does, and more (DeBERTa's shared keys)
-
     def hook(target: Target) -> Any:
         def before(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            (count if target.kind == "embedding" else add)(target, arguments[0])
+            if target.kind == "embedding":
+                count(target, arguments[0])
+            else:
+                moments.see(target.name, arguments[0], tokens)
 
         return before
 
@@ -211,17 +206,8 @@ def _watch(
             tokens = RealTokens(inputs)
             found.tokens += tokens.count
             model(**fitted(model, inputs))
-            seen.clear()
+            moments.settle()
             progress("calibrating", number, len(batches))
     for name in of_pairs:  # where there are as many tokens as sequences, pairs look like tokens
         found._counts.pop(name, None)
-    _hold_once(found._moments)
-
-
-def _hold_once(moments: dict[str, Tensor]) -> None:
-    """Let targets whose moments are equal share one tensor (query, key and value of a layer)."""
-    kept: dict[tuple[int, float], Tensor] = {}
-    for name, moment in moments.items():
-        same = kept.setdefault((len(moment), float(moment.sum())), moment)
-        if torch.equal(same, moment):
-            moments[name] = same
+    found._moments = moments.found()

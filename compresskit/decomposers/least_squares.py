@@ -34,10 +34,13 @@ _ROWS = 8192
 
 def damped(second_moment: Tensor) -> Tensor:
     """S with its diagonal lifted, scaled to a mean diagonal of 1, (n, n), float64. Zeros become the identity."""
-    s = second_moment.double()
+    s = second_moment.to(torch.float64, copy=True)
     mean = s.diagonal().mean()
-    eye = torch.eye(len(s), dtype=s.dtype, device=s.device)
-    return eye if mean <= 0 else s / mean + DAMPING * eye
+    if mean <= 0:
+        return torch.eye(len(s), dtype=s.dtype, device=s.device)
+    s /= mean
+    s.diagonal().add_(DAMPING)
+    return s
 
 
 def root(second_moment: Tensor) -> Tensor:
@@ -101,8 +104,18 @@ def energies(
         for which, matrix in enumerate((dense - approximation[rows].double(), dense)):
             if weights is not None:
                 matrix = matrix * weights[rows]
-            sums[which] += float((matrix * (matrix if s is None else matrix @ s)).sum())
+            sums[which] += float(matrix.square().sum()) if s is None else _energy(matrix, s)
     return max(0.0, sums[0]), sums[1]
+
+
+def _energy(matrix: Tensor, moment: Tensor) -> float:
+    """||M L||_F^2 of M (m, n), with L L^T = moment (n, n): of a symmetric matrix half is read."""
+    found = 0.0
+    for start in range(0, len(moment), linalg.SIDE):
+        block, rest = matrix[:, start : start + linalg.SIDE], matrix[:, start:]
+        beside = block @ moment[start : start + linalg.SIDE, start:]
+        found += float(2 * (beside * rest).sum() - (beside[:, : block.shape[1]] * block).sum())
+    return found
 
 
 def weight_error(matrices: Iterable[tuple[Target, Tensor, Tensor]]) -> float:
@@ -166,6 +179,11 @@ def conjugate_gradients(
 
 def solve(system: Tensor, right: Tensor) -> Tensor:
     """X with X system = right (..., r, k), for symmetric systems (..., k, k) that may be singular."""
+    if system.dtype == torch.float32:
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if not failed.any():
+            return torch.cholesky_solve(right.mT, factor).mT
+        return solve(system.double(), right.double()).to(right.dtype)
     mean = system.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(system.dtype).tiny)
     lift = 1e-10 * mean[..., None, None] * torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
     return torch.cholesky_solve(right.mT, torch.linalg.cholesky(system + lift)).mT

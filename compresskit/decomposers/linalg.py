@@ -30,9 +30,8 @@ _RANGE = 100.0
 #: Largest weights between which squares neither overflow float32 nor vanish in it.
 _LEAST, _MOST = 1e-6, 1e6
 
-#: Columns from which four smaller products and a copy take less time than one product (a fifth to a third less), unless
-#: there are so few rows that the copy takes longer.
-_PANELLED = 256
+#: Side of the blocks in which half of a symmetric product is computed: smaller ones save more and take longer each.
+SIDE = 256
 
 Blocks = Callable[[], Iterable[Tensor]]
 
@@ -57,24 +56,25 @@ def gram(blocks: Iterable[Tensor]) -> Tensor:
     total: Tensor | None = None
     for block in blocks:
         block = working(block)
-        part = _square(block)
-        total = part if total is None else total.add_(part)
+        if total is None:
+            total = block.new_zeros(block.shape[1], block.shape[1])
+        add_square(total, block)
     if total is None:
         raise ValueError("gram needs at least one block")
-    return total
+    return whole_square(total)
 
 
-def _square(block: Tensor) -> Tensor:
-    """R^T R. It is symmetric: of four panels of rows only what is right of the diagonal is multiplied."""
-    rows, k = block.shape
-    if k < _PANELLED or 2 * rows < k:
-        return block.T @ block
-    found = block.new_empty(k, k)
-    for start, end in pairwise(k * part // 4 for part in range(5)):
-        panel = block[:, start:end].T @ block[:, start:]
-        found[start:end, start:] = panel
-        found[end:, start:end] = panel[:, end - start :].T
-    return found
+def add_square(total: Tensor, rows: Tensor) -> None:
+    """Add R^T R to ``total`` (k, k), of which only what is on and above the diagonal counts: half of the work. Of R
+    (rows, k), in total's dtype. :func:`whole_square` makes the sum whole.
+    """
+    for start in range(0, len(total), SIDE):
+        total[start : start + SIDE, start:].addmm_(rows[:, start : start + SIDE].T, rows[:, start:])
+
+
+def whole_square(total: Tensor) -> Tensor:
+    """The symmetric matrix with total's upper triangle, made in place."""
+    return total.triu_().add_(total.triu(1).T)
 
 
 def normalised(blocks: Blocks) -> tuple[Blocks, float]:

@@ -289,17 +289,27 @@ def _bounds(weights: Sequence[Tensor], specs: Sequence[TuckerSpec]) -> list[floa
     total = sum(float(weight.square().sum()) for weight in weights)
     if total == 0:
         return [0.0] * len(specs)
-    # Energy of every corner of the full cores, from which each spec's follows by two cumulative sums.
-    m, n = weights[0].shape
-    left = linalg.leading(linalg.gram(weight.T for weight in weights), m)[1].to(weights[0].dtype)
-    right = linalg.leading(linalg.gram(weights), n)[1].to(weights[0].dtype)
-    energy = np.zeros((m, n))
-    for weight in weights:
-        energy += (left.T @ weight @ right).square().cpu().numpy()
-    corners = energy.cumsum(0).cumsum(1)
+    # Energy of every corner of the cores between the largest bases, from which each spec's follows by cumulative sums.
+    # A full side needs no basis: its last row or column is what is left to the whole.
     picked = [_ranks(spec) for spec in specs]
-    found = [corners[(rank_out or m) - 1, (rank_in or n) - 1] for rank_out, rank_in in picked]
+    left = _largest([weight.T for weight in weights], [rank_out for rank_out, _ in picked])
+    right = _largest(weights, [rank_in for _, rank_in in picked])
+    energy = np.zeros((left.shape[1] + 1, right.shape[1] + 1))
+    for weight in weights:
+        rows, columns = left.T @ weight, weight @ right
+        core = rows @ right
+        energy[:-1, :-1] += core.square().cpu().numpy()
+        energy[:-1, -1] += (rows.square().sum(1) - core.square().sum(1)).cpu().numpy()
+        energy[-1, :-1] += (columns.square().sum(0) - core.square().sum(0)).cpu().numpy()
+    corners = energy.cumsum(0).cumsum(1)
+    found = [corners[(rank_out or 0) - 1, (rank_in or 0) - 1] for rank_out, rank_in in picked]
     return [float(max(0.0, 1 - captured / total) ** 0.5) for captured in found]
+
+
+def _largest(blocks: Sequence[Tensor], ranks: Sequence[int | None]) -> Tensor:
+    """Leading right singular vectors (k, largest rank) of the blocks (rows, k) stacked; (k, 0) without any rank."""
+    largest = max(rank or 0 for rank in ranks)
+    return _basis(blocks, largest) if largest else blocks[0].new_zeros(blocks[0].shape[1], 0)
 
 
 def _two_sided(group: Group, parameters: int) -> Iterator[TuckerSpec]:

@@ -20,13 +20,13 @@ from compresskit.decomposers import (
     Group,
     Statistics,
     WeightSource,
+    counts_of,
     least_squares,
     linalg,
     moment_of,
-    output_error,
 )
 from compresskit.decomposers.kronecker import fit, shapes
-from compresskit.decomposers.kronecker.layers import KroneckerEmbedding, KroneckerLinear, sum_of_products
+from compresskit.decomposers.kronecker.layers import KroneckerEmbedding, KroneckerLinear
 from compresskit.decomposers.kronecker.shapes import Shape
 from compresskit.decomposers.kronecker.spec import KroneckerOptions, KroneckerSpec
 from compresskit.decomposers.registry import register
@@ -94,10 +94,16 @@ class Kronecker(Decomposer[KroneckerSpec, KroneckerOptions]):
         return min(twins, key=lambda twin: shapes.time(group.kind, twin, terms)).spec(terms)
 
     def errors(self, group: Group, specs: Sequence[KroneckerSpec], source: WeightSource) -> list[float]:
+        return self._tail_errors(group, specs, source, None)
+
+    def _tail_errors(
+        self, group: Group, specs: Sequence[KroneckerSpec], source: WeightSource, counts: Tensor | None
+    ) -> list[float]:
+        """Of the nearest products; of an embedding with rows weighted by ``counts``."""
         found: dict[KroneckerSpec, float] = {}
         for shape in {Shape.of(spec) for spec in specs}:
             same = [spec for spec in specs if Shape.of(spec) == shape]
-            blocks = fit.blocks(source, group.target, shape)
+            blocks = fit.blocks(source, group.target, shape, counts)
             found |= dict(zip(same, linalg.tail_errors(blocks, [spec.terms for spec in same]), strict=True))
         return [found[spec] for spec in specs]
 
@@ -111,9 +117,7 @@ class Kronecker(Decomposer[KroneckerSpec, KroneckerOptions]):
             known = least_squares.seen(source.read(target), moment)
             fits = (fit.alternate(known, *fit.nearest(target, spec, source), rounds) for spec in specs)
             return [least_squares.error(known.energy, captured) for *_, captured in fits]
-        pairs = (fit.factors(target, spec, source, statistics) for spec in specs)
-        every = ((a @ b).flatten(1) if target.kind == "embedding" else sum_of_products(a, b) for a, b in pairs)
-        return [output_error([(target, source.read(target), made)], statistics) for made in every]
+        return self._tail_errors(group, specs, source, counts_of(target, statistics))
 
     def factorise(
         self, group: Group, spec: KroneckerSpec, source: WeightSource, statistics: Statistics | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,8 +51,7 @@ def nearest(
     shape, terms = Shape.of(spec), spec.terms
     rows = blocks(source, target, shape)
     if counts is not None:
-        weights = least_squares.row_weights(counts).repeat_interleave(shape.n1)
-        vectors, images = least_squares.weighted_svd(rows, weights, terms)
+        vectors, images = least_squares.weighted_svd(rows, _row_weights(counts, shape), terms)
         values = torch.linalg.vector_norm(images, dim=0)
     else:
         values, vectors, images = linalg.truncated_svd(rows, terms)
@@ -63,12 +63,22 @@ def nearest(
     return a.T.reshape(terms, shape.m1, shape.n1), b.T.reshape(terms, shape.m2, shape.n2)
 
 
-def blocks(source: WeightSource, target: Target, shape: Shape) -> linalg.Blocks:
-    """The blocks of :func:`_tall_blocks`: a linear's are a rearranged copy, made once, an embedding's are views."""
+def blocks(source: WeightSource, target: Target, shape: Shape, counts: Tensor | None = None) -> linalg.Blocks:
+    """The blocks of :func:`_tall_blocks`: a linear's are a rearranged copy, made once, an embedding's are views, or
+    copies with rows weighted by ``counts``.
+    """
     if target.kind == "embedding":
-        return lambda: _tall_blocks(source, target, shape)
+        if counts is None:
+            return lambda: _tall_blocks(source, target, shape)
+        weights = _row_weights(counts, shape)
+        return lambda: linalg.scaled_rows(lambda: _tall_blocks(source, target, shape), weights)
     once = list(_tall_blocks(source, target, shape))
     return lambda: once
+
+
+def _row_weights(counts: Tensor, shape: Shape) -> Tensor:
+    """Of the rearranged rows of an embedding, (m n1,)."""
+    return least_squares.row_weights(counts).repeat_interleave(shape.n1)
 
 
 def _tall_blocks(source: WeightSource, target: Target, shape: Shape) -> Iterator[Tensor]:
@@ -98,47 +108,62 @@ def alternate(
         Both factors, and how much of ``known.energy`` their sum captures.
     """
     a, b = a.double(), b.double()
+    problem = _rearranged(known, a, b)
     for _ in range(rounds):
-        a, _ = _factor(known, a, b, direct)
-        # The other factor's problem is the same with rows and columns of W numbered the other way round.
-        b, captured = _factor(_mirrored(known, a, b), b, a, direct)
+        a, _ = _factor(problem, a, b, direct)
+        b, captured = _factor(problem.mirrored(), b, a, direct)
     sizes = [torch.linalg.vector_norm(factor, dim=(1, 2)) for factor in (a, b)]
     share = (sizes[1] * linalg.safe_inverse(sizes[0])).sqrt()[:, None, None]
     return a * share, b * linalg.safe_inverse(share), captured
 
 
-def _mirrored(known: least_squares.Seen, a: Tensor, b: Tensor) -> least_squares.Seen:
-    """The same for the matrix whose factors stand in the other order: sum of b_t (x) a_t."""
+class _Problem(NamedTuple):
+    """:class:`~.least_squares.Seen`, its numbers in the order in which a sum of Kronecker products is a product of two
+    matrices, a^T (m1 n1, terms) and b (terms, m2 n2).
+
+    Attributes:
+        weight: (m1 n1, m2 n2).
+        product: (m1 n1, m2 n2).
+        moment: (n1 n1, n2 n2).
+    """
+
+    weight: Tensor
+    product: Tensor
+    moment: Tensor
+
+    def mirrored(self) -> _Problem:
+        """The problem of the other factor."""
+        return _Problem(*(matrix.T for matrix in self))
+
+
+def _rearranged(known: least_squares.Seen, a: Tensor, b: Tensor) -> _Problem:
     (_, m1, n1), (_, m2, n2) = a.shape, b.shape
 
-    def swapped(matrix: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
-        return matrix.view(sizes).permute(1, 0, 3, 2).flatten(2).flatten(0, 1)
+    def blocks(matrix: Tensor, rows: tuple[int, int]) -> Tensor:
+        return matrix.view(*rows, n1, n2).transpose(1, 2).reshape(rows[0] * n1, rows[1] * n2)
 
-    weight, product = (swapped(matrix, (m1, m2, n1, n2)) for matrix in (known.weight, known.product))
-    moment = swapped(known.moment, (n1, n2, n1, n2))
-    return least_squares.Seen(weight, moment, product, known.energy)
+    weight, product = blocks(known.weight, (m1, m2)), blocks(known.product, (m1, m2))
+    return _Problem(weight, product, blocks(known.moment, (n1, n2)))
 
 
-def _factor(known: least_squares.Seen, a: Tensor, b: Tensor, direct: int) -> tuple[Tensor, float]:
+def _factor(problem: _Problem, a: Tensor, b: Tensor, direct: int) -> tuple[Tensor, float]:
     """The least-squares a (terms, m1, n1) beside b (terms, m2, n2), and the energy that both capture."""
-    (terms, m1, n1), (_, m2, n2) = a.shape, b.shape
+    (terms, m1, n1), n2 = a.shape, b.shape[2]
+    seen = problem.product @ b.flatten(1).T  # (m1 n1, terms)
     if n2 == 1:  # S cancels: every column of a has the system of the b alone
         gram = torch.einsum("sij,tij->st", b, b)
-        right = torch.einsum("ijk,tj->ikt", known.weight.view(m1, m2, n1), b[..., 0])
-        a = least_squares.solve(gram, right).movedim(2, 0)
-        made = torch.einsum("tik,tj->ijk", a, b[..., 0]).reshape(m1 * m2, n1)
-        return a, float((known.product * made).sum())
-    s = known.moment.view(n1, n2, n1, n2)
-    right = torch.einsum("ijab,tjb->ita", known.product.view(m1, m2, n1, n2), b)
+        found = least_squares.solve(gram, problem.weight @ b.flatten(1).T)
+        return found.T.reshape(a.shape), float((seen * found).sum())
+    right = seen.view(m1, n1, terms).transpose(1, 2)
     if terms * n1 > direct:
-        start = a.transpose(0, 1)
+        s = problem.moment.reshape(n1, n1, n2, n2).transpose(1, 2).reshape(n1 * n2, n1 * n2)
         found, residual = least_squares.conjugate_gradients(
-            lambda x: _seen_by(b, x, known.moment), right, start, dims=(0, 1, 2)
+            lambda x: _seen_by(b, x, s), right, a.transpose(0, 1), dims=(0, 1, 2)
         )
         return found.transpose(0, 1), float(((right + residual) * found).sum())
     # Rows of all a_t side by side, (m1, t k1), solve one system.
-    gram = torch.einsum("sij,tik->sjtk", b, b)
-    system = torch.einsum("sjtk,ajbk->satb", gram, s).reshape(terms * n1, terms * n1)
+    gram = torch.einsum("sij,tik->jkst", b, b).flatten(0, 1).flatten(1)
+    system = (problem.moment @ gram).view(n1, n1, terms, terms).permute(2, 0, 3, 1).reshape(terms * n1, terms * n1)
     found = least_squares.solve(system, right.flatten(1))
     return found.view(m1, terms, n1).transpose(0, 1), float((right.flatten(1) * found).sum())
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from compresskit.decomposers import (
@@ -133,18 +134,19 @@ class TensorTrain(Decomposer[TensorTrainSpec, TensorTrainOptions]):
         self, group: Group, specs: Sequence[TensorTrainSpec], source: WeightSource, statistics: Statistics
     ) -> list[float]:
         """Of one spec exactly; of several an upper bound, about 2 % above it: with one round of alternation."""
-        rounds = fit.ROUNDS if len(specs) == 1 else 1
-        known = fit.seen(group.target, source, statistics)
+        rounds, dtype = (fit.ROUNDS, torch.float64) if len(specs) == 1 else (1, torch.float32)
+        known = fit.seen(group.target, source, statistics, dtype)
         if known is None:
             return super().output_errors(group, specs, source, statistics)
-        found: dict[TensorTrainSpec, float] = {}
+        captured: dict[TensorTrainSpec, float] = {}
         for blocks in {spec.blocks for spec in specs}:
             same = [spec for spec in specs if spec.blocks == blocks]
             svd = fit.shared_svd(max(spec.ranks[0] for spec in same))
-            found |= {
-                spec: least_squares.error(known.energy, fit.to_outputs(known, spec, rounds, svd)[-1]) for spec in same
-            }
-        return [found[spec] for spec in specs]
+            if isinstance(known, fit.SeenRows) and len(specs) > 1:
+                captured |= fit.row_energies(known, same, svd)
+            else:
+                captured |= {spec: fit.to_outputs(known, spec, rounds, svd)[-1] for spec in same}
+        return [least_squares.error(known.energy, captured[spec]) for spec in specs]
 
     def factorise(
         self, group: Group, spec: TensorTrainSpec, source: WeightSource, statistics: Statistics | None = None

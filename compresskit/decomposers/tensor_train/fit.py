@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorly
@@ -22,7 +22,8 @@ ROUNDS = 5
 
 
 class SeenRows(NamedTuple):
-    """An embedding and how often its rows are looked up, in float64: made once for all factors that are tried.
+    """An embedding and how often its rows are looked up: made once for all factors that are tried. In float64, or to
+    compare ranks in float32, which is twice as fast.
 
     Attributes:
         weight: (m, n).
@@ -37,12 +38,14 @@ class SeenRows(NamedTuple):
     energy: float
 
 
-def seen(target: Target, source: WeightSource, statistics: Statistics | None) -> least_squares.Seen | SeenRows | None:
-    """What calibration knows of a matrix; None if nothing."""
+def seen(
+    target: Target, source: WeightSource, statistics: Statistics | None, dtype: torch.dtype = torch.float64
+) -> least_squares.Seen | SeenRows | None:
+    """What calibration knows of a matrix; None if nothing. ``dtype`` is that of an embedding's work."""
     moment, counts = moment_of(target, statistics), counts_of(target, statistics)
     if moment is not None:
         return least_squares.seen(source.read(target), moment)
-    return None if counts is None else _seen_rows(source.read(target), counts)
+    return None if counts is None else _seen_rows(source.read(target).to(dtype), counts)
 
 
 def to_outputs(
@@ -51,8 +54,22 @@ def to_outputs(
     """A (m1, r1), core (m2, r1, n2, r2) and b (r2, n3) for the known inputs, and the energy that they capture."""
     blocks, train = spec.blocks, tt_svd(spec, svd)
     if isinstance(known, SeenRows):
-        return _fit_rows(known, blocks, train, rounds)
+        a, core, b, captured = _fit_rows(known, blocks, train, rounds)
+        return a, core, b, float(captured.sum())
     return _fit_linear(known, blocks, train, rounds)
+
+
+def row_energies(known: SeenRows, specs: Sequence[TensorTrainSpec], svd: Svd) -> dict[TensorTrainSpec, float]:
+    """How much of an embedding's energy trains of the same blocks capture after one round, at least. Of equal first
+    ranks the largest one is fitted: its last core begins with those of the others.
+    """
+    found = {}
+    for first in {spec.ranks[0] for spec in specs}:
+        alike = [spec for spec in specs if spec.ranks[0] == first]
+        largest = max(alike, key=lambda spec: spec.ranks[1])
+        captured = _fit_rows(known, largest.blocks, tt_svd(largest, svd), 1)[-1].cumsum(0)
+        found |= {spec: float(captured[spec.ranks[1] - 1]) for spec in alike}
+    return found
 
 
 def tt_svd(spec: TensorTrainSpec, svd: Svd | None = None) -> Callable[[Tensor], Cores]:
@@ -141,9 +158,11 @@ def _fit_linear(
     for turn in range(rounds):
         if turn:
             b = _right_core(product.view(m, n2, n3), s.view(n2, n3, n2, n3), a, core, b)
-        inputs = torch.block_diag(*[b] * n2)  # (n2 r2, n)
-        inner = inputs @ s @ inputs.T
-        target = (product @ inputs.T).view(m2, -1, len(inner))  # (m2, m1, n2 r2): W_i S inputs^T
+        # b stands before every block of columns: what follows is inputs S inputs^T and W_i S inputs^T with inputs
+        # (n2 r2, n) of n2 b on a diagonal.
+        half = (b @ s.view(n2, n3, n)).view(-1, n2, n3)  # (n2 r2, n2, n3)
+        inner = (half @ b.T).flatten(1)
+        target = (product.view(m, n2, n3) @ b.T).view(m2, -1, len(inner))  # (m2, m1, n2 r2)
         for _ in range(3):
             a = torch.linalg.qr(a)[0]
             flat = least_squares.solve(inner, (a.T @ target).flatten(0, 1)).view(m2, -1, len(inner))
@@ -170,9 +189,10 @@ def _right_core(product: Tensor, s: Tensor, a: Tensor, core: Tensor, b: Tensor) 
 
 def _seen_rows(weight: Tensor, counts: Tensor) -> SeenRows:
     """What :func:`_fit_rows` starts from, of an embedding (m, n) and the counts (m,) of its rows."""
-    weight, weights = weight.double(), least_squares.row_weights(counts)
-    scaled = weight * weights[:, None]
-    return SeenRows(weight, scaled, weights**2, float(torch.linalg.matrix_norm(scaled)) ** 2)
+    weights = least_squares.row_weights(counts)
+    scaled = weight * weights[:, None].to(weight.dtype)
+    energy = float(torch.linalg.vector_norm(scaled, dim=1).double().square().sum())
+    return SeenRows(weight, scaled, (weights**2).to(weight.dtype), energy)
 
 
 def _fit_rows(
@@ -180,7 +200,7 @@ def _fit_rows(
     blocks: Pair,
     train: Callable[[Tensor], Cores],
     rounds: int,
-) -> tuple[Tensor, Tensor, Tensor, float]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cores a (m1, r1), core (m2, r1, n2, r2) and b (r2, n3) of an embedding whose rows are weighted. b stays that of
     the weighted matrix; rows of a, each shared by m2 words, and the blocks of core follow by alternating least squares.
 
@@ -191,10 +211,10 @@ def _fit_rows(
         rounds: of alternation.
 
     Returns:
-        The cores, and how much of ``known.energy`` they capture.
+        The cores, and how much of ``known.energy`` each row of b captures, (r2,).
     """
     m2, n2 = blocks
-    a, core, b = (factor.double() for factor in train(known.scaled))
+    a, core, b = (factor.to(known.weight.dtype) for factor in train(known.scaled))
     b, mixing = torch.linalg.qr(b.T)
     blank = m2 * len(a) - len(known.weight)
     square = F.pad(known.squares, (0, blank)).view(m2, -1)  # (m2, m1)
@@ -206,7 +226,9 @@ def _fit_rows(
         systems = (a.T * square[:, None]) @ a
         right = (target.mT * square[:, None]) @ a
         flat = least_squares.solve(systems, right).mT
-    return a, flat.unflatten(2, (n2, -1)), b.T, float((right.mT * flat).sum())
+    core = flat.unflatten(2, (n2, -1))
+    captured = flat * (2 * right.mT - systems @ flat)  # also of a flat that is not quite the least-squares one
+    return a, core, b.T, captured.double().unflatten(2, (n2, -1)).sum((0, 1, 2))
 
 
 def _rows_of_train(gram: Tensor, seen: Tensor, square: Tensor, a: Tensor) -> Tensor:
