@@ -63,7 +63,7 @@ def row_energies(known: SeenRows, specs: Sequence[TensorTrainSpec], svd: Svd) ->
     """How much of an embedding's energy trains of the same blocks capture after one round, at least. Of equal first
     ranks the largest one is fitted: its last core begins with those of the others.
     """
-    found = {}
+    found: dict[TensorTrainSpec, float] = {}
     for first in {spec.ranks[0] for spec in specs}:
         alike = [spec for spec in specs if spec.ranks[0] == first]
         largest = max(alike, key=lambda spec: spec.ranks[1])
@@ -239,10 +239,12 @@ def _rows_of_train(gram: Tensor, seen: Tensor, square: Tensor, a: Tensor) -> Ten
     """
 
     def system(x: Tensor) -> Tensor:
-        return ((x @ gram) * square[..., None]).sum(0)
+        total = torch.zeros_like(x)
+        for weights, inner in zip(square, gram, strict=True):
+            total.addmm_(x * weights[:, None], inner)
+        return total
 
     mean, scale = gram.mean(0), square.sum(0)[:, None]
+    inverse = least_squares.solve(mean, torch.eye(len(mean), dtype=mean.dtype, device=mean.device))
     right = (seen * square[..., None]).sum(0)
-    return least_squares.conjugate_gradients(
-        system, right, a, dims=(1,), precondition=lambda x: least_squares.solve(mean, x) / scale
-    )[0]
+    return least_squares.conjugate_gradients(system, right, a, dims=(1,), precondition=lambda x: x @ inverse / scale)[0]
