@@ -217,3 +217,28 @@ def test_scaled_rows_go_on_from_block_to_block() -> None:
     matrix, scales = torch.randn(7, 3), torch.rand(7)
     blocks = linalg.scaled_rows(lambda: matrix.split(3), scales)
     assert torch.equal(torch.cat(list(blocks)), matrix * scales[:, None])
+
+
+def test_the_energy_of_outputs_reads_half_of_the_moment() -> None:
+    generator, n = torch.Generator().manual_seed(0), 2 * linalg.SIDE + 3
+    weight, made, x = (torch.randn(rows, n, generator=generator, dtype=torch.float64) for rows in (6, 6, 40))
+    root = least_squares.root(x.T @ x)
+    residual, norm = least_squares.energies(weight, made, x.T @ x, None)
+    assert residual == pytest.approx(float(((weight - made) @ root).square().sum()), rel=1e-9)
+    assert norm == pytest.approx(float((weight @ root).square().sum()), rel=1e-9)
+
+
+def test_several_trains_of_an_embedding_are_compared_by_close_upper_bounds() -> None:
+    source = Matrices()
+    specs = [TensorTrainSpec(blocks=(4, 2), ranks=ranks) for ranks in ((6, 5), (6, 4), (3, 3))]
+    single = [get("tensor-train").output_errors(WORDS, [spec], source, source)[0] for spec in specs]
+    for bound, exact in zip(get("tensor-train").output_errors(WORDS, specs, source, source), single, strict=True):
+        assert exact * (1 - 1e-5) <= bound <= exact * 1.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_singular_systems_are_solved(dtype: torch.dtype) -> None:
+    thin = torch.randn(30, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    system, x = thin @ thin.T, torch.ones(2, 30, dtype=dtype)
+    found = least_squares.solve(system, x @ system)
+    torch.testing.assert_close(found @ system, x @ system, rtol=1e-3, atol=1e-3)

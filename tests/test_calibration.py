@@ -14,7 +14,9 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import compresskit
 from compresskit import InputError
+from compresskit.calibration.moments import Moments
 from compresskit.calibration.statistics import Calibration, calibrate
+from compresskit.calibration.tokens import RealTokens
 from compresskit.data.corpus import find_corpus, sequences
 from compresskit.decomposers.registry import METHODS
 from compresskit.model.positions import positions
@@ -78,6 +80,21 @@ OF_OTHER_ROWS = {
         transformers.FunnelConfig(vocab_size=499, block_sizes=[1, 1], d_model=32, n_head=2, d_head=16, d_inner=48)
     ),
 }
+
+
+def test_each_input_is_multiplied_once_for_all_that_see_it() -> None:
+    ids = torch.ones(2, 3, dtype=torch.long)
+    tokens, moments, generator = RealTokens({"input_ids": ids, "attention_mask": ids}), Moments(), torch.Generator()
+    hidden, others = (torch.randn(2, 3, 4, generator=generator.manual_seed(seed)) for seed in range(2))
+    squares = [x.flatten(0, 1).T @ x.flatten(0, 1) for x in (hidden, others)]
+    for target in ("query", "key", "value"):
+        moments.see(target, hidden, tokens)
+    hidden.zero_()  # as a model may do with what it has read
+    moments.see("key", others, tokens)
+    found = moments.found()
+    assert found["query"] is found["value"]
+    torch.testing.assert_close(found["query"], squares[0])
+    torch.testing.assert_close(found["key"], squares[0] + squares[1])
 
 
 @pytest.mark.parametrize("family", OF_OTHER_ROWS)

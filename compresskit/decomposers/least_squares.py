@@ -179,11 +179,13 @@ def conjugate_gradients(
 
 def solve(system: Tensor, right: Tensor) -> Tensor:
     """X with X system = right (..., r, k), for symmetric systems (..., k, k) that may be singular."""
-    if system.dtype == torch.float32:
+    k, dtype, lift = system.shape[-1], system.dtype, 1e-10
+    if dtype == torch.float32:
         factor, failed = torch.linalg.cholesky_ex(system)
         if not failed.any():
             return torch.cholesky_solve(right.mT, factor).mT
-        return solve(system.double(), right.double()).to(right.dtype)
+        # In 32 bits a system that should be singular has small negative eigenvalues.
+        system, right, lift = system.double(), right.double(), 100 * k * torch.finfo(dtype).eps
     mean = system.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(system.dtype).tiny)
-    lift = 1e-10 * mean[..., None, None] * torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
-    return torch.cholesky_solve(right.mT, torch.linalg.cholesky(system + lift)).mT
+    lifted = system + lift * mean[..., None, None] * torch.eye(k, dtype=system.dtype, device=system.device)
+    return torch.cholesky_solve(right.mT, torch.linalg.cholesky(lifted)).mT.to(dtype)

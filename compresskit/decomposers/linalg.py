@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
