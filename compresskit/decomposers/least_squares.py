@@ -104,12 +104,12 @@ def energies(
         for which, matrix in enumerate((dense - approximation[rows].double(), dense)):
             if weights is not None:
                 matrix = matrix * weights[rows]
-            sums[which] += float(matrix.square().sum()) if s is None else _energy(matrix, s)
+            sums[which] += float(matrix.square().sum()) if s is None else output_energy(matrix, s)
     return max(0.0, sums[0]), sums[1]
 
 
-def _energy(matrix: Tensor, moment: Tensor) -> float:
-    """||M L||_F^2 of M (m, n), with L L^T = moment (n, n): of a symmetric matrix half is read."""
+def output_energy(matrix: Tensor, moment: Tensor) -> float:
+    """||M L||_F^2 of M (m, n), with L L^T = moment (n, n); of one dtype. Half of the symmetric moment is read."""
     found = 0.0
     for start in range(0, len(moment), linalg.SIDE):
         block, rest = matrix[:, start : start + linalg.SIDE], matrix[:, start:]

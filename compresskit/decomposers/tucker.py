@@ -309,7 +309,9 @@ def _bounds(weights: Sequence[Tensor], specs: Sequence[TuckerSpec]) -> list[floa
 def _largest(blocks: Sequence[Tensor], ranks: Sequence[int | None]) -> Tensor:
     """Leading right singular vectors (k, largest rank) of the blocks (rows, k) stacked; (k, 0) without any rank."""
     largest = max(rank or 0 for rank in ranks)
-    return _basis(blocks, largest) if largest else blocks[0].new_zeros(blocks[0].shape[1], 0)
+    if not largest:
+        return blocks[0].new_zeros(blocks[0].shape[1], 0)
+    return linalg.leading(linalg.gram(blocks), largest)[1].to(blocks[0].dtype)
 
 
 def _two_sided(group: Group, parameters: int) -> Iterator[TuckerSpec]:
@@ -399,6 +401,7 @@ def _under_the_mean(weights: Sequence[Tensor], second_moments: Sequence[Tensor])
     factor = torch.linalg.cholesky(mean)
     matrices = []
     for weight, moment in zip(weights, second_moments, strict=True):
-        size = torch.tensor(least_squares.seen(weight, moment).energy, dtype=torch.float64).clamp_min(0).sqrt()
+        energy = least_squares.output_energy(weight.double(), least_squares.damped(moment))
+        size = torch.tensor(max(0.0, energy), dtype=torch.float64).sqrt()
         matrices.append(weight.double() @ factor * linalg.safe_inverse(size))
     return factor, matrices
