@@ -22,7 +22,7 @@ from transformers import AutoModel
 import compresskit
 from compresskit import InputError
 from compresskit.benchmark import shared
-from compresskit.benchmark.records import read
+from compresskit.benchmark.records import read, write
 from compresskit.benchmark.report.render import command
 from compresskit.benchmark.runner import BenchResult
 from compresskit.benchmark.store import Store
@@ -264,6 +264,28 @@ def test_damaged_records_are_refused(
     assert read(path).status == "finished"
 
 
+def test_records_that_do_not_belong_are_refused(whole: BenchResult, tmp_path: Path, run: Run) -> None:
+    """A table would count one seed twice, or take one cell's result for another's."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(whole.folder, folder)
+    one, other = sorted((folder / "cells").iterdir())[:2]
+    record = read(one / "record.json")
+    foreign = folder / "cells" / (one.name[:-8] + "f" * 8)
+    foreign.mkdir()
+    write(record.model_copy(update={"key": "f" * len(record.key)}), foreign / "record.json")
+    mixed = run("report", folder)
+    shutil.rmtree(foreign)
+    assert mixed.code == 2
+    assert f"holds 1 cells that its grid (bench.json) does not ask for, e.g. {foreign.name}" in mixed.err
+    shutil.copy(one / "record.json", other / "record.json")
+    swapped = run("report", folder)
+    assert swapped.code == 2
+    assert f"{other.name}/record.json: is of another cell" in swapped.err.replace("\n", "")
+    shutil.copytree(one, folder / "cells" / "copy")
+    shutil.copy(next(whole.folder.glob(f"cells/{other.name}/record.json")), other / "record.json")
+    assert "copy/record.json: is of another cell" in run("report", folder).err.replace("\n", "")
+
+
 def test_report_says_that_it_waits(whole: BenchResult, run: Run) -> None:
     held = Event()
 
@@ -343,3 +365,11 @@ def test_report_of_nothing(run: Run, tmp_path: Path) -> None:
     answer = run("report", tmp_path / "newer")
     assert answer.code == 2
     assert "format version 7, this compresskit reads 1: upgrade" in answer.err
+
+
+@pytest.mark.parametrize("cells", [5, "x", [1], ["../elsewhere"]])
+def test_a_damaged_list_of_cells_is_refused(tmp_path: Path, run: Run, cells: Any) -> None:
+    (tmp_path / "bench.json").write_text(json.dumps({"format_version": 1, "grid": {}, "cells": cells}))
+    answer = run("report", tmp_path)
+    assert answer.code == 2
+    assert "cells must be a list of names of folders" in answer.err.replace("\n", " ")

@@ -83,8 +83,16 @@ class Store:
 
     def missing(self) -> list[str]:
         """Cells of the last run's grid that have no record yet, by the names of their folders."""
-        names = self._marker().get("cells", [])
-        return [name for name in names if not (self.folder / CELLS / name / RECORD).exists()]
+        return [name for name in self._listed() or () if not (self.folder / CELLS / name / RECORD).exists()]
+
+    def _listed(self) -> list[str] | None:
+        """The cells of the last run's grid, by the names of their folders; None where the folder does not say."""
+        names = self._marker().get("cells", None)
+        if names is None:
+            return None
+        if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise InputError(f"report {self.folder / GRID}: cells must be a list of names of folders")
+        return names
 
     def grid(self) -> Grid:
         """The grid that the folder was made for. Raises InputError: there is none, or it cannot be read."""
@@ -109,13 +117,28 @@ class Store:
         return marker
 
     def records(self) -> list[Record]:
-        """Every record in the folder. Raises InputError: one is damaged or edited."""
-        return [read(folder / RECORD) for folder in self._folders(CELLS) if (folder / RECORD).exists()]
+        """Every record in the folder. Raises InputError: one is damaged or edited, or lies in another cell's folder."""
+        return [_read(folder) for folder in self._recorded()]
+
+    def of_grid(self) -> list[Record]:
+        """The same, where the last run's grid asks for all of them: a table of others would add up what does not belong
+        together.
+
+        Raises:
+            InputError: as above; there is a cell that the grid does not ask for.
+        """
+        names, found = self._listed(), self.records()
+        foreign = [folder.name for folder in self._recorded() if names is not None and folder.name not in names]
+        if foreign:
+            raise InputError(
+                f"report {self.folder}: holds {len(foreign)} cells that its grid ({GRID}) does not ask for, e.g. "
+                f"{foreign[0]}; move them away"
+            )
+        return found
 
     def record(self, cell: Cell) -> Record | None:
-        """The cell's record, if it has one."""
-        path = self.path(cell) / RECORD
-        return read(path) if path.exists() else None
+        """The cell's record, if it has one. Raises InputError: see :meth:`records`."""
+        return _read(self.path(cell)) if (self.path(cell) / RECORD).exists() else None
 
     def write(self, cell: Cell, record: Record) -> None:
         """Keep the record."""
@@ -153,9 +176,24 @@ class Store:
         finally:
             lock.release()
 
+    def _recorded(self) -> list[Path]:
+        """The folders of cells that have a record."""
+        return [folder for folder in self._folders(CELLS) if (folder / RECORD).exists()]
+
     def _folders(self, name: str) -> list[Path]:
         folder = self.folder / name
         return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _read(folder: Path) -> Record:
+    """The record of a cell's folder, whose name ends with the beginning of the cell's key. Raises InputError."""
+    found = read(folder / RECORD)
+    if not folder.name.endswith(f"-{found.key[:8]}"):
+        raise InputError(
+            f"record {folder / RECORD}: is of another cell ({found.method}, seed {found.seed}, key {found.key[:8]}); "
+            "remove it to compute this one again"
+        )
+    return found
 
 
 @contextmanager

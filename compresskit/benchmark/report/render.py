@@ -161,8 +161,8 @@ def _values(grid: Grid, name: str) -> list[str]:
 
 
 def _records(store: Store) -> tuple[Record, ...]:
-    """The records of a folder in the order of its grid. Raises InputError: there are none."""
-    records = tuple(_ordered(store.records(), store.grid()))
+    """The records of a folder in the order of its grid. Raises InputError: there are none, or others too."""
+    records = tuple(_ordered(store.of_grid(), store.grid()))
     if not records:
         raise InputError(f"report {store.folder}: holds no records; `compresskit bench` makes some")
     return records
