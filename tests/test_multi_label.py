@@ -111,6 +111,7 @@ def test_bad_input(
     [
         (["a;b", "a,b"], r"row 1 has ';' between labels \('a;b'\), row 2 has ',' between labels"),
         (["a", "b,a;c"], r"row 2 has ',' .*, row 2 has ';'"),
+        (["a", "b,a;c|d"], r"row 2 has ',' .*, row 2 has ';'"),
         ([["a"], "a,b"], r"row 1 is a list \(\['a'\]\), row 2 has ','"),
         (["a,b", "A"], r"row 1 and row 2: labels 'a' and 'A'"),
         (["a", "b", "a b"], r"row 3: 'a b' seems to be several labels"),

@@ -241,7 +241,7 @@ def _check_form(task: Task, rows: Rows, source: str) -> None:
         for form in ["is a list"] if isinstance(cell, list) else forms:
             first.setdefault(form, (number, cell))
         if len(first) > 1:
-            one, other = ((f"row {row} {form} ({shown(held)})") for form, (row, held) in first.items())
+            one, other = [(f"row {row} {form} ({shown(held)})") for form, (row, held) in first.items()][:2]
             raise InputError(
                 f"data {source}: column {task.label!r}: {one}, {other}: write all rows in one way; labels that hold "
                 "such a mark take lists in JSON lines"
