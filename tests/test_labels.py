@@ -76,6 +76,16 @@ def test_order_of_classes() -> None:
     assert Lookup(("1", "01"))("1.0") is None  # nobody can tell which one
 
 
+@pytest.mark.parametrize(("numbers", "shown"), [((0, 2), "0, 2"), ((1, 2), "1, 2")])
+def test_numbers_of_classes_with_a_hole_are_refused(numbers: tuple[int, int], shown: str, tokenizer: Any) -> None:
+    """Output 1 of a head that names 0 and 2 would be taken for one of them, without a word."""
+    model = named("bad", "good")
+    model.config.id2label = dict(zip(numbers, ("bad", "good"), strict=True))
+    says = rf"numbers its 2 classes {shown}; the outputs of its head are numbered 0 to 1: mend id2label"
+    with pytest.raises(InputError, match=says):
+        compresskit.predict(model, ["a text"], tokenizer=tokenizer)
+
+
 def test_a_model_without_names_has_integers_as_numbers(tmp_path: Path) -> None:
     model = tiny_model(head="classifier", num_labels=12)
     task = load_task(own(tmp_path, [0, 1], [0]))

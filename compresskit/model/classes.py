@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from compresskit.errors import InputError
+
 #: The same integer is written in these ways by programs that hold labels as floating-point numbers, or pad them.
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0+)?")
 #: Characters that nobody sees: of the categories of control characters, byte order marks, joiners and marks of
@@ -23,8 +25,19 @@ def class_names(config: Any) -> tuple[str, ...]:
 
 
 def ordered(id2label: Mapping[Any, Any]) -> tuple[str, ...]:
-    """The names in an ``id2label``, in the order of their numbers."""
-    return tuple(str(name) for _, name in sorted((int(number), str(name)) for number, name in id2label.items()))
+    """The names in an ``id2label``, in the order of their numbers.
+
+    Raises:
+        InputError: the numbers are not 0, 1, 2, ...: which name belongs to which output of the head is not known.
+    """
+    names = {int(number): str(name) for number, name in id2label.items()}
+    if sorted(names) != list(range(len(id2label))):
+        numbers = ", ".join(map(str, sorted(names)[:10])) + ", ..." * (len(names) > 10)
+        raise InputError(
+            f"id2label of the model numbers its {len(id2label)} classes {numbers}; the outputs of its head are numbered "
+            f"0 to {len(id2label) - 1}: mend id2label in its config.json"
+        )
+    return tuple(names[number] for number in range(len(names)))
 
 
 def unnamed(names: Sequence[str]) -> bool:
