@@ -34,8 +34,8 @@ def ordered(id2label: Mapping[Any, Any]) -> tuple[str, ...]:
     if sorted(names) != list(range(len(id2label))):
         numbers = ", ".join(map(str, sorted(names)[:10])) + ", ..." * (len(names) > 10)
         raise InputError(
-            f"id2label of the model numbers its {len(id2label)} classes {numbers}; the outputs of its head are numbered "
-            f"0 to {len(id2label) - 1}: mend id2label in its config.json"
+            f"id2label of the model numbers its {len(id2label)} classes {numbers}; the outputs of its head are "
+            f"numbered 0 to {len(id2label) - 1}: mend id2label in its config.json"
         )
     return tuple(names[number] for number in range(len(names)))
 
