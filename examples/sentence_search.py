@@ -35,16 +35,22 @@ _SAYS = ("sentence_bert_config", "config_sentence_transformers")
 Encoder = Callable[[list[str]], np.ndarray]
 
 
-def encoder(folder: str) -> Encoder:
-    """How a model makes vectors: an exported one by ONNX Runtime, another one by sentence-transformers."""
+def encoder(folder: str, role: str) -> Encoder:
+    """How a model makes vectors: an exported one by ONNX Runtime, another one by sentence-transformers.
+
+    Args:
+        folder: of the model.
+        role: ``query`` or ``document``: some models are trained with another prompt in front of each.
+    """
     if (Path(folder) / "export.json").is_file():
-        return Exported(Path(folder))
+        return Exported(Path(folder), role)
     from sentence_transformers import SentenceTransformer
 
     import compresskit  # noqa: F401 - lets sentence-transformers read the factorised layers
 
     model = SentenceTransformer(folder)
-    return lambda texts: model.encode(texts, normalize_embeddings=True)
+    encode = model.encode_query if role == "query" else model.encode_document
+    return lambda texts: encode(texts, normalize_embeddings=True)
 
 
 class Exported:
@@ -52,16 +58,17 @@ class Exported:
 
     Args:
         folder: what was written.
+        role: of the texts, as of :func:`encoder`.
         threads: CPU threads.
     """
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
+    def __init__(self, folder: Path, role: str, threads: int = 1) -> None:
         import onnxruntime
         from tokenizers import Tokenizer
 
         config = _settings(folder / "config.json")
         texts, general = (_settings(folder / f"{name}.json") for name in _SAYS)
-        self.prompt = (general.get("prompts") or {}).get(general.get("default_prompt_name"), "")
+        self.prompt = (general.get("prompts") or {}).get(role) or ""
         self.lower = bool(texts.get("do_lower_case"))
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(texts.get("max_seq_length") or config["max_position_embeddings"] - 2)
@@ -102,7 +109,7 @@ def build(model: str, texts: Path, index: Path) -> int:
         for sentence in END.split(file.read_text(encoding="utf-8"))
         if sentence.strip()
     ]
-    vectors = encoder(model)([entry["sentence"] for entry in found])
+    vectors = encoder(model, "document")([entry["sentence"] for entry in found])
     np.save(index / "vectors.npy", vectors.astype(np.float16))
     about = {"model": str(Path(model).resolve()), "sentences": found}
     (index / "index.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
@@ -115,7 +122,7 @@ def search(index: Path, query: str, model: str | None = None, top: int = 3) -> l
     """
     about = json.loads((index / "index.json").read_text(encoding="utf-8"))
     vectors = np.load(index / "vectors.npy").astype(np.float32)
-    cosines = vectors @ encoder(model or about["model"])([query])[0]
+    cosines = vectors @ encoder(model or about["model"], "query")([query])[0]
     hits = [(cosines[place], about["sentences"][place]) for place in np.argsort(-cosines, kind="stable")[:top]]
     return [(float(cosine), entry["sentence"], entry["file"]) for cosine, entry in hits]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FILLERS, NEGATIVE, POSITIVE, count, reviews, write_tsv
+from sentence_transformers import SentenceTransformer, util
 from transformers import pipeline
 
 import compresskit
@@ -126,6 +129,24 @@ def test_sentence_search_without_torch(
             for left, right in zip(ours, theirs.splitlines(), strict=True):
                 assert left.split("\t")[1:] == right.split("\t")[1:]
                 assert float(left.split("\t")[0]) == pytest.approx(float(right.split("\t")[0]), abs=2e-3)
+
+
+def test_sentence_search_takes_the_prompts_of_the_model(
+    example: Callable[..., str], small_sentence: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(small_sentence, model)
+    general = json.loads((model / "config_sentence_transformers.json").read_text())
+    prompts = {"query": "the price of shares: ", "document": "a train at noon: "}
+    (model / "config_sentence_transformers.json").write_text(json.dumps(general | {"prompts": prompts}))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Cats sleep on warm sofas.", encoding="utf-8")
+    example("sentence_search.py", "index", model, tmp_path / "texts", tmp_path / "index")
+    said = example("sentence_search.py", "search", tmp_path / "index", "where do kittens rest")
+    read = SentenceTransformer(str(model))
+    vectors = read.encode_query("where do kittens rest"), read.encode_document("Cats sleep on warm sofas.")
+    expected = float(util.cos_sim(*vectors))
+    assert float(said.partition("\t")[0]) == pytest.approx(expected, abs=2e-3)
 
 
 def test_continue_training(example: Callable[..., str], bench_folder: Path, tmp_path: Path) -> None:
