@@ -26,7 +26,7 @@ from compresskit.model.kept import copied
 from compresskit.model.measure import count_flops
 from compresskit.model.output import output_folder
 from compresskit.model.quantizer import quantizer_of
-from compresskit.model.sentence_vectors import reader_of_text
+from compresskit.model.sentence_vectors import numbers_behind, reader_of_text
 from compresskit.model.sources import ModelWeights, check_finite
 from compresskit.model.targets import check_supported
 from compresskit.model.tokenizer import find_tokenizer
@@ -175,7 +175,12 @@ class Request:
     def _checkpoint(self) -> Checkpoint:
         """The dense model with what its folder holds beside it."""
         if self.model is None or isinstance(self.model, str | Path):
-            return checkpoints.read(self.model, self.as_class, self.device)
+            dense = checkpoints.read(self.model, self.as_class, self.device)
+            behind = numbers_behind(dense.folder) if dense.model.base_model is dense.model else 0
+            note = (
+                f"layers behind the encoder stay as they are: {behind:,} parameters, which ratio, size and MB leave out"
+            )
+            return replace(dense, notes=(*dense.notes, *([note] if behind else [])))
         found = checkpoints.in_memory(self.model)
         check_supported(found.model)
         check_finite(found.model)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import Run, refused, reviews, same, sentence_folder, tiny_bench, write_tsv
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoTokenizer, TrainerCallback
+from transformers import AutoModel, AutoTokenizer, BertModel, TrainerCallback
 
 import compresskit
 from compresskit.benchmark.grid import GENERAL, GENERAL_OF_VECTORS, Grid, load_grid, shipped_grids
@@ -309,9 +309,21 @@ def test_a_rounded_model_makes_the_vectors_that_its_folder_asks_for(bench_folder
     save_file({f"linear.{n}": p.detach() for n, p in layer.named_parameters()}, model / "2_Dense" / "model.safetensors")
     (model / "2_Dense" / "config.json").write_text(json.dumps({"in_features": 48, "out_features": 8}))
     options: dict[str, Any] = {"models": (str(model),), "unit": ("line",), "general": {"max_steps": 1}}
-    result = tiny_bench(bench_folder, tmp_path / "out", baselines=("dense", "onnx-int8"), **options)
+    options |= {"baselines": ("dense", "int8", "onnx-int8"), "exports": ("onnx",)}
+    result = tiny_bench(bench_folder, tmp_path / "out", **options)
     assert not result.failed, [record.message for record in result.failed]
-    dense, rounded, _ = result.records
+    dense, torch_int8, rounded, _ = result.records
     assert rounded.scores["cosine"] > 0.99
     assert rounded.score > 0.95
     assert rounded.parameters == dense.parameters
+    # What lies behind the encoder counts in every row.
+    behind = (model / "2_Dense" / "model.safetensors").stat().st_size
+    whole = [
+        behind + next(result.folder.glob(f"cells/*-{name}-*/**/*.onnx")).stat().st_size
+        for name in ("dense", "onnx-int8")
+    ]
+    assert [dense.exports["onnx"].megabytes, rounded.megabytes] == [pytest.approx(size / 1e6) for size in whole]
+    encoder = BertModel.from_pretrained(model)
+    linear = [layer for layer in encoder.modules() if isinstance(layer, torch.nn.Linear)]
+    saved = sum(3 * layer.weight.numel() - 4 for layer in linear)  # of four bytes three, and a scale
+    assert torch_int8.megabytes == pytest.approx((behind + 4 * encoder.num_parameters() - saved) / 1e6)

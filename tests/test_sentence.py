@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import Run, refused, sentence_folder, tiny_model, write_tsv
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import save_file
 from scipy import stats
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, BertTokenizer
@@ -75,6 +76,20 @@ def test_compress_keeps_the_modules(run: Run, embedded: Path) -> None:
     result = run(*arguments, "--overwrite")
     assert result.code == 2
     assert "holds 2_Mine, which compresskit did not write" in result.err
+
+
+def test_layers_behind_the_encoder_are_named_where_they_are_not_counted(
+    run: Run, bench_folder: Path, tmp_path: Path
+) -> None:
+    model = sentence_folder(bench_folder / "model", tmp_path / "model", behind=("Dense",))
+    save_file({"linear.weight": torch.zeros(8, 48)}, model / "2_Dense" / "model.safetensors")
+    flags = ("--method", "low-rank", "--ratio", 2)
+    found = run("compress", "--model", model, *flags, "--output", "small")
+    assert found.code == 0, found.err
+    says = "layers behind the encoder stay as they are: 384 parameters, which ratio, size and MB leave out"
+    assert says in found.out.replace("\n", " ")
+    plain = run("compress", "--model", bench_folder / "model", *flags)
+    assert "behind the encoder" not in plain.out
 
 
 def test_a_classifier_is_no_sentence_transformer(embedded: Path, tmp_path: Path) -> None:

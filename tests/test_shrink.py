@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Run, refused, reviews, same, sentence_folder, tiny_model, write_tsv
 from filelock import FileLock
-from transformers import TrainerCallback
+from safetensors.torch import save_file
+from transformers import AutoModel, TrainerCallback
 
 import compresskit
 from compresskit.errors import InputError
@@ -178,7 +180,10 @@ WORSE = "training made the model worse,"
 
 @pytest.mark.slow
 def test_sentence_vectors(run: Run, bench_folder: Path, tmp_path: Path) -> None:
-    teacher = sentence_folder(bench_folder / "model", tmp_path / "teacher")
+    teacher = sentence_folder(bench_folder / "model", tmp_path / "teacher", behind=("Dense",))
+    layer = torch.nn.Linear(48, 8)
+    save_file({f"linear.{n}": p.detach() for n, p in layer.named_parameters()}, teacher / "2_Dense/model.safetensors")
+    (teacher / "2_Dense/config.json").write_text(json.dumps({"in_features": 48, "out_features": 8}))
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"{review.capitalize()}." for review, _ in reviews(300, seed=4)), encoding="utf-8")
     flags = ["--model", teacher, "--text", text, "--size", "80kB"]
@@ -193,6 +198,10 @@ def test_sentence_vectors(run: Run, bench_folder: Path, tmp_path: Path) -> None:
     teacher_row, student = json.loads(Path("small.shrink/shrink.json").read_text())["rows"]
     assert teacher_row["score"] == pytest.approx(1)
     assert 0 < student["score"] < 1
+    for row, folder in ((teacher_row, teacher), (student, Path("small"))):  # layers behind the encoder count too
+        files = [folder / "model.safetensors", folder / "2_Dense/model.safetensors"]
+        assert row["megabytes"] == sum(file.stat().st_size for file in files) / 1e6
+        assert row["parameters"] == AutoModel.from_pretrained(folder).num_parameters() + 48 * 8 + 8
     assert "similarity, %" in done.out
     assert "Next: compresskit predict --model small --text TEXT --among FILE_OR_FOLDER" in done.out
     # A run that was stopped behind its training says what came of that.

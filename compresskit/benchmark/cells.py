@@ -31,7 +31,7 @@ from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint
 from compresskit.model.measure import count_flops
 from compresskit.model.output import output_folder
-from compresskit.model.sentence_vectors import numbers_behind
+from compresskit.model.sentence_vectors import bytes_behind, numbers_behind
 from compresskit.model.targets import count_parameters, find_targets
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.pipeline import Compression
@@ -304,14 +304,16 @@ class Workshop:
         model = read.model if rival is None else rival.counted(dense, read.model)
         flops = count_flops(model)
         total = count_parameters(model) if rival is None else rival.parameters(dense, read.model)
-        behind, roles = numbers_behind(self._folder(made)), _by_role(model, dense)
+        folder, roles = self._folder(made), _by_role(model, dense)
+        behind = numbers_behind(folder)
         total += behind
+        own = megabytes(read) if rival is None else rival.megabytes(read)
         roles["rest"] += behind
         return {
             "parameters": total,
             "parameters_by_role": roles,
             "ratio": (count_parameters(dense) + numbers_behind(whole.folder)) / total,
-            "megabytes": megabytes(read) if rival is None else rival.megabytes(read),
+            "megabytes": own + bytes_behind(folder) / 1e6,
             "flops": flops.total,
             "flops_linear": flops.linear,
         }

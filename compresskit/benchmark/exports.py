@@ -18,6 +18,7 @@ from compresskit.errors import InputError
 from compresskit.exporting import exported
 from compresskit.exporting.format import FORMATS
 from compresskit.model.checkpoint import Checkpoint
+from compresskit.model.sentence_vectors import bytes_behind
 from compresskit.tasks.predicting import Runnable
 
 
@@ -75,7 +76,7 @@ def _export(cell: Cell, form: str, shared: Shared, folder: Path, dense: Path) ->
     except Exception as error:  # one export must not stop the others
         return ExportRecord(message=work.reason(error, folder))
     return ExportRecord(
-        megabytes=done.record["megabytes"]["exported"],
+        megabytes=done.record["megabytes"]["exported"] + bytes_behind(read.folder) / 1e6,
         score=found["score"],
         scores=found["scores"],
         versions=done.record["versions"],

@@ -15,6 +15,7 @@ from compresskit.exporting.format import FORMATS
 from compresskit.folders.training import last_stage
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint, weight_files
+from compresskit.model.sentence_vectors import bytes_behind, numbers_behind
 from compresskit.model.targets import count_parameters
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.progress import Progress
@@ -76,8 +77,8 @@ def figures(schedule: Schedule, progress: Progress) -> dict[str, Any]:
             name=name,
             score=None if found is None else mean_over_splits(found, metric),
             kept=None if found is None else kept_over_splits(found, scores[TEACHER], metric),
-            parameters=None if read is None else count_parameters(read.model),
-            megabytes=sum(file.stat().st_size for file in _files(name, read, exports)) / 1e6,
+            parameters=None if read is None else count_parameters(read.model) + numbers_behind(read.folder),
+            megabytes=_bytes(name, read or student, exports) / 1e6,
             milliseconds=None if timed is None else timed.milliseconds,
             speedup=None if timed is None else timed.speedup,
         )
@@ -90,10 +91,13 @@ def _ready(read: Checkpoint) -> PreTrainedModel:
     return read.model.float().eval()
 
 
-def _files(name: str, read: Checkpoint | None, exports: dict[str, Path]) -> list[Path]:
-    if read is None:
-        return FORMATS.get(name).weight_files(exports[name])
-    return [] if read.folder is None else weight_files(read.folder)
+def _bytes(name: str, read: Checkpoint, exports: dict[str, Path]) -> int:
+    """Of the files of a model, and of layers behind its encoder; an export has those of its checkpoint ``read``."""
+    if name in exports:
+        files = FORMATS.get(name).weight_files(exports[name])
+    else:
+        files = [] if read.folder is None else weight_files(read.folder)
+    return sum(file.stat().st_size for file in files) + bytes_behind(read.folder)
 
 
 def _scores(

@@ -19,7 +19,6 @@ from compresskit.calibration.statistics import Calibration
 from compresskit.data.corpus import Corpus
 from compresskit.errors import InputError
 from compresskit.model.checkpoint import Checkpoint, weight_files
-from compresskit.model.sentence_vectors import bytes_behind
 from compresskit.model.targets import count_parameters
 from compresskit.tasks.predicting import Runnable
 from compresskit.tasks.rows import TaskData
@@ -139,7 +138,9 @@ class Baseline(ABC):
         return ()
 
     def megabytes(self, made: Checkpoint) -> float:
-        """10^6 bytes of the model; of its weight files, unless it has another way of lying on a disk."""
+        """10^6 bytes of the model; of its weight files, unless it has another way of lying on a disk. Layers behind an
+        encoder of sentence vectors are not among them: the benchmark adds those of every row.
+        """
         return megabytes(made)
 
     def stand_in(self, dense: Checkpoint, asked: Asked, made_by: MadeBy) -> Checkpoint:
@@ -152,6 +153,6 @@ class Baseline(ABC):
 
 
 def megabytes(made: Checkpoint) -> float:
-    """10^6 bytes of the weight files in a checkpoint's folder, and of layers behind its encoder."""
+    """10^6 bytes of the weight files in a checkpoint's folder, without those of layers behind its encoder."""
     assert made.folder is not None
-    return (sum(file.stat().st_size for file in weight_files(made.folder)) + bytes_behind(made.folder)) / 1e6
+    return sum(file.stat().st_size for file in weight_files(made.folder)) / 1e6
