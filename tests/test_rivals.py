@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import BUDGET, Run, count, refused, same, tiny_bench, tiny_model, token_ids, weights, write_tsv
-from transformers import AutoModel, AutoTokenizer, BertTokenizer, TrainerCallback
+from transformers import AutoModel, AutoTokenizer, BertTokenizer, ModernBertConfig, ModernBertModel, TrainerCallback
 
 import compresskit
 from compresskit import InputError
 from compresskit.benchmark.baselines.base import Asked
+from compresskit.benchmark.baselines.layers import with_fewer_layers
 from compresskit.benchmark.baselines.onnx import OnnxInt8Static
 from compresskit.benchmark.baselines.pruned import KeepZeros, Pruned
 from compresskit.benchmark.baselines.static import Static
@@ -86,6 +87,31 @@ def test_fewer_layers_learn_from_the_end_of_their_stretch(deep: Path, tmp_path: 
     assert "- layers 2: 2 layers of model, evenly spread" not in text  # it says of how many
     assert "- layers 2: 2 of 3 layers of model, evenly spread" in text
     assert f"at {find(result, 'fewer-layers', 30.0).ratio:.3g}x" in text  # no row of that name is 30 times smaller
+
+
+def test_fewer_layers_stay_of_their_kind(tmp_path: Path) -> None:
+    """ModernBERT's layers attend to all tokens or to those nearby; a kept one would have become one of the other kind,
+    and no such model could be saved.
+    """
+    ids = torch.arange(5, 35)[None]
+    widths = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 40}
+    config = ModernBertConfig(
+        num_hidden_layers=4, global_attn_every_n_layers=2, local_attention=4, pad_token_id=0, **widths
+    )
+    torch.manual_seed(0)
+    model = ModernBertModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(20)
+    smaller = with_fewer_layers(model, 2)
+    smaller.save_pretrained(tmp_path)
+    reread = ModernBertModel.from_pretrained(tmp_path)
+    model.layers = torch.nn.ModuleList([model.layers[0], model.layers[2]])
+    with torch.no_grad():
+        found, expected = (one(input_ids=ids).last_hidden_state for one in (reread, model))
+    assert reread.config.layer_types == ["full_attention", "full_attention"]
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("layers", range(1, 13))

@@ -105,8 +105,15 @@ def _layers(name: str, model: PreTrainedModel) -> int:
 
 
 def _built(model: PreTrainedModel, count: int) -> PreTrainedModel:
-    """A new model with that many layers."""
+    """A new model with that many layers, each of the kind of the layer that it begins as: some families list for every
+    layer whether it attends to all tokens or to those nearby (``layer_types``).
+    """
     config = copy.deepcopy(model.config)
+    layers = config.num_hidden_layers
+    kept = [stretch.start for stretch in stretches(layers, count)]
+    for name, value in list(vars(config).items()):
+        if "layer" in name and isinstance(value, list | tuple) and len(value) == layers:
+            setattr(config, name, [value[number] for number in kept])
     config.num_hidden_layers = count
     made: PreTrainedModel = type(model)(config)
     return made
