@@ -126,6 +126,7 @@ def test_bad_settings(run: Run, bench_folder: Path, arguments: list[str], words:
         (["--loss", "logits=1"], ["loss logits", "has no head", "weight was given"]),
         (["--temperature", "0"], ["temperature"]),
         (["--temperature", "2", "--logits-loss", "mse"], ["temperature: is that of logits loss kl, here it is mse"]),
+        (["--temperature", "2", "--loss", "logits=0"], ["temperature: is of the loss logits, whose weight is 0"]),
     ],
 )
 def test_bad_distillation(run: Run, bench_folder: Path, arguments: list[str], words: list[str]) -> None:

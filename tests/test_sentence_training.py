@@ -275,6 +275,8 @@ def test_teacher_of_another_family_and_vocabulary(bench_folder: Path, pair: tupl
         ({"max_texts": 1.5}, "max texts 1.5: give an integer of at least 2"),
         ({"data": "GLUE"}, "data belongs to a task"),
         ({"dims": [24], "losses": {"similarity": 0}}, "dims: are prefixes that loss similarity compares"),
+        ({"similarity_loss": "kl", "losses": {"similarity": 0}}, "similarity_loss: is of the loss similarity, whose"),
+        ({"pooled_loss": "mse", "losses": {"pooled": 0}}, "pooled_loss: is of the loss pooled, whose weight is 0"),
         ({"temperature": 2.0}, "temperature: no loss reads this with unit"),
         ({"similarity_temperature": 0.1}, "similarity_temperature: is that of similarity loss kl, here it is mse"),
         ({"unit": None, "fields": (), "dims": [24]}, "dims: no loss reads this without unit"),

@@ -15,7 +15,7 @@ from compresskit.errors import InputError
 from compresskit.internals.datasets import fingerprint
 from compresskit.model import output as outputs
 from compresskit.model.tokenizer import find_tokenizer
-from compresskit.planning.stage import FINE_TUNING, Stage, StageName
+from compresskit.planning.stage import FINE_TUNING, LossName, Stage, StageName
 from compresskit.progress import Progress
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.loading import find_task, load_data
@@ -35,6 +35,14 @@ from compresskit.training.working_folder import working_folder
 #: Settings of losses of sentence vectors, and of losses of heads.
 _OF_SENTENCES = ("pooled_loss", "similarity_loss", "similarity_temperature", "dims")
 _OF_HEADS = ("logits_loss", "temperature", "mask_probability")
+#: Settings that one loss alone reads.
+_OF_LOSS: dict[str, LossName] = {
+    "logits_loss": "logits",
+    "temperature": "logits",
+    "pooled_loss": "pooled",
+    "similarity_loss": "similarity",
+    "similarity_temperature": "similarity",
+}
 
 
 def finetune(
@@ -218,6 +226,9 @@ def _check_used(explicit: Mapping[str, Any], stage: Stage, *, sentences: bool) -
     if unused := [name for name in others if name in changed]:
         where = "with unit, which trains no head" if sentences else "without unit"
         raise InputError(f"settings: {', '.join(unused)}: no loss reads this {where}; leave it out")
+    for name, loss in _OF_LOSS.items():
+        if name in changed and not stage.losses.get(loss):
+            raise InputError(f"settings: {name}: is of the loss {loss}, whose weight is 0; leave it out")
     for name, loss, form in (
         ("temperature", "logits", stage.logits_loss),
         ("similarity_temperature", "similarity", stage.similarity_loss),
