@@ -258,6 +258,18 @@ def test_layers_beyond_the_configuration_are_noted(tiny_folder: Path) -> None:
     assert "not used by this model: encoder.layer.1." in note
 
 
+def test_a_head_that_is_taken_for_another_is_named(tmp_path: Path) -> None:
+    """Heads for classes call their last layer alike: one made for whole texts would tag words, without a word."""
+    tiny_model(head="classifier", num_labels=3).save_pretrained(tmp_path / "texts")
+    says = "its head (classifier.bias, classifier.weight) is that of BertForSequenceClassification, and was taken for"
+    for given in ({"as_class": "token-classification"}, {"adopt": tiny_model(head="tokens", num_labels=3)}):
+        notes = checkpoint.read(tmp_path / "texts", **given).notes
+        assert any(says in note for note in notes), notes
+    assert not any("taken for" in note for note in checkpoint.read(tmp_path / "texts").notes)
+    changes = {"adopt": tiny_model(head="tokens", num_labels=3), "new_head": True}
+    assert not any("taken for" in note for note in checkpoint.read(tmp_path / "texts", **changes).notes)
+
+
 def test_another_class_can_be_asked_for(tiny_folder: Path) -> None:
     read = checkpoint.read(tiny_folder, "sequence-classification")
     assert type(read.model).__name__ == "BertForSequenceClassification"
