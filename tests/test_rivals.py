@@ -24,6 +24,7 @@ from compresskit.data.corpus import find_corpus
 from compresskit.errors import UnreachableError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.depth import stretches
+from compresskit.model.sentence_vectors import pool
 
 
 @pytest.fixture(scope="module")
@@ -321,9 +322,11 @@ def test_static_is_model2vec_s_table(bench_folder: Path) -> None:
     )
     texts = ["the film was good", "awful plot", "one"]
     vectors = torch.from_numpy(theirs.encode(texts))
-    ours = model(**tokenizer(texts, padding=True, return_tensors="pt"))["last_hidden_state"].sum(1)
-    ours = torch.nn.functional.normalize(ours, dim=1)
-    assert torch.allclose(ours @ ours.T, vectors @ vectors.T, atol=1e-5)
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    hidden = model(**inputs)["last_hidden_state"]
+    for mode in ("mean", "cls", "lasttoken", "mean_sqrt_len_tokens"):  # by whatever token a folder pools
+        ours = torch.nn.functional.normalize(pool(hidden, inputs["attention_mask"], (mode,)), dim=1)
+        assert torch.allclose(ours @ ours.T, vectors @ vectors.T, atol=1e-5), mode
     again: Any = Static().make(dense, Asked("", 4.0)).run
     assert torch.equal(*(one(input_ids=token_ids())["last_hidden_state"] for one in (model, again)))
     with pytest.raises(UnreachableError, match=r"one number for each of 49\d tokens is larger"):

@@ -140,8 +140,9 @@ class _Table:
 class StaticModel(PreTrainedModel):
     """A table, called like a transformers model.
 
-    With a head it gives ``logits``, otherwise ``last_hidden_state``: the vectors of the tokens, zeros for those that
-    have none, where the dense model's vectors lie.
+    With a head it gives ``logits``, otherwise ``last_hidden_state``: the vectors of the tokens where the dense model's
+    lie. A token that has none, such as the first one, stands for the text's mean, so that a folder that pools by it
+    gets that.
 
     Args:
         config: of the dense model.
@@ -166,7 +167,9 @@ class StaticModel(PreTrainedModel):
         """(B, T) token ids -> logits (B, answers), or vectors (B, T, H)."""
         vectors, known = self._look_up(input_ids, attention_mask)
         if self.head is None:
-            return {"last_hidden_state": vectors @ self.axes}
+            mean = vectors.sum(1, keepdim=True) / known.sum(1).clamp(min=1)[:, None, None]
+            read = torch.ones_like(known) if attention_mask is None else attention_mask > 0
+            return {"last_hidden_state": torch.where((read & ~known)[..., None], mean, vectors) @ self.axes}
         return {"logits": self.head(self._described(input_ids, vectors, known))}
 
     def features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
