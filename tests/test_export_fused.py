@@ -291,8 +291,13 @@ def test_4_bit_tables_read_what_was_stored(width: int) -> None:
 @pytest.mark.parametrize(("pooling", "runtime"), [("mean", "any"), ("cls", "onnxruntime")])
 def test_sentence_vectors_are_an_output(pooling: str, runtime: str, tmp_path: Path) -> None:
     folder = sentence_model(tmp_path, pooling)
+    if pooling == "mean":
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+        (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "query: "}}))
     done = compresskit.export(folder, output=tmp_path / "out", runtime=runtime)
     assert done.record["outputs"][-1] == "sentence_embedding"
+    before = "it puts them in lower case and puts prompts in front, which tokenizer.json alone does not"
+    assert any(before in note for note in done.notes) == (pooling == "mean")
     assert done.record["agreement"]["sentence_embedding"]["largest difference"] < 1e-5
     model = compresskit.load(folder)
     inputs = example_inputs(model, 2, 9)

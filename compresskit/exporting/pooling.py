@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compresskit.model import sentence
+from compresskit.model.sentence_vectors import in_lower_case, prompts
 from compresskit.model.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -60,6 +61,21 @@ def sentence_vector(read: Checkpoint) -> SentenceVector | None:
     if mode is None or (mode == "cls" and _pads_in_front(read)):
         return None
     return SentenceVector(mode, bool(further))
+
+
+def before_tokens(read: Checkpoint) -> tuple[str, ...]:
+    """A note on what sentence-transformers does with a text before it is cut into tokens: a graph beside the plain
+    tokenizer gives other vectors without it.
+    """
+    assert read.folder is not None
+    parts = ["puts them in lower case"] if in_lower_case(read.folder) else []
+    parts += ["puts prompts in front"] if prompts(read.folder) else []
+    if not parts:
+        return ()
+    return (
+        f"{OUTPUT} is that of sentence-transformers for texts read as it reads them: it {' and '.join(parts)}, which "
+        "tokenizer.json alone does not",
+    )
 
 
 def _pads_in_front(read: Checkpoint) -> bool:

@@ -92,7 +92,7 @@ class Onnx(ExportFormat[OnnxOptions]):
         from compresskit.exporting.fused.graph import fuse, shorten
         from compresskit.exporting.graph import to_graph
         from compresskit.exporting.pooled_graph import add_sentence_vector
-        from compresskit.exporting.pooling import sentence_vector
+        from compresskit.exporting.pooling import before_tokens, sentence_vector
         from compresskit.model import sentence
         from compresskit.model.inputs import full_attention
         from compresskit.model.positions import shortened
@@ -104,6 +104,7 @@ class Onnx(ExportFormat[OnnxOptions]):
         vector, notes = sentence_vector(read), left_out(read)
         if vector is not None:
             add_sentence_vector(graph.graph, vector)
+            notes = (*notes, *before_tokens(read))
         elif encoder and (behind := sentence.modules_behind(encoder)):
             kinds = ", ".join(behind)
             notes = (
