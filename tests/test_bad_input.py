@@ -72,6 +72,11 @@ def _no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def _exported(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model.onnx")
+    (folder / "export.json").write_text("{}")
+
+
 def _truncated(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -192,6 +197,7 @@ BAD_MODELS = {
     "no config": (_no_config, "no config.json"),
     "broken config": (_broken_config, "config.json"),
     "no weights": (_no_weights, "has no weights"),
+    "export": (_exported, "is an export, which `compresskit predict` alone runs"),
     "truncated": (_truncated, "model.safetensors: damaged or incomplete"),
     "garbage": (_garbage, "model.safetensors: damaged or incomplete"),
     "lost shard": (_lost_shard, "model-00002"),

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from compresskit.errors import InputError, one_line
-from compresskit.model.output import MARKER
+from compresskit.model.output import EXPORT, MARKER
 from compresskit.model.sentence import module_folders
 from compresskit.storage.files import file_hash
 from compresskit.validation import read_json
@@ -54,6 +54,10 @@ def weight_files(folder: Path) -> list[Path]:
         InputError: there are none, one is missing, or its name leads out of the folder.
     """
     name = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if name is None and (folder / EXPORT).is_file():
+        raise InputError(
+            f"model {folder}: is an export, which `compresskit predict` alone runs; give the folder that it was made of"
+        )
     if name is None:
         raise InputError(f"model {folder}: has no weights ({', '.join(_WEIGHTS)})")
     path = folder / name
