@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,6 @@ MODEL_CLASSES = {
 SETTINGS_ONLY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", TRIM)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SEVERAL = "multi_label_classification"
-#: Endings of the classes whose last layers have one name and shape.
-_ALIKE = (*HEADS_OF_CLASSES, "ForMultipleChoice")
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, SafetensorError)
 
 
@@ -159,7 +157,8 @@ def read(
         heads.renew(loaded, held)
     missing = sorted({*info["missing_keys"], *(held if replaced is not None else ())})
     notes = named + _check_missing(loaded, missing, folder, adopt)
-    notes += _taken_for(loaded, (config.architectures or [""])[0], {*stored.shapes} - {*missing}, folder)
+    taken = heads.taken_for(loaded, (config.architectures or [""])[0], {*stored.shapes} - {*missing})
+    notes += (f"model {folder.name}: {taken}",) if taken else ()
     check_finite(loaded)
     kept = _kept(loaded, stored)
     notes += _unused(loaded, sorted(info["unexpected_keys"]), kept)
@@ -179,17 +178,6 @@ def in_memory(model: Any) -> Checkpoint:
     name = model.config.name_or_path or type(model).__name__
     kept = quantizer_of(model).extra_tensors if is_compressed(model) else {}
     return Checkpoint(Path(name).name, name, None, model, kept)
-
-
-def _taken_for(loaded: PreTrainedModel, announced: str, held: Collection[str], folder: Path) -> tuple[str, ...]:
-    """A note where a head is read as one of another sort: heads for classes call their last layer alike."""
-    name = type(loaded).__name__
-    kinds = [next((kind for kind in _ALIKE if one.endswith(kind)), None) for one in (announced, name)]
-    head = [tensor for tensor in loaded.state_dict() if not tensor.startswith(f"{loaded.base_model_prefix}.")]
-    taken = ", ".join(sorted({*head} & {*held}))
-    if None in kinds or kinds[0] == kinds[1] or not taken:
-        return ()
-    return (f"model {folder.name}: its head ({taken}) is that of {announced}, and was taken for that of {name}",)
 
 
 def _check_labels(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ _NAMES = {
     "question-answering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     "multiple-choice": modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
 }
+
+#: Endings of the classes whose last layers have one name and shape.
+_ALIKE = ("ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice")
 
 
 def has_head(model: PreTrainedModel, head: str) -> bool:
@@ -62,6 +65,26 @@ def renew(model: PreTrainedModel, names: Sequence[str]) -> None:
         if not {name.rpartition(".")[2] for name in names} <= dict(module.named_parameters()).keys():
             raise InputError(f"the last layer of the head, {path}, is factorised and cannot be replaced")
         initialise(model, module)
+
+
+def taken_for(model: PreTrainedModel, announced: str, held: Collection[str]) -> str:
+    """What to tell where a stored head was read as one of another sort: heads for classes call their last layer alike.
+
+    Args:
+        model: as it was read.
+        announced: the class that the checkpoint's configuration names.
+        held: the tensors of the checkpoint that the model has taken.
+
+    Returns:
+        A note; empty where there is nothing to tell.
+    """
+    name = type(model).__name__
+    kinds = [next((kind for kind in _ALIKE if one.endswith(kind)), None) for one in (announced, name)]
+    head = {tensor for tensor in model.state_dict() if not tensor.startswith(f"{model.base_model_prefix}.")}
+    taken = ", ".join(sorted(head & {*held}))
+    if None in kinds or kinds[0] == kinds[1] or not taken:
+        return ""
+    return f"its head ({taken}) is that of {announced}, and was taken for that of {name}"
 
 
 def stored_head(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str | None, tuple[str, ...]]:
