@@ -35,6 +35,8 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: Cells that this process was asked for: another one may have written its own grid into the folder since.
+        self._asked: set[str] = set()
         if folder.exists() and not folder.is_dir():
             raise InputError(f"output {folder}: is a file")
         found = [path for path in folder.iterdir() if path.suffix != ".part"] if folder.is_dir() else []
@@ -47,7 +49,7 @@ class Store:
         Raises:
             InputError: it holds cells of another configuration and ``overwrite`` is False, or cannot be written.
         """
-        wanted = {cell.folder for cell in cells}
+        wanted = self._asked = {cell.folder for cell in cells}
         foreign = [folder for folder in self._folders(CELLS) if folder.name not in wanted]
         starts = {cell.start for cell in cells}
         if foreign and not overwrite:
@@ -121,14 +123,15 @@ class Store:
         return [_read(folder) for folder in self._recorded()]
 
     def of_grid(self) -> list[Record]:
-        """The same, where the last run's grid asks for all of them: a table of others would add up what does not belong
-        together.
+        """The same, where the last run's grid, or this process's own, asks for all of them: a table of others would add
+        up what does not belong together.
 
         Raises:
             InputError: as above; there is a cell that the grid does not ask for.
         """
         names, found = self._listed(), self.records()
-        foreign = [folder.name for folder in self._recorded() if names is not None and folder.name not in names]
+        known = None if names is None else {*names, *self._asked}
+        foreign = [folder.name for folder in self._recorded() if known is not None and folder.name not in known]
         if foreign:
             raise InputError(
                 f"report {self.folder}: holds {len(foreign)} cells that its grid ({GRID}) does not ask for, e.g. "
