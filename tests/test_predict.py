@@ -243,6 +243,18 @@ def test_answers_in_paragraphs(bench_folder: Path, tmp_path: Path, run: Run) -> 
     assert "10 tokens of their questions were cut off" in " ".join(cut.err.split())
 
 
+def test_what_the_prompt_of_queries_pushes_out_is_counted(bench_folder: Path, tmp_path: Path) -> None:
+    prompts, limit = {"prompts": {"query": "the the the the "}}, {"max_seq_length": 8}
+    model = sentence_folder(bench_folder / "model", tmp_path / "model", encoder=limit, general=prompts)
+    found = compresskit.predict(model, ["the the the"], among=["the the the", "the " * 7], device="cpu")
+    assert found.answers[0]["cut"] == 1
+    cut = [note for note in found.notes if "too long for the 8 tokens" in note]
+    assert cut == [
+        "1 of 1 texts are too long for the 8 tokens that are read; 1 tokens were cut off",
+        "1 of 2 texts to look among are too long for the 8 tokens that are read; 1 tokens were cut off",
+    ]
+
+
 def test_vectors_similarities_neighbours(bench_folder: Path, tmp_path: Path, run: Run) -> None:
     model = sentence_folder(bench_folder / "model", tmp_path / "vectors")
     tokenizer, base = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model)

@@ -120,7 +120,7 @@ def predict(
     lost = kind.lost(scoring, split)
     notes += [_cut_note(kind, scoring, lost, "texts")]
     if documents is not None:
-        among_these = replace(split, texts=[(document,) for document in split.documents])
+        among_these = replace(split, texts=[(document,) for document in split.documents], documents=())
         notes += [_cut_note(kind, scoring, kind.lost(scoring, among_these), "texts to look among")]
     answers = _answers(asked, kind, data, scoring, top, options)
     found = []

@@ -16,7 +16,7 @@ from compresskit.errors import InputError, WorkError
 from compresskit.model.inputs import fitted
 from compresskit.model.kept import mode_kept
 from compresskit.model.positions import positions
-from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model, unsaid
+from compresskit.model.sentence_vectors import Role, SentenceModel, read_sentence_model, unsaid
 from compresskit.model.tokenizer import MASK
 from compresskit.tasks.answer import Answer
 from compresskit.tasks.declaration import Task
@@ -49,9 +49,13 @@ class OfVectors(TaskKind):
             found.append(Answer(f"{len(vector)} numbers: {beginning}, ...", {"vector": vector}))
         return found
 
+    def role(self, split: Split) -> Role:
+        """What the texts of a split are, which decides the prompt in front of them."""
+        return "text"
+
     def lost(self, scoring: Scoring, split: Split) -> list[int]:
         """Each text of a row is read by itself, with the prompt in front of it."""
-        how = read_sentence_model(scoring.folder)
+        how = read_sentence_model(scoring.folder, self.role(split))
         tokenizer = how.tokenizer(scoring.tokenizer)
         rows = (tokenizer([how.prompt + text for text in texts], verbose=False) for texts in split.texts)
         return [sum(max(0, len(ids) - scoring.max_length) for ids in row["input_ids"]) for row in rows]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from compresskit.errors import InputError
-from compresskit.model.sentence_vectors import SentenceModel, read_sentence_model
+from compresskit.model.sentence_vectors import Role, SentenceModel, read_sentence_model
 from compresskit.storage.files import Rows
 from compresskit.tasks import reports, squad
 from compresskit.tasks.answer import Answer, with_score
@@ -167,6 +167,10 @@ class Retrieval(OfVectors):
                     raise InputError(f"{where}: names the document {document!r}, which is not in the corpus")
                 pairs.add(query, document, self.target(task, row, where, {}), where)
         return pairs.relevant
+
+    def role(self, split: Split) -> Role:
+        """Queries have documents to look among."""
+        return "query" if split.documents else "document"
 
     def answers(self, scoring: Scoring, data: TaskData, split: Split) -> list[list[int]]:
         offering = scoring.documents or scoring
