@@ -197,7 +197,7 @@ BAD_MODELS = {
     "no config": (_no_config, "no config.json"),
     "broken config": (_broken_config, "config.json"),
     "no weights": (_no_weights, "has no weights"),
-    "export": (_exported, "is an export, which `compresskit predict` alone runs"),
+    "export": (_exported, "is an export, which predict and evaluate run"),
     "truncated": (_truncated, "model.safetensors: damaged or incomplete"),
     "garbage": (_garbage, "model.safetensors: damaged or incomplete"),
     "lost shard": (_lost_shard, "model-00002"),

@@ -56,7 +56,7 @@ def weight_files(folder: Path) -> list[Path]:
     name = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
     if name is None and (folder / EXPORT).is_file():
         raise InputError(
-            f"model {folder}: is an export, which `compresskit predict` alone runs; give the folder that it was made of"
+            f"model {folder}: is an export, which predict and evaluate run; give the folder that it was made of"
         )
     if name is None:
         raise InputError(f"model {folder}: has no weights ({', '.join(_WEIGHTS)})")
