@@ -64,7 +64,8 @@ def test_vectors_without_labels(bench_folder: Path, tmp_path: Path) -> None:
     dense, _, student = result.records
     assert dense.metric == student.metric == "similarity"
     assert dense.score == pytest.approx(1.0, abs=1e-6)
-    assert student.exports["onnx"].score == pytest.approx(student.score, abs=1e-4)
+    # Ranks jump where two cosines are nearly one, so rounding moves their correlation more than the vectors.
+    assert student.exports["onnx"].score == pytest.approx(student.score, abs=1e-3)
     small = next(result.folder.glob("cells/*low-rank*/model"))
     corpus = replace(find_corpus(bench_folder / "text.txt"), part="held-out")
     tokens = find_passages(corpus, AutoTokenizer.from_pretrained(model), 40).tokens
