@@ -47,7 +47,7 @@ def test_every_page_is_there(site: Path) -> None:
     for page in ROOT.glob("docs/*.md"):
         assert (site / page.with_suffix(".html").name).is_file()
     start = read(site / "index.html")
-    assert "You have a BERT-style checkpoint" in start
+    assert "compresskit makes a BERT-style checkpoint" in start
     for page in (*ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"):
         assert f'href="{page.with_suffix(".html").name}"' in start, page.name  # in the navigation
 
