@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compresskit.training.trainer import DistillationTrainer
     from compresskit.vocabulary.trimming import trim
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "compress": "compresskit.api",
