@@ -71,7 +71,7 @@ def by_hand(run: Run, output: str) -> list[str]:
 def test_it_does_what_its_single_commands_do(run: Run, bench_folder: Path, data: Path) -> None:
     pytest.importorskip("onnxruntime")
     flags = ["--model", bench_folder / "model", "--task", "sst2", "--data", data, "--ratio", 3]
-    flags += ["--seed", 1, "--threads", 1, "--precision", "bf16", "--export", "onnx-int8"]
+    flags += ["--seed", 1, "--threads", 1, "--precision", "bf16", "--export", "onnx-int8", "--runtime", "onnxruntime"]
     small = "it's small"  # commands are printed as a shell reads them
     planned = run("shrink", *flags, "--output", "hand", "--dry-run")
     assert planned.code == 0, planned.err
@@ -330,6 +330,8 @@ def test_a_stopped_run_continues_to_the_same_weights(run: Run, sst2: list[Any], 
         ({"--ratio": None, "--size": "1GB"}, ["not below the dense model's"]),
         ({"--method": "low-rnak"}, ["did you mean 'low-rank'"]),
         ({"--export": "onnx-int9"}, ["unknown format 'onnx-int9'", "onnx-int8"]),
+        ({"--export": "onnx", "--runtime": "tflite"}, ["unknown runtime 'tflite'", "onnxruntime"]),
+        ({"--export": "dense", "--runtime": "onnxruntime"}, ["a runtime is that of an ONNX export"]),
         ({"--output": None}, ["--output"]),
         ({"--trim-keep": 60}, ["give --trim-text"]),
         ({"--trim-text": "missing.txt"}, ["text missing.txt: no such file"]),

@@ -45,6 +45,11 @@ def _names(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...]
 )
 @trimming
 @click.option("--export", callback=_names, metavar="A,B", help="Formats to write besides, such as onnx-int8.")
+@click.option(
+    "--runtime",
+    metavar="any|onnxruntime",
+    help="What ONNX exports are for. onnxruntime: faster there, unreadable elsewhere. Default: any.",
+)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of trainings. Default: fp32.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Remove what an earlier run wrote for this output, and start again.")

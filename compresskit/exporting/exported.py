@@ -78,7 +78,7 @@ def export(
             f"model: give a folder that compresskit wrote, or a hub id, not a {type(model).__name__}; save it first "
             "(save_pretrained)"
         )
-    settings = _options(FORMATS.get(format), {"opset": opset, "runtime": runtime, "layout": layout, **options})
+    settings = options_of(FORMATS.get(format), {"opset": opset, "runtime": runtime, "layout": layout, **options})
     FORMATS.installed(format)
     folder = Path(output)
     outputs.check_output(folder, overwrite)
@@ -135,7 +135,12 @@ def is_whole(format: str, folder: Path) -> bool:
     return True
 
 
-def _options(chosen: ExportFormat[Any], given: Mapping[str, Any]) -> object:
+def takes(chosen: ExportFormat[Any], option: str) -> bool:
+    """Whether the format has an option of this name."""
+    return option in _names(chosen)
+
+
+def options_of(chosen: ExportFormat[Any], given: Mapping[str, Any]) -> object:
     """The format's options; what is None is left at its default. Raises InputError: not an option of the format."""
     asked = {name: value for name, value in given.items() if value is not None}
     for name in asked:

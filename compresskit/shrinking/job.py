@@ -11,6 +11,7 @@ from typing import Any
 from compresskit.data.corpus import Corpus, find_corpus
 from compresskit.decomposers import AUTO
 from compresskit.errors import InputError
+from compresskit.exporting.exported import options_of, takes
 from compresskit.exporting.format import FORMATS
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model import identity
@@ -81,8 +82,8 @@ class Job:
 
     Raises:
         InputError: neither or both of task and text, or of ratio and size; data without a task, an unknown method or
-            format, a format whose packages are missing, outputs that are or hold the model, how much to trim without a
-            text for it.
+            format, a format whose packages are missing, a runtime that no format takes, outputs that are or hold the
+            model, how much to trim without a text for it.
     """
 
     output: Path
@@ -94,6 +95,7 @@ class Job:
     size: str | None = None
     method: str | None = None
     export: Sequence[str] = ()
+    runtime: str | None = None
     seed: int = 0
     precision: str | None = None
     trim_text: str | Path | None = None
@@ -111,6 +113,9 @@ class Job:
             find_corpus(self.trim_text)
         for form in self.export:
             FORMATS.installed(form)
+            options_of(FORMATS.get(form), self._options(form))
+        if self.runtime is not None and not any(map(self._options, self.export)):
+            raise InputError("a runtime is that of an ONNX export: give --export onnx-int8 too")
         if self.model is not None:
             self._check_apart(Path(self.model))
 
@@ -223,6 +228,11 @@ class Job:
         )
         return Schedule(self.output, steps, choices, self._decides(whole, {"text": corpus.record()}), self.model, None)
 
+    def _options(self, form: str) -> dict[str, Any]:
+        """The export format's options, where they are not its defaults."""
+        asked = self.runtime is not None and takes(FORMATS.get(form), "runtime")
+        return {"runtime": self.runtime} if asked else {}
+
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _steps(
@@ -233,7 +243,10 @@ class Job:
         return (
             Cut(cut, {"model": teacher, **self._smaller, **calibration}, self.seed),
             Distil(self.output, {"teacher": teacher, "student": cut, **lesson}, self.seed),
-            *(Export(folder, {"format": form}, model=self.output) for form, folder in self.outputs.items()),
+            *(
+                Export(folder, {"format": form, **self._options(form)}, model=self.output)
+                for form, folder in self.outputs.items()
+            ),
         )
 
     def _method(self) -> str:
@@ -285,6 +298,8 @@ class Job:
             text = find_corpus(self.trim_text).record()
             asked |= {"trim_text": text, "trim_keep": self.trim_keep, "trim_coverage": self.trim_coverage}
         model = {"name": whole.origin, "content": identity.of_checkpoint(whole)}
+        if self.runtime is not None:
+            asked["runtime"] = self.runtime
         return {"model": model, **content, **asked, "export": sorted(self.outputs)}
 
 

@@ -65,6 +65,7 @@ def shrink(
     size: str | None = None,
     method: str | None = None,
     export: str | Sequence[str] = (),
+    runtime: str | None = None,
     seed: int = 0,
     precision: str | None = None,
     trim_text: str | Path | None = None,
@@ -88,6 +89,7 @@ def shrink(
         size: instead of ``ratio``: the largest size of the weight file, such as ``5MB``.
         method: as for :func:`compresskit.compress`. Default: ``auto``, for sentence vectors ``low-rank``.
         export: formats that the small model is written in besides, such as ``onnx-int8``.
+        runtime: what ONNX exports are for, as for :func:`compresskit.export`: ``onnxruntime`` alone is faster.
         seed: of every random choice.
         precision: ``fp32`` (default) or ``bf16``, of trainings.
         trim_text: also trim the vocabulary, to the tokens that this text uses most; ratio and size then count against
@@ -111,6 +113,7 @@ def shrink(
         size=size,
         method=method,
         export=(export,) if isinstance(export, str) else tuple(export),
+        runtime=runtime,
         seed=seed,
         precision=precision,
         trim_text=trim_text,
