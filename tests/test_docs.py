@@ -14,7 +14,7 @@ import pandas as pd
 from compresskit.benchmark.report.render import tables
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 
 def test_pasted_tables_are_those_of_the_reports() -> None:

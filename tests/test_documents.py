@@ -92,14 +92,18 @@ def material(tmp_path_factory: pytest.TempPathFactory, bench_folder: Path) -> Pa
     tiny_model(**SIZES, num_hidden_layers=1).save_pretrained(model)
     for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bench_folder / "model" / file, model / file)
+    shutil.copytree(model, model.with_name("bert-base-multilingual-cased"))
     for name in ("GLUE", "DIR"):
         write_tsv(root / name / "SST-2" / "train.tsv", "sentence\tlabel", reviews(100, seed=0))
         write_tsv(root / name / "SST-2" / "dev.tsv", "sentence\tlabel", reviews(40, seed=1))
         for split, rows in ("train", 40), ("dev", 20):
-            pairs = [(text, text, f"{number % 6}") for number, (text, _) in enumerate(reviews(rows, seed=2))]
+            texts = [(text, text.split()) for text, _ in reviews(rows, seed=2)]
+            pairs = [(text, " ".join(words[: n % 6 + 1]), f"{n % 6}") for n, (text, words) in enumerate(texts)]
             write_tsv(root / name / "STS-B" / f"{split}.tsv", "sentence1\tsentence2\tscore", pairs)
     for name in ("wiki.txt.gz", "wikipedia.txt.gz"):
         (root / name).write_bytes(gzip.compress((bench_folder / "text.txt").read_bytes()))
+    (root / "notes").mkdir()
+    (root / "notes" / "cats.txt").write_text("Most cats sleep where it is warm.\nDogs bark.\n", encoding="utf-8")
     shutil.copytree(ROOT / "examples", root / "examples")
     return root
 
@@ -129,9 +133,13 @@ LABELS = {
 def rows_of(kind: str, columns: list[str]) -> str:
     """A file of a task of this kind."""
     if kind == "tags":
-        return "in O\nLondon B-place\n\n"
+        return "in O\nLondon B-place\n\n" * 10
     if kind == "multi-label":
-        return "".join(f'{{"{columns[0]}": "so", "{columns[1]}": {labels}}}\n' for labels in ('["joy", "anger"]', "[]"))
+        labels = ['["joy", "anger"]', "[]"] * 10
+        return "".join(f'{{"{columns[0]}": "so", "{columns[1]}": {some}}}\n' for some in labels)
+    if kind == "ranking":
+        rows = [[f"query {n // 2}", text, f"{n % 2}"] for n, (text, _) in enumerate(reviews(20, seed=5))]
+        return "".join(",".join(row) + "\n" for row in [columns, *rows])
     rows = [[*[text] * (len(columns) - 1), label] for text, label in reviews(20, seed=5)]
     return "".join(",".join(row) + "\n" for row in [columns, *rows])
 
@@ -153,7 +161,7 @@ class Reader:
         ways[block.language](text)
 
     def commands(self, text: str) -> None:
-        for line in text.splitlines():
+        for line in text.replace("\\\n", " ").splitlines():  # a backslash continues a line
             words = shlex.split(line, comments=True)
             match words:
                 case []:
@@ -217,15 +225,15 @@ def prepare_python(reader: Reader) -> None:
     reader.names |= {"teacher": AutoModel.from_pretrained(teacher), "tokenizer": tokenizer, "tokenised": tokenised}
 
 
-#: Pages whose blocks are run by `make test-slow` alone.
-LONG = ("first-hour.md", "guide.md", "methods.md", "python.md")
+#: Pages, or folders of pages, whose blocks are run by `make test-slow` alone.
+LONG = ("docs/first-hour.md", "docs/howto/", "docs/methods.md", "docs/python.md")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "document",
     [
-        pytest.param(path, id=name_of(path), marks=pytest.mark.sweep if path.name in LONG else ())
+        pytest.param(path, id=name_of(path), marks=pytest.mark.sweep if name_of(path).startswith(LONG) else ())
         for path in DOCUMENTS
         if any(blocks(path))
     ],
