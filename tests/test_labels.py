@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,53 @@ def test_a_model_without_names_must_agree_with_the_task(bench_folder: Path, toke
         for pair in ((named(*names), unnamed), (unnamed, named(*names))):
             student, teacher = compresskit.compress(pair[0], method="low-rank", ratio=2), pair[1]
             if agree:
+                compresskit.distill(student, teacher, tokenizer=tokenizer, **arguments)
+            else:
+                with pytest.raises(InputError, match="does not say which is which"):
+                    compresskit.distill(student, teacher, tokenizer=tokenizer, **arguments)
+
+
+#: Kind -> what a declaration says beside its usual entries, names of two classes, and two rows.
+KINDS_OF_CLASSES: dict[str, tuple[dict[str, Any], tuple[str, str], list[dict[str, Any]]]] = {
+    "multi-label": (
+        {"inputs": ["text"], "metrics": ["macro_f1"], "labels": {"bad": "bad", "good": "good"}},
+        ("bad", "good"),
+        [{"text": "awful", "label": ["bad"]}, {"text": "nice", "label": ["good"]}],
+    ),
+    "ranking": (
+        {"inputs": ["query", "text"], "metrics": ["map"]},
+        ("irrelevant", "relevant"),
+        [{"query": "film", "text": "awful", "label": 0}, {"query": "film", "text": "nice", "label": 1}],
+    ),
+    "tags": (
+        {"inputs": ["words"], "metrics": ["accuracy"], "labels": {"O": "O", "X": "X"}},
+        ("O", "X"),
+        [{"words": ["the", "film"], "label": ["O", "O"]}, {"words": ["a", "plot"], "label": ["O", "X"]}],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_CLASSES)
+def test_a_model_without_names_must_agree_with_the_task_of_every_kind(
+    kind: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Its logits were compared with the student's classes one by one, and scored by the task's order."""
+    declared, names, data = KINDS_OF_CLASSES[kind]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in data * 4), encoding="utf-8")
+    files = {split: f"{split}.jsonl" for split in ("train", "dev")}
+    text = {"version": 1, "name": "own", "kind": kind, "label": "label", "files": files, **declared}
+    (tmp_path / "own.yaml").write_text(json.dumps(text), encoding="utf-8")  # JSON is YAML
+    arguments = {"task": tmp_path / "own.yaml", "data": tmp_path, "max_length": 16, "device": "cpu", "max_steps": 1}
+    changes = {"problem_type": "multi_label_classification"} if kind == "multi-label" else {}
+    head = "tokens" if kind == "tags" else "classifier"
+    unnamed = tiny_model(head=head, **changes)
+    for order in (names, names[::-1]):
+        labels = {"id2label": dict(enumerate(order)), "label2id": {name: i for i, name in enumerate(order)}}
+        own_names = tiny_model(head=head, **labels, **changes)
+        for pair in ((own_names, unnamed), (unnamed, own_names)):
+            student, teacher = compresskit.compress(pair[0], method="low-rank", ratio=2), pair[1]
+            if order == names:
                 compresskit.distill(student, teacher, tokenizer=tokenizer, **arguments)
             else:
                 with pytest.raises(InputError, match="does not say which is which"):

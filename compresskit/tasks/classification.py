@@ -9,14 +9,14 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
-from compresskit.model.classes import Lookup, class_names, class_order, in_order, several_at_once
+from compresskit.model.classes import Lookup, class_names, in_order, several_at_once
 from compresskit.storage.files import Rows
 from compresskit.tasks import reports
 from compresskit.tasks.answer import Answer, with_score
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.label_column import found_label, found_labels, label_text, not_a_label, refuse_joined
-from compresskit.tasks.labels import LabelMap, map_labels
+from compresskit.tasks.labels import LabelMap, check_teacher, map_labels
 from compresskit.tasks.metrics import OF_CLASSES
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import TRAIN, Place, Split, TaskData
@@ -101,18 +101,7 @@ class Classification(TaskKind):
         return "; ".join(notes) or None
 
     def match_teacher(self, data: TaskData, student: PreTrainedModel, teacher: PreTrainedModel) -> str | None:
-        """Logits are compared by the names of the models alone, rows are scored by the task's: both must agree."""
-        ours, theirs = self._mapped(data, student), self._mapped(data, teacher)
-        order = class_order(class_names(student.config), class_names(teacher.config))
-        if order is None or any(
-            theirs.numbers[label] != tuple(order[number] for number in ours.numbers[label]) for label in data.labels
-        ):
-            raise InputError(
-                f"labels differ: the teacher has {', '.join(class_names(teacher.config))}, the student "
-                f"{', '.join(class_names(student.config))}, task {data.task.name} {', '.join(data.labels)}, and the "
-                "model without names does not say which is which: name its labels in its config.json (id2label)"
-            )
-        return f"teacher: {theirs.note}" if theirs.note and theirs.note != ours.note else None
+        return check_teacher(data, student, teacher)
 
     def class_numbers(self, data: TaskData, model: PreTrainedModel) -> dict[str, int]:
         return self._mapped(data, model).single

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
 from compresskit.errors import InputError
-from compresskit.model.classes import Lookup, class_names, unnamed, whole_number
+from compresskit.model.classes import Lookup, class_names, class_order, unnamed, whole_number
 from compresskit.tasks.declaration import Task
+from compresskit.tasks.rows import TaskData
 
 #: A name that says which class it is.
 _CLASS = re.compile(r"LABEL_[0-9]+")
@@ -89,6 +90,46 @@ def map_labels(
         stated = f"labels of the model, as {task.name} has them: {'; '.join(meant)}"
         note = stated if note is None else f"{note}; {stated}"
     return LabelMap({**numbers, **extra}, note)
+
+
+def check_order(
+    task: Task,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    ours: Mapping[str, int],
+    theirs: Mapping[str, int],
+) -> None:
+    """Refuse two heads whose classes the losses match otherwise than the task does: logits are compared by the names of
+    the models alone, rows are scored by the task's, and a model without names has those of whom it is compared with.
+
+    Args:
+        task: the declaration.
+        student, teacher: the models.
+        ours, theirs: label of the task -> its class number in the student, and in the teacher.
+
+    Raises:
+        InputError: says what all three call their classes.
+    """
+    order = class_order(class_names(student.config), class_names(teacher.config))
+    if order is None or any(theirs[label] != order[number] for label, number in ours.items()):
+        raise InputError(
+            f"labels differ: the teacher has {', '.join(class_names(teacher.config))}, the student "
+            f"{', '.join(class_names(student.config))}, task {task.name} {', '.join(ours)}, and the "
+            "model without names does not say which is which: name its labels in its config.json (id2label)"
+        )
+
+
+def check_teacher(data: TaskData, student: PreTrainedModel, teacher: PreTrainedModel) -> str | None:
+    """:func:`check_order` of the task's labels; a note on how the teacher's classes were matched, where the student's
+    does not say it.
+
+    Raises:
+        InputError: see there.
+    """
+    ours, theirs = (map_labels(data.task, data.labels, model, data.sources) for model in (student, teacher))
+    wanted = {label: ours.single[label] for label in data.labels}
+    check_order(data.task, student, teacher, wanted, theirs.single)
+    return f"teacher: {theirs.note}" if theirs.note and theirs.note != ours.note else None
 
 
 def _names_of_unnamed(

@@ -21,7 +21,7 @@ from compresskit.tasks.answer import Answer, with_score
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.label_column import found_labels, is_list, label_text, not_a_label, refuse_joined
-from compresskit.tasks.labels import map_labels
+from compresskit.tasks.labels import check_teacher, map_labels
 from compresskit.tasks.predictions import Counts, Form, Output, Predictions
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import Place, Split, TaskData
@@ -159,6 +159,9 @@ class MultiLabel(TaskKind):
 
     def match(self, data: TaskData, model: PreTrainedModel) -> str | None:
         return map_labels(data.task, data.labels, model, data.sources).note
+
+    def match_teacher(self, data: TaskData, student: PreTrainedModel, teacher: PreTrainedModel) -> str | None:
+        return check_teacher(data, student, teacher)
 
     def numbered(
         self, data: TaskData, split: Split, columns: Mapping[str, list[Any]], model: PreTrainedModel

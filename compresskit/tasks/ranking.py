@@ -14,7 +14,7 @@ from compresskit.errors import InputError
 from compresskit.model.classes import class_names, several_at_once
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
-from compresskit.tasks.labels import map_labels
+from compresskit.tasks.labels import check_order, map_labels
 from compresskit.tasks.predictions import Counts, Form, Output, Predictions
 from compresskit.tasks.registry import register
 from compresskit.tasks.regression import number
@@ -161,7 +161,10 @@ class Ranking(TaskKind):
         return "; ".join(notes) or None
 
     def match_teacher(self, data: TaskData, student: PreTrainedModel, teacher: PreTrainedModel) -> str | None:
-        self._relevant(data, teacher)
+        ours, theirs = (self._relevant(data, model) for model in (student, teacher))
+        if ours is not None and theirs is not None:
+            wanted, found = ({"irrelevant": 1 - number, "relevant": number} for number in (ours, theirs))
+            check_order(data.task, student, teacher, wanted, found)
         return None
 
     def class_numbers(self, data: TaskData, model: PreTrainedModel) -> dict[str, int]:

@@ -20,7 +20,7 @@ from compresskit.tasks.conll import read_sentences
 from compresskit.tasks.declaration import Task
 from compresskit.tasks.kind import Scoring, TaskKind
 from compresskit.tasks.label_column import found_labels, label_text, not_a_label
-from compresskit.tasks.labels import map_labels
+from compresskit.tasks.labels import check_teacher, map_labels
 from compresskit.tasks.losses import IGNORED
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import Place, Split, TaskData
@@ -126,6 +126,9 @@ class Tags(TaskKind):
 
     def match(self, data: TaskData, model: PreTrainedModel) -> str | None:
         return map_labels(data.task, data.labels, model, data.sources).note
+
+    def match_teacher(self, data: TaskData, student: PreTrainedModel, teacher: PreTrainedModel) -> str | None:
+        return check_teacher(data, student, teacher)
 
     def windows(self, split: Split, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """One sequence a row, cut on the tokenizer's side; ``word`` is of a word's first token its number, else -1."""
