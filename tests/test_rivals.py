@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BUDGET, Run, count, refused, same, tiny_bench, tiny_model, token_ids, weights, write_tsv
+from conftest import BUDGET, Run, count, refused, reviews, same, tiny_bench, tiny_model, token_ids, weights, write_tsv
 from transformers import AutoModel, AutoTokenizer, BertTokenizer, ModernBertConfig, ModernBertModel, TrainerCallback
 
 import compresskit
@@ -193,6 +193,29 @@ def test_rivals_on_a_task(bench_folder: Path, other: Path, tmp_path: Path) -> No
     assert f"- pruned: its parameters are those of model that are not 0; its file stores all {stored}" in text
     assert "- other small-one: small one, fine-tuned on the labels alone, as the teacher was" in text
     assert str(other) not in text + (result.folder / "bench.json").read_text()
+
+
+def test_the_class_that_f1_is_of_is_the_dense_models(bench_folder: Path, tmp_path: Path) -> None:
+    """A ready encoder with a head of its own order was scored by its own class 1, beside the dense model's."""
+    names = {"id2label": {0: "good", 1: "bad"}, "label2id": {"good": 0, "bad": 1}}
+    tiny_model(head="classifier", **names).save_pretrained(tmp_path / "ready")
+    for file in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bench_folder / "model" / file, tmp_path / "ready")
+    for split, seed in (("train", 0), ("dev", 1)):
+        rows = [(text, ("bad", "good")[int(label)]) for text, label in reviews(40, seed)]
+        write_tsv(tmp_path / f"{split}.tsv", "text\tlabel", rows)
+    (tmp_path / "own.yaml").write_text(
+        "version: 1\nname: own\ninputs: [text]\nlabel: label\nfiles: {train: train.tsv, dev: dev.tsv}\nmetrics: [f1]\n"
+    )
+    grid = {"tasks": (str(tmp_path / "own.yaml"),), "data": str(tmp_path), "general": False}
+    stage = {"max_steps": 3, "max_length": 32, "learning_rate": 3e-3}
+    grid |= {"teacher": stage, "task": stage, "baselines": (f"other:{tmp_path / 'ready'}",)}
+    ready = find(tiny_bench(bench_folder, tmp_path / "out", **grid), "other ready")
+    (folder,) = (tmp_path / "out" / "cells").glob("model-other-ready-*/model")
+    options = {"task": tmp_path / "own.yaml", "data": tmp_path, "max_length": 32, "device": "cpu", "report": True}
+    classes = compresskit.evaluate(folder, **options).record["report"]["dev"]["tables"]["by class"]
+    assert classes["good"]["f1"] != classes["bad"]["f1"]
+    assert ready.score == pytest.approx(classes["good"]["f1"])
 
 
 def test_rivals_where_vectors_are_compared(bench_folder: Path, other: Path, tmp_path: Path) -> None:

@@ -334,14 +334,17 @@ class Workshop:
 
             return scoring.without_labels(cell, self.shared, encode)
         if made.run is not None:  # what its outputs mean is read from the dense model
-            dense = self._read_dense()
-            return scoring.on_task(cell, self.shared, dense.model, made.run, folder=dense.folder, asymmetric=asymmetric)
-        own = find_tokenizer(None, made.checkpoint) if rival is not None and rival.own_tokenizer else None
+            whole = self._read_dense()
+            return scoring.on_task(cell, self.shared, whole.model, made.run, folder=whole.folder, asymmetric=asymmetric)
+        own, dense = None, None
+        if rival is not None and rival.own_tokenizer:  # its own head may have its classes in another order
+            own, dense = find_tokenizer(None, made.checkpoint), self._read_dense().model
         cpu = rival is not None and rival.cpu_only
         device: Any = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
         folder = made.checkpoint.folder
         model = model.float().to(device)
-        return scoring.on_task(cell, self.shared, model, tokenizer=own, folder=folder, asymmetric=asymmetric)
+        rest: dict[str, Any] = {"tokenizer": own, "numbered_by": dense, "asymmetric": asymmetric}
+        return scoring.on_task(cell, self.shared, model, folder=folder, **rest)
 
 
 def reason(error: Exception, folder: Path) -> str:

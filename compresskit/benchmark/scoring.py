@@ -37,6 +37,7 @@ def on_task(
     tokenizer: Any = None,
     folder: Path | None = None,
     asymmetric: bool = True,
+    numbered_by: PreTrainedModel | None = None,
 ) -> dict[str, Any]:
     """Metric, score (its mean over the splits) and every metric of a model on the cell's task; of a retrieval also
     those where the dense model embeds the documents.
@@ -46,13 +47,14 @@ def on_task(
         tokenizer: of the model, where it is not the dense model's.
         folder: of the model, which says how vectors of texts are made.
         asymmetric: False leaves out the scores with the dense model's documents.
+        numbered_by: the dense model, where the order of the model's classes may be another one, as of :class:`Scoring`.
     """
     assert cell.task is not None
     task, data = shared.task(cell.task)
     words = tokenizer or shared.tokenizer(cell.origin)
     kind = KINDS.get(task.kind)
     length = trained_length(cell, shared) if cell.tuned else kind.length(task, model, words, folder)
-    scoring = Scoring(model, words, length, run=run, folder=folder)
+    scoring = Scoring(model, words, length, run=run, folder=folder, numbered_by=numbered_by)
     found = score(scoring, data)
     scores: dict[str, Any] = dict(found)
     # Vectors of another tokenizer's model lie in another space.
