@@ -77,6 +77,27 @@ def test_squad_answers_beyond_the_context() -> None:
         squad.Answers.of(row, "row 3")
 
 
+def test_an_answer_that_stands_elsewhere_is_not_learnt(bench_folder: Path, tmp_path: Path) -> None:
+    """Places counted in bytes, or from 1 on, taught other words; scores read the texts alone."""
+    for split, start in (("train", 3), ("dev", 5)):
+        answers = [{"text": "good", "answer_start": start}]
+        rows = [
+            {"context": "h\xe9 a good film", "qas": [{"id": str(i), "question": "how", "answers": answers}]}
+            for i in range(8)
+        ]
+        (tmp_path / f"{split}.json").write_text(json.dumps({"data": [{"paragraphs": rows}]}))
+    task = {"version": 1, "name": "own", "kind": "spans", "inputs": ["question", "context"], "label": "answers"}
+    task |= {"files": {split: f"{split}.json" for split in ("train", "dev")}, "metrics": ["span_f1"]}
+    (tmp_path / "own.yaml").write_text(json.dumps(task))
+    settings = {"task": tmp_path / "own.yaml", "data": tmp_path, "max_length": 32, "device": "cpu"}
+    with pytest.raises(InputError, match=r"train\.json: the answer 'good' to 'how' does not stand at character 3"):
+        compresskit.finetune(bench_folder / "model", max_steps=1, **settings)
+    dev = (tmp_path / "dev.json").read_text()
+    (tmp_path / "train.json").write_text(dev.replace("good film", "Good film"))  # case says nothing of the place
+    (tmp_path / "dev.json").write_text(dev.replace(": 5", ": 6"))
+    compresskit.finetune(bench_folder / "model", max_steps=1, **settings)
+
+
 def test_squad_scores_do_not_depend_on_padding(bench_folder: Path, tmp_path: Path) -> None:
     model = tiny_model(head="questions", initializer_range=0.5)
     words = transformers.AutoTokenizer.from_pretrained(bench_folder / "model")

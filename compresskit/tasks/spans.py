@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, shown
 from compresskit.model.heads import has_head
 from compresskit.storage.files import Rows
 from compresskit.tasks import losses, reports, squad
@@ -119,7 +119,17 @@ class Spans(TaskKind):
     def numbered(
         self, data: TaskData, split: Split, columns: Mapping[str, list[Any]], model: PreTrainedModel
     ) -> dict[str, list[Any]]:
-        return {}  # the windows have them
+        """None beside the windows', which have them. Raises InputError: an answer stands elsewhere."""
+        for (question, context), accepted in zip(split.texts, split.targets, strict=True):
+            for text, start in list(zip(accepted.texts, accepted.starts, strict=True))[:1]:  # the one that is learnt
+                found = context[start : start + len(text)]
+                if found.casefold() != text.casefold():
+                    raise InputError(
+                        f"data {split.source}: the answer {shown(text)} to {shown(question)} does not stand at "
+                        f"character {start} of its context, where {shown(found)} is: answer_start counts characters "
+                        "(not bytes) from 0 on"
+                    )
+        return {}
 
     def cut(self, split: Split, rows: Dataset, max_length: int) -> None:
         """Nothing is cut: long paragraphs are split."""
