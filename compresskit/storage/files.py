@@ -44,7 +44,7 @@ def read_rows(
             ``.json`` (one object a line, or one array of objects), ``.parquet``.
         columns: names of the columns of a file without a header line.
         needed: columns that are used; a first line that names them all is a header even where ``columns`` are given,
-            and none of them may come twice.
+            and none of them may come twice. Without any all columns may be used.
         skip_bad_lines: skip lines with the wrong number of fields instead of raising.
 
     Raises:
@@ -154,7 +154,7 @@ def _read_delimited(
 
 
 def _check_once(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
-    for name in needed:
+    for name in needed or filter(None, names):
         if list(names).count(name) > 1:
             raise InputError(f"data {path}: column {name!r} comes twice")
 
