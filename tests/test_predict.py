@@ -216,6 +216,14 @@ def test_words_and_entities() -> None:
     assert Words.of("北京 @ada #x don't 3.5") == ["北", "京", "@ada", "#x", "don't", "3.5"]
 
 
+@pytest.mark.parametrize("text", ["हिन्दी भाषा", "cafe\u0301 cre\u0300me", "می\u200cخواهم بروم", "مُحَمَّد في", "ไทย ดี"])
+def test_marks_are_of_their_letter(text: str) -> None:
+    """Vowels of Hindi and accents that stand by themselves cut every word into pieces."""
+    words = Words.of(text)
+    assert words == text.split()
+    assert [text[start:end] for start, end in words.places] == words
+
+
 def test_answers_in_paragraphs(bench_folder: Path, tmp_path: Path, run: Run) -> None:
     model = headed(bench_folder, tmp_path / "questions", "questions")
     context = " ".join([GOOD, BAD] * 8)  # several windows
@@ -362,6 +370,7 @@ def test_answers_are_plain_text_in_the_terminal(bench_folder: Path, run: Run) ->
         (("--file", "{}/gap.txt"), ["gap.txt, line 2: empty text"]),
         (("--file", "{}/other.csv"), ["other.csv, row 1", "no column 'sentence'", "its columns: id, body", "--field"]),
         (("--file", "{}/other.csv", "--field", "bodi"), ["no column 'bodi'", "its columns: id, body"]),
+        (("--file", "{}/twice.csv"), ["twice.csv: column 'sentence' comes twice"]),
         (("--file", "{}/bad.jsonl"), ["bad.jsonl, line 2", "not valid JSON"]),
         (("--file", "{}/hole.jsonl"), ["hole.jsonl, row 2", "column 'sentence' is empty"]),
         (("--file", "{}/number.jsonl"), ["number.jsonl, row 1", "column 'sentence' holds no text: 3"]),
@@ -373,6 +382,7 @@ def test_refused(bench_folder: Path, tmp_path: Path, run: Run, arguments: tuple[
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "gap.txt").write_text("a\n\nb\n")
     (tmp_path / "other.csv").write_text("id,body\n1,a\n")
+    (tmp_path / "twice.csv").write_text("sentence,,,sentence\na,,,b\n")
     (tmp_path / "bad.jsonl").write_text('{"sentence": "a"}\nplain\n')
     (tmp_path / "hole.jsonl").write_text('{"sentence": "a"}\n{"text": "b"}\n')
     (tmp_path / "number.jsonl").write_text('{"sentence": 3}\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 
 #: Letters of Chinese and Japanese, of which each is taken for a word, as BERT does.
 _LETTER = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"
+#: What joins letters unseen, in Persian and in scripts of India.
+_JOINERS = "\u200c\u200d"
 #: A word of a text.
 _WORD = re.compile(rf"{_LETTER}|[@#]?(?:(?!{_LETTER})\w)+(?:[-'\u2019.@&_](?:(?!{_LETTER})\w)+)*|[^\w\s]")
 
@@ -27,17 +30,29 @@ class Words(list[str]):
 
     @classmethod
     def of(cls, text: str) -> Words:
-        """Letters and digits with what joins them are a word, and so are any other sign and any letter of Chinese or
-        Japanese.
+        """Letters and digits with their marks (vowels, accents) and with what joins them are a word, and so are any
+        other sign and any letter of Chinese or Japanese.
 
         Example:
             >>> Words.of("Dr. Smith-Jones, U.S.")
             ['Dr', '.', 'Smith-Jones', ',', 'U.S', '.']
         """
-        matches = list(_WORD.finditer(text))
-        words = cls(match[0] for match in matches)
-        words.text, words.places = text, [match.span() for match in matches]
+        places = [match.span() for match in _WORD.finditer(_with_letters_for_marks(text))]
+        words = cls(text[start:end] for start, end in places)
+        words.text, words.places = text, places
         return words
+
+
+def _with_letters_for_marks(text: str) -> str:
+    """The text with a letter in the place of every mark behind a letter, which for Python is none."""
+    if text.isascii():
+        return text
+    found: list[str] = []
+    for character in text:
+        of_letter = bool(found) and found[-1].isalnum() and not re.match(_LETTER, found[-1])
+        marks = character in _JOINERS or unicodedata.category(character).startswith("M")
+        found.append("x" if marks and of_letter else character)
+    return "".join(found)
 
 
 def entities(words: Sequence[str], tagged: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
