@@ -124,6 +124,7 @@ def test_bad_settings(run: Run, bench_folder: Path, arguments: list[str], words:
         (["--loss", "hidden=-1"], ["losses: hidden", "at least 0"]),
         (["--loss", "hidden=0", "--loss", "embedding=0"], ["no loss term is left", "no head"]),
         (["--loss", "logits=1"], ["loss logits", "has no head", "weight was given"]),
+        (["--loss", "hidden=1", "--loss", "hidden=2"], ["--loss hidden: is given twice"]),
         (["--temperature", "0"], ["temperature"]),
         (["--temperature", "2", "--logits-loss", "mse"], ["temperature: is that of logits loss kl, here it is mse"]),
         (["--temperature", "2", "--loss", "logits=0"], ["temperature: is of the loss logits, whose weight is 0"]),

@@ -160,6 +160,9 @@ def test_where_there_are_no_classes_they_are_refused(bench_folder: Path, tmp_pat
     sst2 = (*arguments, "--task", "sst2", "--data", bench_folder / "data")
     refused(run(*sst2, "--class-weight", "postive=2"), "unknown class of class_weights 'postive'", "'positive'")
     refused(run(*sst2, "--class-weight", "positive=-2"), "class_weights")
+    twice = ("--class-weight", "positive=2", "--class-weight")
+    refused(run(*sst2, *twice, "positive=3"), "--class-weight positive: is given twice")
+    refused(run(*sst2, *twice, "Positive=3"), "'positive' and 'Positive' are both class positive")
     taught = ("distill", "--student", bench_folder / "student", "--teacher", bench_folder / "teacher", *sst2[3:])
     refused(
         run(*taught, "--class-weight", "positive=2", "--loss", "supervised=0"), "loss supervised, whose weight is 0"

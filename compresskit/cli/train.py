@@ -41,6 +41,8 @@ def _loss(_context: Any, _parameter: Any, values: tuple[str, ...]) -> dict[str, 
         name, _, weight = value.partition("=")
         if name not in LOSS_NAMES:
             raise unknown("loss", name, LOSS_NAMES)
+        if name in weights:
+            raise InputError(f"--loss {name}: is given twice; give one weight")
         try:
             weights[name] = float(weight)
         except ValueError:
@@ -67,6 +69,8 @@ def _class_weights(_context: Any, _parameter: Any, values: tuple[str, ...]) -> d
     weights: dict[str, float] = {}
     for value in values:
         name, _, weight = value.rpartition("=")
+        if name in weights:
+            raise InputError(f"--class-weight {name}: is given twice; give one weight")
         try:
             weights[name] = float(weight)
         except ValueError:

@@ -32,7 +32,7 @@ def class_weights(
         (classes,), float32.
 
     Raises:
-        InputError: a class that the task does not have; no label of any weight.
+        InputError: a class that the task does not have, or one of two weights; no label of any weight.
     """
     flat = np.array(list(chain.from_iterable(labels)) if isinstance(labels[0], list) else labels)
     counts = np.bincount(flat[flat != IGNORED], minlength=classes)
@@ -42,10 +42,13 @@ def class_weights(
         weights[occur] = counts.sum() / (occur.sum() * counts[occur])
     else:
         find = Lookup(list(numbers))
+        named: dict[str, str] = {}
         for name, weight in given.items():
             known = find(name)
             if known is None:
                 raise unknown("class of class_weights", name, list(numbers))
+            if (before := named.setdefault(known, name)) != name:
+                raise InputError(f"class weights: {before!r} and {name!r} are both class {known}; give one weight")
             weights[numbers[known]] = weight
     total = float((counts * weights).sum())
     if total == 0:
