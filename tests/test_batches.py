@@ -49,6 +49,8 @@ def test_a_remainder_too_small_to_share_changes_nothing_else() -> None:
     two = [list(LengthBatchSampler(lengths, 24, world=2, rank=rank)) for rank in range(2)]
     joined = [sorted([*a, *b]) for a, b in zip(*two, strict=True)]
     assert joined == [sorted(batch) for batch in one if len(batch) > 1]
+    assert [LengthBatchSampler(lengths, 24, world=world).left_out for world in (1, 2)] == [0, 1]
+    assert LengthBatchSampler(LENGTHS, 16, world=4).left_out == 0  # 11 are enough for 4
     assert len(one) == len(joined) + 1
 
 

@@ -179,6 +179,16 @@ def test_where_there_are_no_classes_they_are_refused(bench_folder: Path, tmp_pat
     refused(run(*sst2, "--early-stopping", 0), "early_stopping")
 
 
+def test_sequences_too_few_for_the_parts_of_a_batch_are_told(bench_folder: Path, settings: dict[str, Any]) -> None:
+    """400 rows in batches of 21: one row is left, and a batch has three parts."""
+    own = settings | {"batch_size": 21, "max_steps": 1}
+    notes = [compresskit.finetune(bench_folder / "model", accumulation=parts, **own).notes for parts in (1, 3)]
+    told = [
+        [note for note in found if note.startswith("1 of 400 sequences are left out of every pass")] for found in notes
+    ]
+    assert [len(found) for found in told] == [0, 1]
+
+
 # -- early stopping ----------------------------------------------------------------------------------------------------
 
 STOPPING = {"early_stopping": 3, "score_every": 20, "max_steps": 400, "batch_size": 16}

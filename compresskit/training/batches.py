@@ -62,6 +62,12 @@ class LengthBatchSampler(Sampler[list[int]]):
         self.epoch = 0
         self.steps = len(self.step_batches(0))
 
+    @property
+    def left_out(self) -> int:
+        """How many sequences of each epoch are in no step."""
+        rest = len(self.lengths) % self.batch_size
+        return rest if rest < self.least else 0
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch."""
         self.epoch = epoch
