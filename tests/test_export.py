@@ -21,7 +21,7 @@ from conftest import HEADS, Run, outputs, quick, refused, tiny_model
 from transformers import AutoModel, PreTrainedModel
 
 import compresskit
-from compresskit import InputError
+from compresskit import InputError, WorkError
 from compresskit.decomposers import FactorisedEmbedding, FactorisedLinear
 from compresskit.decomposers.registry import METHODS
 from compresskit.exporting import exported
@@ -162,6 +162,19 @@ def test_overwrite(run: Run, small: Path) -> None:
     result = run("export", "out", "--output", Path.cwd() / "out", "--overwrite")
     assert result.code == 2
     assert "is the model itself" in result.err
+
+
+def test_a_model_that_computes_no_numbers_is_not_written_in_any_format(small: Path, tmp_path: Path) -> None:
+    """Formats that round have no limit of how far they may be from torch: NaN passed."""
+    model = compresskit.load(small)
+    with torch.no_grad():
+        model.bert.embeddings.LayerNorm.weight.fill_(3e38)
+    model.save_pretrained(tmp_path / "large")
+    (tmp_path / "large" / "vocab.txt").write_text("[PAD]\n[UNK]\n", encoding="utf-8")
+    for format in ("onnx", "onnx-int8", "dense"):
+        with pytest.raises(WorkError, match="computes NaN or infinity in logits: nothing was written"):
+            compresskit.export(tmp_path / "large", output=tmp_path / "out", format=format)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dense_folder_is_refused(run: Run, tiny_folder: Path) -> None:

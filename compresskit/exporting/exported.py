@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import version
@@ -196,6 +197,8 @@ def _agreement(chosen: ExportFormat[Any], read: Checkpoint, folder: Path) -> dic
         raise WorkError(f"{failed}: {one_line(error)}: nothing was written") from error
     for name, found in compared.items():
         most = chosen.tolerance
+        if not math.isfinite(found["largest difference"]):
+            raise WorkError(f"{runtime.name} or torch computes NaN or infinity in {name}: nothing was written")
         # Not a number is too far, too.
         if most is not None and not found["largest difference"] <= most * max(1.0, found["largest value"]):
             raise WorkError(
