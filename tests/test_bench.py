@@ -316,6 +316,19 @@ def test_report_again_and_paste(whole: BenchResult, tmp_path: Path, run: Run) ->
     assert "old" not in text
     assert text.startswith("above\n")
     assert text.endswith("\nbelow\n")
+    # Wherever the place is; the end of another folder's tables is not the end of these.
+    place = f"<!-- bench: {whole.folder} -->\nold\n<!-- /bench -->\n"
+    document.write_text(place + "between\n" + place)
+    assert run("report", whole.folder, "--paste", document).code == 0
+    text = document.read_text()
+    assert "old" not in text
+    assert text.count("| kept ↑ |") == 2
+    begun = f"<!-- bench: {whole.folder} -->\nmine\n<!-- bench: other -->\n| theirs |\n<!-- /bench -->\n"
+    document.write_text(begun)
+    answer = run("report", whole.folder, "--paste", document)
+    assert answer.code == 2
+    assert "have no end" in answer.err
+    assert document.read_text() == begun
     document.write_text("no place")
     answer = run("report", whole.folder, "--paste", document)
     assert answer.code == 2

@@ -56,6 +56,8 @@ _FLAGS = {
     "precision": "precision",
     "exports": "export",
 }
+#: How the place for the tables of a folder begins in another document.
+_BEGIN = "<!-- bench: "
 #: Those whose flag is given once for each value.
 _REPEATED = ("models", "text", "fields")
 _PICTURES = ("kept-*.png", "speed-*.png", "fronts-*.png", "errors.png")
@@ -115,21 +117,27 @@ def tables(folder: Path) -> str:
 
 
 def paste(folder: Path, document: Path) -> None:
-    """Replace what stands between ``<!-- bench: FOLDER -->`` and ``<!-- /bench -->`` in a Markdown document.
+    """Replace what stands between ``<!-- bench: FOLDER -->`` and ``<!-- /bench -->`` in a Markdown document, wherever
+    that is there.
 
     Raises:
-        InputError: the document cannot be read or has no such place.
+        InputError: the document cannot be read, has no such place, or one whose end is missing.
     """
     try:
         text = document.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"document {document}: cannot be read: {error}") from None
-    begin, end = f"<!-- bench: {folder.as_posix().rstrip('/')} -->", "<!-- /bench -->"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
+    begin, end = f"{_BEGIN}{folder.as_posix().rstrip('/')} -->", "<!-- /bench -->"
+    before, *places = text.split(begin)
+    rest = []
+    for place in places:
+        old, closed, after = place.partition(end)
+        if not closed or _BEGIN in old:  # what stands before the end of another folder's tables is no old table
+            raise InputError(f"document {document}: the tables of {begin} have no end: add {end}")
+        rest.append(after)
+    if not rest:
         raise InputError(f"document {document}: has no place for the tables: add {begin} and {end}")
-    write_text(document, f"{before}{begin}\n{tables(folder)}\n{end}{after}")
+    write_text(document, before + "".join(f"{begin}\n{tables(folder)}\n{end}{after}" for after in rest))
 
 
 def command(grid: Grid) -> str:
