@@ -237,6 +237,8 @@ def test_one_task_may_have_other_seeds_and_settings(bench_folder: Path, tmp_path
     text = (result.folder / "README.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| low-rank |"))
     assert f"{100 * kept:.1f} " in row
+    assert "- Seeds, one: 0, 1\n- Seeds, two: 1\n" in text
+    assert "per_task:\n  two.yaml:" in (result.folder / "grid.yaml").read_text()  # the name that tasks have there
     with pytest.raises(compresskit.InputError, match="task of per_task"):
         tiny_bench(bench_folder, tmp_path / "other", **{**grid, "per_task": {"cola": {"seeds": (1,)}}})
     # Fewer tasks than a recipe has: what it says of the others does not matter.

@@ -205,6 +205,7 @@ def test_one_student_for_all_tasks_that_compare_vectors(bench_folder: Path, tmp_
     parts = {part.partition("\n")[0]: "asymmetric ↑" in part for part in text.split("## Everything, ")[1:]}
     assert parts == {"all tasks": False, "squad-retrieval": True, "stsb-similarity": False}
     assert "where the dense model embeds the documents" in text
+    assert "- Seeds: 0, 1\n" in text  # those of the method, not the grid's
 
 
 def test_seeds_of_a_method_that_is_not_there(bench_folder: Path, tmp_path: Path) -> None:

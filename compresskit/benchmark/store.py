@@ -226,8 +226,9 @@ def _without_places(grid: Grid) -> Grid:
     }
     text = tuple(map(_short, grid.text)) if isinstance(grid.text, tuple) else _short(grid.text) if grid.text else None
     seeds = {_short(method): own for method, own in grid.method_seeds.items()}
-    data = "DIR" if grid.data else None
-    return grid.model_copy(update={**names, "variants": variants, "text": text, "method_seeds": seeds, "data": data})
+    tasks = {_short(task): own for task, own in grid.per_task.items()}
+    others = {"variants": variants, "method_seeds": seeds, "per_task": tasks}
+    return grid.model_copy(update={**names, **others, "text": text, "data": "DIR" if grid.data else None})
 
 
 def _short(name: str) -> str:

@@ -227,7 +227,7 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
     lines = [("Command", command(grid)), *_training(shown, grid)]
     lines += [("Variant", f"{name}: {variant.text()}") for name, variant in grid.variants.items()]
     lines += _data(records)
-    lines += _by_task("Seeds", shown, lambda record: ", ".join(map(str, grid.of(record.task).seeds)))
+    lines += _seeds(shown, [record for record in records if record.kind == "student"] or list(records))
     lines += _machines(records)
     if missing:
         lines.append(("Not run yet", f"{len(missing)} cells: {', '.join(missing)}"))
@@ -304,6 +304,23 @@ def _data(records: Sequence[Record]) -> list[tuple[str, str]]:
     }
     notes = dict.fromkeys(note for record in records for note in record.made_by.notes or ())
     return [*(("Data", remark) for remark in sorted(remarks)), *(("Note", note) for note in notes)]
+
+
+def _seeds(shown: Sequence[Record], records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Which seeds the rows of each task have."""
+
+    def text(record: Record) -> str:
+        seeds: dict[str, set[int]] = {}
+        for other in records:
+            if other.task == record.task:
+                seeds.setdefault(other.method, set()).add(other.seed)
+        methods: dict[str, list[str]] = {}
+        for method, own in seeds.items():
+            methods.setdefault(", ".join(map(str, sorted(own))), []).append(method)
+        names = {own: f" ({', '.join(of)})" if len(methods) > 1 else "" for own, of in methods.items()}
+        return "; ".join(f"{own}{of}" for own, of in names.items())
+
+    return _by_task("Seeds", shown, text)
 
 
 def _machines(records: Sequence[Record]) -> list[tuple[str, str]]:
