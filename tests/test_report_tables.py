@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from compresskit.benchmark import latency
 from compresskit.benchmark.grid import GENERAL, Grid
 from compresskit.benchmark.quality import Encoded, Passages, closeness, retrieval
 from compresskit.benchmark.records import Record, frame
-from compresskit.benchmark.report import comparison
+from compresskit.benchmark.report import comparison, plots
 from compresskit.benchmark.report.render import command
 
 MADE_BY = {

@@ -36,9 +36,12 @@ def styles(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
 def draw(found: Sequence[tuple[str, pd.DataFrame]], errors: pd.DataFrame, folder: Path) -> list[tuple[str, str]]:
     """Write the pictures; returns (file name, what it shows) of those that there was something to draw for."""
     made = []
+    slugs: list[str] = []
     for title, cells in found:
         table = cells[cells["kind"] != "export"]  # the same models once more
         slug = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")
+        slug += f"-{len(slugs)}" * (slug in slugs)  # tasks a.b and a-b have a picture each
+        slugs.append(slug)
         if table["score_kept"].notna().any():
             _kept_against_ratio(title, table).savefig(folder / f"kept-{slug}.png", dpi=140)
             made.append((f"kept-{slug}.png", f"kept against ratio, {title}"))
