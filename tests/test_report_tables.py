@@ -113,9 +113,15 @@ def test_kept_over_tasks_is_mean_over_mean_and_needs_every_task() -> None:
     table = comparison.by_seed(comparison.over_tasks(example()))
     low = table[(table["method"] == "low-rank") & (table["ratio_asked"] == 4)].iloc[0]
     assert low["score_kept"] == pytest.approx(((0.77 + 0.67) / 2) / 0.8)
-    assert comparison.summary(table)[1][2][2] == "**73.8 %**"  # of the one seed that finished both tasks
+    assert comparison.summary(table)[1][2][2] == "**73.8 % (1 of 2 seeds)**"  # one finished both tasks
     both = table[(table["method"] == "kronecker") & (table["ratio_asked"] == 8)].iloc[0]
     assert both["status"] == "finished in part"
+
+
+def test_every_table_has_its_own_pictures(tmp_path: Path) -> None:
+    cells = frame([record("dense", None, task, 0, 0.8) for task in ("a.b", "a-b", "A.b")])
+    made = [name for name, _ in plots.draw(comparison.sections(cells), pd.DataFrame(), tmp_path)]
+    assert len(set(made)) == len(made) >= 4 * 2
 
 
 def test_a_ratio_that_is_missed_is_shown_with_it() -> None:

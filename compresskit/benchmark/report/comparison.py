@@ -85,7 +85,8 @@ _MEANS = (*(column.name for column in COLUMNS), *_BESIDE)
 
 def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per (model, task, method, ratio): means over the seeds that finished, ``kept_spread`` (standard
-    deviation; NaN for one seed), ``seeds``, ``status`` and the first ``message``, of what failed if something did.
+    deviation; NaN for one seed), ``seeds`` (finished) of ``asked``, ``status`` and the first ``message``, of what
+    failed if something did.
 
     ``pareto`` marks rows to which no other of the same model and task is at least equal in ratio and kept and better
     in one, ``pareto_mb`` and ``pareto_ms`` the same by MB of files and by milliseconds; ``best`` the highest kept of
@@ -100,8 +101,9 @@ def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
         status = "finished" if bad.empty else bad["status"].iloc[0] if finished.empty else "finished in part"
         message = next((text for text in (cells if bad.empty else bad)["message"] if text), "")
         row = dict(zip(_GROUP, group, strict=True)) | means
-        rows.append(row | {"kept_spread": spread, "seeds": len(finished), "status": status, "message": message})
-    table = pd.DataFrame(rows).reindex(columns=[*_GROUP, *_MEANS, "kept_spread", "seeds", "status", "message"])
+        counts = {"seeds": len(finished), "asked": len(cells)}
+        rows.append(row | counts | {"kept_spread": spread, "status": status, "message": message})
+    table = pd.DataFrame(rows).reindex(columns=[*_GROUP, *_MEANS, "kept_spread", "seeds", "asked", "status", "message"])
     table[[*_FRONTS, "best"]] = False
     for _, cells in table.groupby(["model", "task"], sort=False):
         for name, (figure, more, exports) in _FRONTS.items():
@@ -191,7 +193,8 @@ def _kept(row: Any, *, own: bool = False) -> str:
     if pd.isna(row["score_kept"]):
         return str(row["status"]) if row["status"] != "finished" else NOT_KNOWN
     spread = f" ± {100 * row['kept_spread']:.1f}" if pd.notna(row["kept_spread"]) else ""
-    text = f"{100 * row['score_kept']:.1f}{spread} %"
+    part = f" ({row['seeds']} of {row['asked']} seeds)" if row["status"] == "finished in part" else ""
+    text = f"{100 * row['score_kept']:.1f}{spread} %{part}"
     text = f"**{text}**" if row["best"] else text
     # What has another size than its column says so.
     off = own or (pd.notna(row["ratio_asked"]) and not 0.99 <= row["ratio"] / row["ratio_asked"] <= 1.02)

@@ -112,8 +112,11 @@ def web_page(folder: Path, script: str) -> str:
 
 
 def tables(folder: Path) -> str:
-    """The tables of kept as Markdown, for another document."""
-    return comparison.summary_markdown(comparison.sections(frame(_records(Store(folder)))))
+    """The tables of kept as Markdown, for another document; a line below them counts what is not run yet."""
+    store = Store(folder)
+    text = comparison.summary_markdown(comparison.sections(frame(_records(store))))
+    missing = len(store.missing())
+    return text + (f"\n\nNot run yet: {missing} cells." if missing else "")
 
 
 def paste(folder: Path, document: Path) -> None:
