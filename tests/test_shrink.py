@@ -162,6 +162,21 @@ def test_the_number_of_rows_decides_the_epochs(bench_folder: Path, data: Path, m
     assert epochs() == [3, None, 1]
 
 
+def test_a_teacher_that_scores_nothing_is_doubted(bench_folder: Path, tmp_path: Path) -> None:
+    """What is kept of 0 is not known, so that it was not compared with its student."""
+    for seed, split in enumerate(("train", "dev")):
+        write_tsv(tmp_path / f"{split}.tsv", "text\tlabel", reviews(20, seed))
+    files = "files: {train: train.tsv, dev: dev.tsv}"
+    (tmp_path / "own.yaml").write_text(
+        f"version: 1\nname: own\ninputs: [text]\nlabel: label\n{files}\nmetrics: [matthews]\n"
+    )
+    done = compresskit.shrink(
+        bench_folder / "model", task=tmp_path / "own.yaml", data=tmp_path, output=tmp_path / "small", ratio=3
+    )
+    assert done.record["rows"][0]["score"] == 0  # one class for all rows
+    assert any(note.startswith("the teacher scores 0 or below: it has learnt too little") for note in done.notes)
+
+
 def test_short_texts_are_read_more_often(bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "text.txt"
     text.write_text("A sentence of thirty letters.\n\n" * 10)  # the blank lines do not count

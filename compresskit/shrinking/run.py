@@ -182,10 +182,15 @@ def _doubts(schedule: Schedule, record: dict[str, Any]) -> Iterator[str]:
     before it was trained, which may have been in a run that was stopped.
     """
     kept = {row["name"]: row["kept"] for row in record["rows"]}[STUDENT]
-    if schedule.steps[0].command == FineTune.command and kept is not None and kept > _MORE:
+    if schedule.steps[0].command == FineTune.command and (kept is None or kept > _MORE):
+        says = (
+            "the teacher scores 0 or below: it"
+            if kept is None
+            else (f"the student scores higher than its teacher ({100 * kept:.0f} %), which")
+        )
         yield (
-            f"the student scores higher than its teacher ({100 * kept:.0f} %), which has learnt too little: fine-tune "
-            "one for more epochs, or with a higher learning rate (`compresskit finetune`), and give it with --model"
+            f"{says} has learnt too little: fine-tune one for more epochs, or with a higher learning rate "
+            "(`compresskit finetune`), and give it with --model"
         )
     stage = last_stage(schedule.output)
     if stage is not None:
