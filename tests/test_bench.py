@@ -378,6 +378,9 @@ def test_report_of_nothing(run: Run, tmp_path: Path) -> None:
     answer = run("report", tmp_path / "newer")
     assert answer.code == 2
     assert "format version 7, this compresskit reads 1: upgrade" in answer.err
+    for version in ("true", "1.0"):
+        (tmp_path / "newer" / "bench.json").write_text(f'{{"format_version": {version}, "grid": {{}}}}')
+        assert "this compresskit reads 1" in run("report", tmp_path / "newer").err
 
 
 @pytest.mark.parametrize("cells", [5, "x", [1], ["../elsewhere"]])

@@ -87,6 +87,11 @@ def test_numbers_of_classes_with_a_hole_are_refused(numbers: tuple[int, int], sh
         compresskit.predict(model, ["a text"], tokenizer=tokenizer)
 
 
+def test_classes_of_one_name_are_named(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match="classes 0, 2 of the model are all called 'bad': give them different names"):
+        compresskit.predict(named("bad", "good", "bad"), ["a text"], tokenizer=tokenizer)
+
+
 def test_a_model_without_names_has_integers_as_numbers(tmp_path: Path) -> None:
     model = tiny_model(head="classifier", num_labels=12)
     task = load_task(own(tmp_path, [0, 1], [0]))

@@ -110,10 +110,10 @@ class Store:
         except (OSError, ValueError) as error:
             raise InputError(f"report {self.folder}: holds no readable {GRID}: {error}") from None
         found = data.get("format_version") if isinstance(data, dict) else None
-        if found != FORMAT_VERSION:
+        if type(found) is not int or found != FORMAT_VERSION:  # True and 1.0 are equal to it
             raise InputError(
                 f"report {path}: format version {found!r}, this compresskit reads {FORMAT_VERSION}"
-                + (": upgrade compresskit" if isinstance(found, int) and found > FORMAT_VERSION else "")
+                + (": upgrade compresskit" if type(found) is int and found > FORMAT_VERSION else "")
             )
         marker: dict[str, Any] = data
         return marker

@@ -76,9 +76,14 @@ def map_labels(
             numbers[label] += (number,)
         else:
             extra[name] = (number,)
+    if twice := [name for name in names if names.count(name) > 1]:
+        alike = ", ".join(str(number) for number, name in enumerate(names) if name == twice[0])
+        raise InputError(
+            f"classes {alike} of the model are all called {twice[0]!r}: give them different names in its config.json "
+            "(id2label)"
+        )
     one_each = task.transfer_of or all(len(found) == 1 for found in numbers.values())
-    distinct = len(set(names)) == len(names)
-    if not (all(numbers.values()) and one_each and distinct and (not extra or task.labels is None)):
+    if not (all(numbers.values()) and one_each and (not extra or task.labels is None)):
         hint = f" (it scores models of {' or '.join(task.transfer_of)})" if task.transfer_of else ""
         if unnamed(names):
             hint += "; name the model's in its config.json (id2label), or declare all labels of the task in their order"
