@@ -80,6 +80,7 @@ def test_scores_count_labels_that_dev_lacks(tmp_path: Path) -> None:
     found = kind.measure(Scoring(model, None, 8), data, data.splits["dev"], scores)
     assert found["micro_f1"] == pytest.approx(2 / (2 + 2 + 1))  # one right, two wrong, one missed
     assert found["macro_f1"] == pytest.approx(1 / 3)
+    assert kind.match(data, model) == "macro_f1 is the mean over 3 labels; dev has no row of c"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from compresskit.tasks.label_column import found_label, found_labels, label_text
 from compresskit.tasks.labels import LabelMap, check_teacher, map_labels
 from compresskit.tasks.metrics import OF_CLASSES
 from compresskit.tasks.registry import register
-from compresskit.tasks.rows import TRAIN, Place, Split, TaskData
+from compresskit.tasks.rows import Place, Split, TaskData, absent_notes
 
 #: Labels that are found in a file and not declared: more of them are a sign of the wrong column.
 _MOST_LABELS = 1000
@@ -91,13 +91,8 @@ class Classification(TaskKind):
     def match(self, data: TaskData, model: PreTrainedModel) -> str | None:
         found = self._mapped(data, model)
         notes = [found.note] if found.note else []
-        for name, split in data.splits.items():
-            present = set(split.targets)
-            missing = [label for label in found.classes if label not in present]
-            if name != TRAIN and missing and len(found.classes) > 2 and "f1" in data.task.metrics:
-                notes.append(
-                    f"f1 is the mean over {len(found.classes)} classes; {name} has no row of {', '.join(missing)}"
-                )
+        if len(found.classes) > 2 and "f1" in data.task.metrics:
+            notes += absent_notes(data, f"f1 is the mean over {len(found.classes)} classes", found.classes, set)
         return "; ".join(notes) or None
 
     def match_teacher(self, data: TaskData, student: PreTrainedModel, teacher: PreTrainedModel) -> str | None:

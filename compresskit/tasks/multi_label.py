@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from compresskit.tasks.label_column import found_labels, is_list, label_text, no
 from compresskit.tasks.labels import check_teacher, map_labels
 from compresskit.tasks.predictions import Counts, Form, Output, Predictions
 from compresskit.tasks.registry import register
-from compresskit.tasks.rows import Place, Split, TaskData
+from compresskit.tasks.rows import Place, Split, TaskData, absent_notes
 
 #: A label counts as predicted where its probability is at least this.
 THRESHOLD = 0.5
@@ -158,7 +159,12 @@ class MultiLabel(TaskKind):
             )
 
     def match(self, data: TaskData, model: PreTrainedModel) -> str | None:
-        return map_labels(data.task, data.labels, model, data.sources).note
+        found = map_labels(data.task, data.labels, model, data.sources)
+        notes = [found.note] if found.note else []
+        if "macro_f1" in data.task.metrics:
+            what = f"macro_f1 is the mean over {len(found.numbers)} labels"
+            notes += absent_notes(data, what, list(found.numbers), lambda targets: set(chain.from_iterable(targets)))
+        return "; ".join(notes) or None
 
     def match_teacher(self, data: TaskData, student: PreTrainedModel, teacher: PreTrainedModel) -> str | None:
         return check_teacher(data, student, teacher)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -97,3 +98,23 @@ class TaskData:
             | ({"documents": len(split.documents)} if split.documents else {})
             for name, split in self.splits.items()
         }
+
+
+def absent_notes(
+    data: TaskData, mean: str, labels: Sequence[str], of: Callable[[list[Any]], AbstractSet[str]]
+) -> list[str]:
+    """A note on each split that has no row of some labels, which count 0 in a mean.
+
+    Args:
+        data: the task with its rows.
+        mean: what the note begins with: which mean over how many.
+        labels: that the mean is over.
+        of: the labels among the targets of a split.
+    """
+    notes = []
+    for name, split in data.splits.items():
+        present = set() if name == TRAIN else of(split.targets)
+        missing = [label for label in labels if label not in present]
+        if name != TRAIN and missing:
+            notes.append(f"{mean}; {name} has no row of {', '.join(missing)}")
+    return notes
