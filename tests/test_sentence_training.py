@@ -218,6 +218,16 @@ def test_accumulated_batches_are_one_for_the_pooled_loss(bench_folder: Path, pai
     ]
     first, second = (run.model.state_dict() for run in runs)
     assert all(torch.allclose(first[name], second[name], atol=2e-5) for name in first)
+    assert not any("parts of a batch" in note for run in runs for note in run.notes)
+
+
+def test_what_the_similarity_loss_compares_in_parts_is_told(bench_folder: Path, pair: tuple[Path, Path]) -> None:
+    student, teacher = pair
+    settings = SETTINGS | {"text": texts(bench_folder), "max_steps": 1, "batch_size": 8}
+    says = "loss similarity compares the 4 sentences of each of 2 parts of a batch with each other, not all 8"
+    for parts in (1, 2):
+        notes = compresskit.distill(student, teacher, accumulation=parts, **settings).notes
+        assert (says in notes) is (parts == 2)
 
 
 def test_losses_inside_go_with_vectors(bench_folder: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:

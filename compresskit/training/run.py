@@ -231,6 +231,10 @@ class Run:
 
     def _notes(self, work: WorkingFolder | None) -> list[str]:
         notes = [note for checkpoint in self.models.all() for note in checkpoint.notes] + list(self.data.notes)
+        parts, batch = micro_batches(self.stage, self.options, self.data.together), self.stage.batch_size
+        if parts > 1 and self.data.sentences is not None and self.stage.losses.get("similarity"):
+            own = f"the {batch // parts} sentences of each of {parts} parts of a batch"
+            notes.append(f"loss similarity compares {own} with each other, not all {batch}")
         if work is not None and self.output is not None and self.output.resume and not work.found:
             notes.append(f"{work.path.name}: there was no run to resume, so one was started")
         return notes
