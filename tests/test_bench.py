@@ -371,6 +371,19 @@ def test_refused(run: Run, bench_folder: Path, flags: tuple[str, ...], says: lis
     assert not Path("out").exists()
 
 
+def test_times_of_several_phases_are_told(whole: BenchResult, tmp_path: Path, run: Run) -> None:
+    """A record of the same cell from another folder was timed beside other models."""
+    folder = shutil.copytree(whole.folder, tmp_path / "mixed")
+    file = sorted(folder.glob("cells/*/record.json"))[0]
+    found = read(file)
+    assert found.latency is not None
+    latency = found.latency.model_copy(update={"phase": "another"})
+    write(found.model_copy(update={"latency": latency}), file)
+    assert run("report", folder).code == 0
+    assert "of 2 phases, whose times do not compare" in (folder / "README.md").read_text()
+    assert "phases" not in (whole.folder / "README.md").read_text()
+
+
 def test_report_of_nothing(run: Run, tmp_path: Path) -> None:
     assert run("report", tmp_path / "nowhere").code == 2
     (tmp_path / "newer").mkdir()

@@ -329,10 +329,17 @@ def _seeds(shown: Sequence[Record], records: Sequence[Record]) -> list[tuple[str
 def _machines(records: Sequence[Record]) -> list[tuple[str, str]]:
     """On what the cells were made and timed, and with which software."""
     lines = []
-    timed = next((record.latency for record in records if record.latency is not None), None)
-    if timed is not None:
+    every = [
+        latency for record in records for latency in (record.latency, *(e.latency for e in record.exports.values()))
+    ]
+    times = [latency for latency in every if latency is not None]
+    if times:
+        timed, phases = times[0], len({latency.phase for latency in times})
         what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {_threads(timed.threads)}, {timed.device}"
-        lines.append(("Latency", f"{what}; {timed.rounds} rounds, every model once per round"))
+        apart = f"; of {phases} phases, whose times do not compare: `compresskit bench` times all again"
+        lines.append(
+            ("Latency", f"{what}; {timed.rounds} rounds, every model once per round{apart if phases > 1 else ''}")
+        )
     lines += [("Machine", text) for text in sorted({_machine(r.made_by.hardware) for r in records})]
     lines += _export_lines(records)
     several = {", ".join(f"{name} {number}" for name, number in r.made_by.versions.items()) for r in records}
