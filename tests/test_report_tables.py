@@ -224,6 +224,17 @@ def equal_bytes() -> pd.DataFrame:
     )
 
 
+def test_an_export_of_fewer_seeds_than_were_asked_says_so() -> None:
+    export = {"megabytes": 1.0, "score": 0.7}
+    cells = [record("dense", None, "sst2", 0, 0.8)]
+    cells += [record("low-rank", 4, "sst2", seed, 0.76, exports={"onnx": export}) for seed in (0, 1)]
+    cells += [record("low-rank", 4, "sst2", 2, None)]
+    for found in (frame(cells), comparison.over_tasks(frame(cells))):
+        shown = {row[0]: row[1] for row in comparison.summary(comparison.by_seed(found))[1]}
+        assert shown["low-rank"].strip("*").endswith("(2 of 3 seeds)")
+        assert shown["low-rank onnx"].endswith("(2 of 3 seeds)")
+
+
 def test_fronts_by_bytes_and_milliseconds_have_exports_in_them() -> None:
     table = comparison.by_seed(equal_bytes()).set_index("method")
     marks = {name: tuple(row[["pareto", "pareto_mb", "pareto_ms"]]) for name, row in table.iterrows()}

@@ -97,11 +97,12 @@ def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
         finished = cells[cells["status"] == "finished"]
         means = {name: pd.to_numeric(finished[name]).mean() for name in _MEANS if name in cells and len(finished)}
         spread = pd.to_numeric(finished["score_kept"]).std() if len(finished) > 1 else np.nan
-        bad = cells[cells["status"] != "finished"]
+        bad, lost = cells[cells["status"] != "finished"], _without_export(frame, cells)
+        bad = lost if bad.empty else bad
         status = "finished" if bad.empty else bad["status"].iloc[0] if finished.empty else "finished in part"
         message = next((text for text in (cells if bad.empty else bad)["message"] if text), "")
         row = dict(zip(_GROUP, group, strict=True)) | means
-        counts = {"seeds": len(finished), "asked": len(cells)}
+        counts = {"seeds": len(finished), "asked": len(cells) + len(lost)}
         rows.append(row | counts | {"kept_spread": spread, "status": status, "message": message})
     table = pd.DataFrame(rows).reindex(columns=[*_GROUP, *_MEANS, "kept_spread", "seeds", "asked", "status", "message"])
     table[[*_FRONTS, "best"]] = False
@@ -114,6 +115,15 @@ def by_seed(frame: pd.DataFrame) -> pd.DataFrame:
         for _, same in students.groupby("ratio_asked"):
             table.loc[same["score_kept"].idxmax(), "best"] = True
     return table
+
+
+def _without_export(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Of the cells whose exports ``cells`` are those that failed, so that they have none; none of what is no export."""
+    first = cells.iloc[0]
+    of = (frame["method"] == str(first["method"]).rpartition(" ")[0]) & ~frame["seed"].isin(cells["seed"])
+    for name in ("model", "task", "ratio_asked"):
+        of &= frame[name].isna() if pd.isna(first[name]) else frame[name] == first[name]
+    return frame[of & (frame["status"] != "finished")] if first["kind"] == "export" else frame.iloc[:0]
 
 
 def pareto(first: pd.Series, second: pd.Series) -> list[Any]:
