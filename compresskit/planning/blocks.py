@@ -30,11 +30,12 @@ _NEAREST = 2
 #: must not win by rounding.
 _EXACT = 1e-3
 
-#: How often the output error of the word embedding counts, where matrices count alike and where they are weighed by
-#: sensitivities: everything after it is computed from it, and rows of words that training does not show stay as they
-#: are cut. Measured (docs/results.md, students of the teacher; what predictions depend on). By their numbers of weights
-#: it would count 20 to 80 times as much as another matrix, and the layers would starve.
-_WORDS, _WORDS_WEIGHED = 10, 4
+#: What the output error of the word embedding counts: everything after it is computed from it, and rows of words that
+#: training does not show stay as they are cut. Where matrices count alike it counts this many times all others together
+#: (the deeper the model, the less each layer decides), where they are weighed by sensitivities so many times its own.
+#: Measured (reports/plan-weights). By their numbers of weights it would count 20 to 80 times as much as another matrix,
+#: and the layers would starve.
+_WORDS, _WORDS_WEIGHED = 0.5, 4
 
 #: Sensitivities below this count as this: what no prediction seems to depend on still keeps some form.
 _LEAST = 1e-3
@@ -146,7 +147,7 @@ def find_options(
 
     The penalty is ||W - W'||_F^2 over all matrices; with statistics the squared relative error of outputs, times the
     matrix's sensitivity where it is known; a group's error, the mean over its matrices, counts with their sum. The word
-    embedding counts several times (:data:`_WORDS`).
+    embedding counts more (:data:`_WORDS`).
 
     Args:
         blocks: with all groups.
@@ -159,13 +160,15 @@ def find_options(
     """
     common = sum(proposal.group.parameters for block in blocks for part in block[0] for proposal in part[:1]) / budget
     everything = {_names(part): part for block in blocks for partition in block for part in partition}
+    targets = {target.name: target for part in everything.values() for target in part[0].group.targets}
+    words = max(_WORDS * sum(target.role != "embedding" for target in targets.values()), 1)
     found: Found = {}
     known: dict[Any, list[list[Spec]]] = {}
     for done, (names, part) in enumerate(everything.items(), start=1):
         group, methods = part[0].group, tuple(proposal.decomposer.name for proposal in part)
         alike = (methods, group.role, group.kind, group.shape, len(group.targets))
         candidates = known.get(alike) or _candidates(part, common, allow_slow)
-        found[names] = _options(part, candidates, source, statistics)
+        found[names] = _options(part, candidates, source, statistics, words)
         if statistics is not None:  # errors of outputs take long: what never pays for one matrix is not tried on others
             known.setdefault(alike, _fronts(part, found[names], fast=fast))
         progress("candidates", done, len(everything))
@@ -249,16 +252,20 @@ def _candidates(part: Part, common: float, allow_slow: bool) -> list[list[Spec]]
 
 
 def _options(
-    part: Part, candidates: Sequence[Sequence[Spec]], source: WeightSource, statistics: Statistics | None
+    part: Part,
+    candidates: Sequence[Sequence[Spec]],
+    source: WeightSource,
+    statistics: Statistics | None,
+    words: float,
 ) -> list[_Option]:
-    """What may become of a group, given the candidates of every method for it."""
+    """What may become of a group, given the candidates of every method for it; ``words``: see :func:`_weight`."""
     options = []
     for proposal, specs in zip(part, candidates, strict=True):
         group, decomposer = proposal.group, proposal.decomposer
         if statistics is None:
             scale, errors = _energy(group, source), decomposer.errors(group, specs, source)
         else:
-            scale = sum(_weight(target, statistics) for target in group.targets)
+            scale = sum(_weight(target, statistics, words) for target in group.targets)
             errors = decomposer.output_errors(group, specs, source, statistics)
         penalties = [scale * max(error, _EXACT) ** 2 for error in errors]
         times = [decomposer.time(group, spec) for spec in specs]
@@ -269,13 +276,14 @@ def _options(
     return options
 
 
-def _weight(target: Target, statistics: Statistics) -> float:
-    """How often the squared relative error of the target's output counts."""
-    words = target.role == "embedding"
-    sensitivity = statistics.sensitivity(target)
+def _weight(target: Target, statistics: Statistics, words: float) -> float:
+    """How often the squared relative error of the target's output counts; ``words``: that of the word embedding, where
+    matrices count alike.
+    """
+    is_words, sensitivity = target.role == "embedding", statistics.sensitivity(target)
     if sensitivity is None:
-        return _WORDS if words else 1
-    return max(sensitivity, _LEAST) * (_WORDS_WEIGHED if words else 1)
+        return words if is_words else 1
+    return max(sensitivity, _LEAST) * (_WORDS_WEIGHED if is_words else 1)
 
 
 def _fronts(part: Part, options: Sequence[_Option], *, fast: bool) -> list[list[Spec]]:
