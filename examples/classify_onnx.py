@@ -45,6 +45,8 @@ class Classifier:
             "token_type_ids": [text.type_ids for text in encoded],
         }
         (logits,) = self.session.run(["logits"], {name: np.array(columns[name]) for name in self.inputs})
+        if logits.ndim != 2:
+            raise SystemExit("this folder holds no classifier of texts: `compresskit predict --model FOLDER` runs it")
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
         shares = exponentials / exponentials.sum(axis=-1, keepdims=True)
         return [(self.labels[row.argmax()], float(row.max())) for row in shares]

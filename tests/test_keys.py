@@ -34,7 +34,8 @@ def test_committed_records_have_the_keys_of_today(report: str) -> None:
         assert json.dumps(record.made_by.model_dump(mode="json")) == json.dumps(made)  # nothing is lost in between
         recipe = Recipe.model_validate(made["recipe"]) if made["recipe"] is not None else None
         row = Row(None, record.task, record.seed, record.method, recipe=recipe, ratio=record.ratio_asked)
-        row = row._replace(baseline="" if recipe is not None else entries[record.method])
+        variant = record.method.partition(" + ")[2]  # "METHOD + VARIANT"
+        row = row._replace(baseline="" if recipe is not None else entries[record.method], variant=variant)
         machine = None if grid.any_machine else host(record.made_by.hardware)
         task, data = made.get("task"), made.get("data")
         ground = keys.Ground(made["model"], made["text"], made["versions"], machine, task, data)

@@ -109,6 +109,8 @@ def test_a_model_without_names_has_integers_as_numbers(tmp_path: Path) -> None:
         map_labels(task, ("good", "bad"), model)
     with pytest.raises(InputError, match=r"labels differ.*LABEL_2"):  # not in their order: LABEL_1 is class 1
         map_labels(task, ("LABEL_1", "LABEL_2"), tiny_model(head="classifier"))
+    with pytest.raises(InputError, match=r"labels: \{nice: \.\.\., poor: \.\.\.\}"):  # ready to be filled in
+        map_labels(task, ("good", "bad"), named("nice", "poor"))
 
 
 def test_a_transfer_takes_the_order_of_its_source(bench_folder: Path, tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def _report(schedule: Schedule, done: Shrunk) -> None:
     record = done.record
     columns = ("", f"{record['metric']}, %", "kept", "parameters", "MB", "ms", "speed-up")
     threads = f"{record['threads']} CPU thread{'s' * (record['threads'] > 1)}"
-    timed = f"ms: one text of {record['tokens']} tokens, {threads}, all models in turns"
+    timed = (
+        f"ms: one text of {record['tokens']} tokens, {threads}, all models in turns; speed-up: median over the rounds"
+    )
     rows = [cells(Figures(**row)) for row in record["rows"]]
     out.print(table(columns, rows, left=(0,), caption=timed))
     print_notes(done.notes)

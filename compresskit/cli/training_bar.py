@@ -62,7 +62,8 @@ class ProgressBar(TrainerCallback):
         if not self.console.is_terminal and now - self.printed >= INTERVAL:
             self.printed = now
             left = (now - self.started) / (state.global_step - self.first_step) * (state.max_steps - state.global_step)
-            line = f"{self.what}: step {state.global_step:,} of {state.max_steps:,}  {text}  {left / 60:.0f} min left"
+            time_left = f"{left / 60:.0f} min" if left >= 60 else f"{left:.0f} s"
+            line = f"{self.what}: step {state.global_step:,} of {state.max_steps:,}  {text}  {time_left} left"
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:

@@ -87,6 +87,9 @@ def map_labels(
         hint = f" (it scores models of {' or '.join(task.transfer_of)})" if task.transfer_of else ""
         if unnamed(names):
             hint += "; name the model's in its config.json (id2label), or declare all labels of the task in their order"
+        elif not task.transfer_of and len(names) == len(labels):
+            pairs = ", ".join(f"{name}: ..." for name in names)
+            hint += f"; if they are the same, the task pairs each with its value in the data: labels: {{{pairs}}}"
         raise InputError(
             f"labels differ: the model has {', '.join(names)}; task {task.name} has {', '.join(labels)}{hint}"
         )
