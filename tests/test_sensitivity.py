@@ -227,6 +227,22 @@ def tokenizer(bench_folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(bench_folder / "model")
 
 
+def test_where_matrices_count_alike_the_deeper_model_keeps_more_of_the_embedding(
+    rows: TaskData, tokenizer: Any
+) -> None:
+    def rank(layers: int) -> int:
+        model = tiny_model(num_hidden_layers=layers)
+        plan = make_plan(
+            model,
+            for_method("low-rank", 4, "error"),
+            ModelWeights(model),
+            statistics=calibrate(model, tokenizer, rows, 500),
+        )
+        return next(a.spec.rank for a in plan.assignments if a.group.role == "embedding")
+
+    assert rank(8) >= 1.5 * rank(2)
+
+
 def test_plans_keep_what_predictions_depend_on(rows: TaskData, tokenizer: Any) -> None:
     model = tiny_model(head="classifier", num_labels=2)
     found = calibrate(model, tokenizer, rows, 2000, weigh=True)
