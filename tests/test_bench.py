@@ -91,6 +91,10 @@ def test_baselines(whole: BenchResult) -> None:
     assert 0.9 < int8.score < 1.0
     assert half.parameters < dense.parameters
     assert half.errors == ()
+    student = find(whole, "low-rank", 3.0)  # dense matrices take smaller steps than factors
+    assert half.made_by.general.learning_rate == pytest.approx(0.2 * student.made_by.general.learning_rate)
+    text = (whole.folder / "README.md").read_text()
+    assert re.search(rf"- half-layers: .*learning rate {half.made_by.general.learning_rate:g} in stage 1", text)
 
 
 def test_report(whole: BenchResult) -> None:

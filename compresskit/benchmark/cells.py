@@ -216,7 +216,7 @@ class Workshop:
     @property
     def grid(self) -> Grid:
         """The grid as it is for this cell."""
-        return self.shared.grid.of(self.cell.task, self.cell.variant)
+        return self.shared.grid.of(self.cell.task, self.cell.variant, self.cell.baseline)
 
     # -- making -----------------------------------------------------------------------------------------------------
 

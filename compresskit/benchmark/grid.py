@@ -217,8 +217,8 @@ class Grid(BaseModel):
         if self.general is False and not self.tasks:
             raise InputError("nothing would be trained: without a task, stage 1 (general) is what distils a student")
 
-    def of(self, task: str | None, variant: str = "") -> Grid:
-        """The grid as it is for one task and one variant of the students."""
+    def of(self, task: str | None, variant: str = "", baseline: str = "") -> Grid:
+        """The grid as it is for one task, and for one variant of the students or one entry of a baseline."""
         update: dict[str, Any] = {}
         if changes := self.per_task.get(task or ""):
             update = {"seeds": changes.seeds or self.seeds, "teacher": _changed(self.teacher, changes.teacher)}
@@ -229,7 +229,16 @@ class Grid(BaseModel):
             update["task"] = _changed(update.get("task", self.task), own.task)
             if own.general is not None:
                 update["general"] = own.general and _changed(self.general or {}, own.general)
-        return self.model_copy(update=update) if update else self
+        found = self.model_copy(update=update) if update else self
+        return found._at_pace(find(baseline)[0].pace) if baseline else found
+
+    def _at_pace(self, pace: float) -> Grid:
+        """With other learning rates of what students learn in."""
+        if pace == 1:
+            return self
+        rates = {what: pace * self.stage(what)["learning_rate"] for what in ("general", "task") if self.stage(what)}
+        changed = {what: _changed(getattr(self, what) or {}, {"learning_rate": rate}) for what, rate in rates.items()}
+        return self.model_copy(update=changed)
 
     def all_methods(self) -> tuple[str, ...]:
         """The methods, the registered ones where none are named."""

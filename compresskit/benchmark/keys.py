@@ -49,7 +49,7 @@ def settings(row: Row, grid: Grid, ground: Ground) -> dict[str, Any]:
     """All that decides the result of a cell, as plain data. Settings that only students learn from are left out for the
     dense model.
     """
-    usual, mine = grid.of(row.task), grid.of(row.task, row.variant)
+    usual, mine = grid.of(row.task), grid.of(row.task, row.variant, row.baseline)
     found: dict[str, Any] = {
         "model": ground.model,
         "row": row.name,

@@ -138,7 +138,7 @@ class Shared:
             made: further fields, known once its model is made.
             trained: ``general`` or ``task_stage`` -> settings that were decided in training, in place of the grid's.
         """
-        grid, done = self.grid.of(cell.task, cell.variant), trained or {}
+        grid, done = self.grid.of(cell.task, cell.variant, cell.baseline), trained or {}
         fields: dict[str, Any] = {
             "model": self.identity(cell.origin),
             "recipe": cell.recipe.model_dump(mode="json", exclude_defaults=True) if cell.recipe is not None else None,

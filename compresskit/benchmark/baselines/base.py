@@ -81,6 +81,8 @@ class Baseline(ABC):
         own_tokenizer: whether its texts are cut into tokens by the tokenizer that lies with its own checkpoint. It
             then needs a task, has no exports, and where it is trained learns the task from its labels, as the teacher
             did: what the teacher makes of other tokens says nothing to it.
+        pace: of its training: its learning rate, where the students' is 1. Dense matrices take smaller steps than
+            factors.
         exported: whether its model may be exported where the grid asks for exports.
         cpu_only: whether its model runs on CPUs alone.
         packages: distributions, as pip names them, that it needs beyond those of compresskit itself. Their versions are
@@ -94,6 +96,7 @@ class Baseline(ABC):
     rated: ClassVar[bool] = False
     trained: ClassVar[bool] = False
     own_tokenizer: ClassVar[bool] = False
+    pace: ClassVar[float] = 1.0
     exported: ClassVar[bool] = True
     cpu_only: ClassVar[bool] = False
     packages: ClassVar[tuple[str, ...]] = ()

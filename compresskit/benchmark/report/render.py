@@ -12,13 +12,13 @@ import pandas as pd
 import yaml
 
 from compresskit import __version__
-from compresskit.benchmark.baselines.registry import BASELINES, row_name
 from compresskit.benchmark.grid import NONE, Grid
 from compresskit.benchmark.provenance import Hardware, MadeBy, Training
 from compresskit.benchmark.quality import METRIC, OF_VECTORS
 from compresskit.benchmark.records import FORMAT_VERSION, Record, frame
 from compresskit.benchmark.report import comparison, plots
 from compresskit.benchmark.report.page import page
+from compresskit.benchmark.report.rivals import of_baselines
 from compresskit.benchmark.store import Store
 from compresskit.errors import InputError
 from compresskit.exporting.format import FORMATS
@@ -234,7 +234,7 @@ def _facts(records: tuple[Record, ...], grid: Grid, missing: list[str]) -> dict[
     lines += _machines(records)
     if missing:
         lines.append(("Not run yet", f"{len(missing)} cells: {', '.join(missing)}"))
-    lines += _of_baselines(records, grid)
+    lines += of_baselines(records, grid)
     lead = "Equal parameters, equal training: every student of a column has about the same size and the same budget."
     without = {record.model: record.scores for record in records if "retrieval teacher" in record.scores}
     quality = ""
@@ -346,18 +346,6 @@ def _machines(records: Sequence[Record]) -> list[tuple[str, str]]:
     lines += [("Versions", text) for text in sorted(several)]
     lines += [("Commit", commit) for commit in sorted({r.made_by.git for r in records if r.made_by.git})]
     return lines
-
-
-def _of_baselines(records: Sequence[Record], grid: Grid) -> list[tuple[str, str]]:
-    """What baselines say of their models; one that is not installed here says nothing."""
-    entries = {row_name(entry): entry.partition(":")[0] for entry in grid.baselines}
-    known = BASELINES.all()
-    facts = {
-        (record.model, record.method, known[name].fact(record.model, record.made_by))
-        for record in records
-        if record.kind == "baseline" and record.status == "finished" and (name := entries.get(record.method)) in known
-    }
-    return [(method, fact) for _, method, fact in sorted(facts) if fact]
 
 
 def _machine(hardware: Hardware) -> str:
