@@ -1,0 +1,27 @@
+"""What the bar of a training says of the time."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from compresskit.cli import training_bar
+from compresskit.cli.training_bar import WARM, ProgressBar
+
+
+def test_the_time_of_all_steps_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(training_bar.time, "monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    bar = ProgressBar(Console(file=stream, width=160), "distilling")
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=1_000, global_step=0)
+    bar.on_train_begin(None, state, None)
+    for step in range(1, 40):
+        clock[0] += 60.0 if step <= WARM else 3.0  # the first steps do not count
+        state.global_step = step
+        bar.on_step_end(None, state, None)
+    bar.close()
+    assert stream.getvalue().splitlines() == ["distilling: about 50 min for 1,000 steps, by steps 6 to 9"]
