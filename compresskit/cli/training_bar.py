@@ -59,13 +59,15 @@ class ProgressBar(TrainerCallback):
             self._say_time(state.global_step - self.first_step, state.max_steps - self.first_step)
 
     def _say_time(self, done: int, steps: int) -> None:
-        """Once, as soon as enough steps were measured: about how long all of them will take."""
+        """Once, as soon as enough steps were measured: about how long all of them will take, unless most are done."""
         now = time.monotonic()
         if done == WARM:
             self.warm_since = now
         if self.time_said or self.warm_since is None or done <= WARM or now - self.warm_since < MEASURED:
             return
         self.time_said = True
+        if 2 * done > steps:
+            return
         whole = (now - self.warm_since) / (done - WARM) * steps
         says = f"{whole / 60:.0f} min" if whole >= 90 else f"{whole:.0f} s"
         line = f"{self.what}: about {says} for {steps:,} steps, by steps {WARM + 1} to {done}"
