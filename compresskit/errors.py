@@ -35,9 +35,12 @@ def unknown(what: str, given: str, allowed: Iterable[str]) -> InputError:
 
 
 def did_you_mean(given: str, known: Sequence[str]) -> str:
-    """A question that names the nearest known name, whatever its upper and lower case; empty where none is near."""
+    """A question that names the nearest known name, whatever its upper and lower case, or else the first one that ends
+    with what was given behind a dash (``f1``: ``entity_f1``); empty where none is near.
+    """
     folded = {name.casefold(): name for name in known}
-    near = difflib.get_close_matches(given.casefold(), list(folded), n=1, cutoff=0.5)
+    ending = [name for name in folded if name.endswith((f"_{given.casefold()}", f"-{given.casefold()}"))]
+    near = difflib.get_close_matches(given.casefold(), list(folded), n=1, cutoff=0.5) or ending
     return f"did you mean {folded[near[0]]!r}? " if near else ""
 
 

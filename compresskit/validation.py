@@ -93,14 +93,18 @@ def parse_mapping(text: str, what: str, keys: str) -> dict[str, Any]:
     return data
 
 
+#: Which kinds of problems are reported before (0) and after (2) all others.
+_REPORTED = {"extra_forbidden": 0, "missing": 2}
+
+
 def validate(model: type[BaseModel], data: Any, what: str, *, context: Any = None) -> Any:
     """``model.model_validate`` with the first problem as one clear line. Raises InputError."""
     try:
         return model.model_validate(data, context=context)
     except ValidationError as error:
-        # A misspelt key also leaves the right one missing: the misspelling is what to report.
-        problems = error.errors()
-        first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+        # A misspelt key, or one taken for another, also leaves the right one missing: what is there is to be reported.
+        problems = sorted(error.errors(), key=lambda problem: _REPORTED.get(problem["type"], 1))
+        first = problems[0]
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
         if first["type"] == "extra_forbidden":
             *parents, key = first["loc"]

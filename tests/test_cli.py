@@ -275,6 +275,14 @@ def test_tasks_are_listed(run: Run) -> None:
     result = run("tasks")
     assert result.code == 0
     assert all(name in result.out for name in ("sst2", "squad_v2", "hans", "SST-2/train.tsv"))
+    lines = result.out.splitlines()
+    rows = [line.replace("\u2502", " ").split() for line in lines if line.startswith("\u2502")]
+    kinds = [row[0] for row in rows if row and row[0] in ("classification", "retrieval")]
+    assert kinds == ["classification", "retrieval"]  # the kinds come first, with their metrics
+    listed = [row[0] for row in rows if row and row[0] in ("sst2", "nanobeir-scidocs", "squad-retrieval", "wnut17")]
+    assert listed[0] == "sst2"
+    assert listed.index("wnut17") < listed.index("squad-retrieval")
+    assert result.out.index("Kinds: ") < result.out.index("Tasks that come with compresskit") < result.out.index("sst2")
 
 
 def test_printed_commands_are_quoted(run: Run, bench_folder: Path, tmp_path: Path) -> None:

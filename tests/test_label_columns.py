@@ -212,6 +212,34 @@ def test_bad_maps_of_labels(run: Run, bench_folder: Path, tmp_path: Path, labels
     refused(run("evaluate", "--model", bench_folder / "teacher", "--task", task, "--data", tmp_path / "d"), *words)
 
 
+def test_several_refused_cells_are_shown_at_once(tmp_path: Path) -> None:
+    cells = ["good", "bad", "", "good", None, [], "n/a", 0.5]
+    with pytest.raises(InputError) as refusal:
+        load_data(load_task(own(tmp_path / "many", cells, ["good"])), tmp_path / "many")
+    assert str(refusal.value) == (
+        "data train.jsonl, row 3: holds no label (''): fill it in or leave the row out (4 more refused: row 5: "
+        "holds no label (None); row 6: holds no label ([]); ...)"
+    )
+    with pytest.raises(InputError, match=r"row 2: unknown label 'x'.* \(1 more refused: row 3: unknown label 'y'\)"):
+        load_data(load_task(own(tmp_path / "two", ["good", "bad"], ["good", "x", "y"])), tmp_path / "two")
+    with pytest.raises(InputError, match="at least 100 more refused"):
+        load_data(load_task(own(tmp_path / "all", ["good", "bad"], ["x"] * 200)), tmp_path / "all")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("label: kind", "labels: kind"),
+        ("label: kind", "labels: [good, bad]\nlabel: kind"),
+    ],
+)
+def test_labels_that_are_no_pairs(tmp_path: Path, text: str, words: str) -> None:
+    task = own(tmp_path, ["good", "bad"], ["good"], OWN.replace(text, words))
+    with pytest.raises(InputError, match=r"labels: takes pairs of names and values") as refusal:
+        load_task(task)
+    assert ("Then write label: kind" in str(refusal.value)) == (words == "labels: kind")
+
+
 def test_more_classes_than_there_may_be_says_what_to_do(tmp_path: Path) -> None:
     task = load_task(own(tmp_path, [f"n{i}" for i in range(1001)], ["n1"]))
     with pytest.raises(InputError, match=r"1001 different values.*list them under labels.*kind: regression"):

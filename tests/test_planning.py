@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 import compresskit
 from compresskit import InputError
 from compresskit.calibration.statistics import calibrate
+from compresskit.cli.tables import plan_table
 from compresskit.data.corpus import find_corpus
 from compresskit.decomposers import Group, Target, registry
 from compresskit.decomposers.kronecker import KroneckerSpec
@@ -243,6 +245,15 @@ def test_a_callers_autocast_changes_nothing(method: str) -> None:
 def same_state(one: PreTrainedModel, other: PreTrainedModel) -> bool:
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_error_above_1_is_explained_where_outputs_are_kept() -> None:
+    plan = make_plan(tiny_model(), for_method("low-rank", 3))
+    high = plan.with_errors({assignment.group.name: 1.4 for assignment in plan.assignments})
+    says = "an error above 1 is no fault"
+    assert says in str(plan_table(replace(high, calibration={"tokens": 100})).caption)
+    assert says not in str(plan_table(replace(plan, calibration={"tokens": 100})).caption)
+    assert says not in str(plan_table(high).caption)
 
 
 def test_planning_is_repeatable() -> None:

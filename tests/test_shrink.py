@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -21,8 +22,13 @@ import compresskit
 from compresskit.errors import InputError
 from compresskit.shrinking import job
 from compresskit.shrinking.job import Job
+from compresskit.shrinking.rows import found_rows
 from compresskit.shrinking.run import carry_out
 from compresskit.shrinking.steps import Step, Tools
+from compresskit.tasks.loading import load_task
+from compresskit.tasks.rows import Split, TaskData
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +105,8 @@ def test_it_does_what_its_single_commands_do(run: Run, bench_folder: Path, data:
     assert exported["score"] == pytest.approx(student["score"], abs=0.05)
     assert teacher["speedup"] == 1
     assert student["milliseconds"] > 0 < exported["milliseconds"]
+    assert record["scored"] == {"dev": 40}
+    assert "accuracy: on 40 rows of dev" in " ".join(done.out.split())
     for words in ("teacher", "student", "onnx-int8", "kept", f"{student['parameters']:,}", "Next: compresskit predict"):
         assert words in done.out
     again = next(line for line in done.out.splitlines() if line.startswith("Other sizes of the same teacher: "))
@@ -137,7 +145,58 @@ def test_how_classes_without_names_are_taken_is_said_at_once(
     tiny_model(head="classifier").save_pretrained(tmp_path / "unnamed")
     model = copy_tokenizer(bench_folder, tmp_path / "unnamed")
     result = run("shrink", "--model", model, *sst2[2:], "--output", "small", "--dry-run")
-    assert "# note: the model does not name its labels; taken as negative, positive, in this order" in result.out
+    says = "the model does not name its labels; taken as negative, positive, in this order"
+    assert f"# note: {says}" in result.out
+    done = compresskit.shrink(model, task="sst2", data=sst2[5], ratio=3, method="low-rank", epochs=0.1, output="small")
+    assert sum(says in note for note in done.notes) == 1  # and once more when all is done
+
+
+def test_what_was_found_in_the_data_is_said_first(run: Run, bench_folder: Path, sst2: list[Any]) -> None:
+    result = run("shrink", *sst2, "--output", "small", "--dry-run")
+    assert result.out.startswith("# data: train 80 rows (")
+    assert re.match(
+        r"# data: train 80 rows \((negative|positive) \d+, (negative|positive) \d+\), dev 40 rows \(", result.out
+    )
+    Path("own.yaml").write_text(
+        "version: 1\nname: own\ninputs: [text]\nlabel: kind\nfiles: {train: train.csv}\nmetrics: [accuracy]\n"
+    )
+    Path("train.csv").write_text("text,kind\n,k0\n" + "".join(f"film {i},k{i % 9}\n" for i in range(40)))
+    model = ["--model", bench_folder / "model", "--task", "own.yaml", "--data", ".", "--ratio", 3]
+    said = run("shrink", *model, "--output", "small", "--dry-run").out
+    assert re.search(
+        r"# data: train 37 rows \(k\d \d, .*, and 3 more; 1 text is empty; without 4 held-out rows\)", said
+    )
+    assert "4 rows of train held out, seed 0)" in said
+
+
+def test_numbers_and_tags_are_found_too() -> None:
+    def found(targets: list[Any]) -> str:
+        split = Split([("a",)] * len(targets), targets, "a.csv")
+        return found_rows(TaskData(load_task("sst2"), {"dev": split}, ()))
+
+    assert found([0.5, 5.0]) == "dev 2 rows (from 0.5 to 5)"
+    assert found([["O", "B-x"], ["O"]]) == "dev 2 rows (O 2, B-x 1)"
+    assert found([["joy"], []]) == "dev 2 rows (joy 1)"
+    assert found([None] * 1000) == "dev 1,000 rows"
+
+
+def test_a_teacher_at_chance_is_doubted_before_it_teaches(
+    run: Run, bench_folder: Path, sst2: list[Any], data: Path
+) -> None:
+    """Its classes may be paired with the wrong labels."""
+    text = "version: 1\nname: own\ninputs: [sentence]\nlabel: label\nmetrics: [accuracy]\n"
+    files = "files: {train: SST-2/train.tsv, dev: SST-2/dev.tsv}\n"
+    Path("right.yaml").write_text(text + files + "labels: {negative: '0', positive: '1'}\n")
+    Path("wrong.yaml").write_text(text + files + "labels: {negative: '1', positive: '0'}\n")
+    flags = ["--model", sst2[1], "--data", data, "--ratio", 3, "--output", "small", "--dry-run"]
+    right, wrong = (run("shrink", *flags, "--task", f"{name}.yaml") for name in ("right", "wrong"))
+    assert right.code == wrong.code == 0
+    assert "paired with the right labels" not in right.out
+    assert re.search(
+        r"# note: the teacher's accuracy is \d+\.\d % on 40 rows of dev, where '(negative|positive)' for every row has "
+        r"\d+\.\d %: are its classes paired with the right labels",
+        wrong.out,
+    )
 
 
 def test_a_task_without_its_ending_is_found(run: Run, sst2: list[Any]) -> None:
@@ -160,6 +219,33 @@ def test_the_number_of_rows_decides_the_epochs(bench_folder: Path, data: Path, m
     monkeypatch.setattr(job, "FEWEST", 10)
     monkeypatch.setattr(job, "MANY", 80)
     assert epochs() == [3, None, 1]
+
+
+def test_epochs_of_the_student_may_be_given(run: Run, bench_folder: Path, sst2: list[Any]) -> None:
+    """A teacher that is made keeps its own."""
+    flags = ["--model", bench_folder / "model", *sst2[2:], "--epochs", 2, "--output", "small"]
+    planned = run("shrink", *flags, "--dry-run")
+    assert planned.code == 0, planned.err
+    found = [words[words.index("--epochs") + 1] for words in commands(planned.out) if "--epochs" in words]
+    assert found == ["5", "2"]
+    assert "# epochs of the student: 2: as asked" in planned.out
+    refused(run("shrink", *flags, "--epochs", 0), "settings: epochs", "greater than 0")
+    text = ["--model", bench_folder / "model", "--text", bench_folder / "text.txt", "--ratio", 3, "--output", "small"]
+    said = run("shrink", *text, "--epochs", 3, "--dry-run")
+    assert said.code == 0, said.err
+    assert "# epochs: 3, as asked" in said.out
+    assert "--epochs 3" in said.out
+
+
+def test_choices_point_to_sections_that_are_there(bench_folder: Path, sst2: list[Any], run: Run) -> None:
+    text = ["--model", bench_folder / "model", "--text", bench_folder / "text.txt", "--ratio", 3]
+    trimmed = ["--trim-text", bench_folder / "text.txt", "--trim-keep", 60]
+    lines = [run("shrink", *flags, "--output", "small", "--dry-run").out for flags in (sst2 + trimmed, text + trimmed)]
+    links = re.findall(r"(docs/\w+\.md)#([\w-]+)", "".join(lines))
+    assert len(links) > 8
+    for page, anchor in links:
+        headings = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 def test_a_teacher_that_scores_nothing_is_doubted(bench_folder: Path, tmp_path: Path) -> None:

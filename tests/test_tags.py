@@ -242,6 +242,14 @@ def test_bad_files(
     refused(answer, *words)
 
 
+def test_a_metric_of_another_kind_hints_at_the_own_one(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "version: 1\nname: own\nkind: tags\ninputs: [tokens]\nlabel: tags\nmetrics: [f1]\n"
+    )
+    with pytest.raises(InputError, match="unknown metric 'f1': did you mean 'entity_f1'"):
+        load_task(tmp_path / "own.yaml")
+
+
 def test_the_first_token_of_a_word_carries_its_tag(bench_folder: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
     long = "".join(FILLERS[:2])  # of several pieces

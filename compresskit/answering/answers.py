@@ -34,8 +34,9 @@ class Predicted:
 
     Attributes:
         kind: the task kind whose answers these are.
-        answers: one for each text, in their order, as plain data: ``text`` (or ``texts``, of two), what the kind
-            tells, and ``cut`` where so many tokens (of ``tags``: words) of the text were not read.
+        answers: one for each text, in their order, as plain data: ``row`` (the number of the text, from 1; of a file
+            that of its row), ``text`` (or ``texts``, of two), what the kind tells, and ``cut`` where so many tokens (of
+            ``tags``: words) of the text were not read.
         lines: the same answers for people, without the texts.
         notes: what the user should know.
     """
@@ -90,8 +91,8 @@ def predict(
         progress: called with (what, done, total).
 
     Raises:
-        InputError: no text, an empty one, a file without the columns, a model without a head, an export that cannot
-            be run; says which, before work.
+        InputError: no text, a file without the columns, a row without a text, a model without a head, an export that
+            cannot be run; says which, before work. Empty texts are answered, with a note.
         WorkError: the model computes what is no number.
 
     Example:
@@ -118,16 +119,17 @@ def predict(
     notes.append(kind.match(replace(data, splits={}), asked.checkpoint.model))
     split = data.splits["asked"]
     lost = kind.lost(scoring, split)
-    notes += [_cut_note(kind, scoring, lost, "texts")]
+    notes += [_empty_note(split), _cut_note(kind, scoring, lost, "texts")]
     if documents is not None:
         among_these = replace(split, texts=[(document,) for document in split.documents], documents=())
         notes += [_cut_note(kind, scoring, kind.lost(scoring, among_these), "texts to look among")]
     answers = _answers(asked, kind, data, scoring, top, options)
     found = []
-    for texts_of_row, answer, cut in zip(split.texts, answers, lost, strict=True):
+    for row, (texts_of_row, answer, cut) in enumerate(zip(split.texts, answers, lost, strict=True), start=1):
         whole = texts_of_row[0] if len(texts_of_row) == 1 else list(texts_of_row)
         name = "text" if len(texts_of_row) == 1 else "texts"
-        found.append({name: getattr(whole, "text", whole), **answer.data, **({"cut": cut} if cut else {})})
+        told = {"row": row, name: getattr(whole, "text", whole), **answer.data}
+        found.append({**told, **({"cut": cut} if cut else {})})
     _check_numbers(asked, found)
     lines = tuple(answer.line for answer in answers)
     return Predicted(kind.name, tuple(found), lines, tuple(dict.fromkeys(note for note in notes if note)))
@@ -195,6 +197,13 @@ def _length(kind: TaskKind, task: Task, read: Checkpoint, tokenizer: Any) -> int
         return kind.length(task, read.model, tokenizer, read.folder)
     longest = SentenceModel().limit(read.model, tokenizer)
     return min(longest, kind.window or longest)
+
+
+def _empty_note(split: Split) -> str | None:
+    """A note on texts without a character or a word, which are answered like others."""
+    texts = [text if isinstance(text, str) else "".join(text) for row in split.texts for text in row]
+    empty = sum(not text.strip() for text in texts)
+    return f"{empty} of {len(texts)} texts are empty; they are answered as they are" if empty else None
 
 
 def _cut_note(kind: TaskKind, scoring: Scoring, lost: Sequence[int], what: str) -> str | None:

@@ -139,10 +139,11 @@ def fitted(
         fields: the columns that hold the texts, where a file calls them otherwise.
 
     Returns:
-        The columns that hold texts, and each row with its place; every column of it holds something.
+        The columns that hold texts, and each row with its place; every column of it holds something, which may be an
+        empty text.
 
     Raises:
-        InputError: a file without these columns, another number of texts than the task takes, an empty text.
+        InputError: a file without these columns, another number of texts than the task takes, a row without a text.
     """
     first = found.rows[0]
     wanted = _inputs(kind, declared)
@@ -194,7 +195,7 @@ def _chosen(found: Given, kind: TaskKind, wanted: tuple[str, ...], fields: Seque
 
 
 def _row(row: Row, columns: tuple[str, ...], place: str) -> tuple[str, dict[str, Any]]:
-    """A row with these columns. Raises InputError: it has others, an empty text, or one that is none in Unicode."""
+    """A row with these columns. Raises InputError: it has others, no text, or one that is none in Unicode."""
     values: dict[str, Any]
     if isinstance(row, Mapping):
         values = {name: row.get(name) for name in columns}
@@ -205,8 +206,9 @@ def _row(row: Row, columns: tuple[str, ...], place: str) -> tuple[str, dict[str,
         values = dict(zip(columns, parts, strict=True))
     for name, value in values.items():
         text = "".join(map(str, value)) if isinstance(value, str | list) else ""
-        if value is None or (isinstance(value, str | list) and not text.strip()):
-            raise InputError(f"{place}: " + (f"column {name!r} is empty" if isinstance(row, Mapping) else "empty text"))
+        if value is None:
+            where = f"column {name!r} holds no text" if isinstance(row, Mapping) else "holds no text"
+            raise InputError(f"{place}: {where} (an empty one is answered): fill it in or leave the row out")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise InputError(f"{place}: holds half a character (a lone surrogate), which is no text: {shown(value)}")
     return place, values

@@ -256,7 +256,7 @@ def _closing_words(result: BenchResult, seconds: float) -> None:
     for title, kept in comparison.sections(frame(result.records)):
         columns, rows = comparison.summary(kept)
         plain = [[cell.replace("**", "") for cell in row] for row in rows]
-        out.print(table(columns, plain, left=(0,), caption=title))
+        out.print(table(columns, plain, left=(0,), title=title))
         print_notes(tuple(comparison.problems(kept)))
     folder = result.folder
     lines = (

@@ -59,7 +59,7 @@ def export(folder: str, format_: str, output: Path | None, threads: int | None, 
         for name, found in done.record["agreement"].items()
     ]
     if rows:
-        out.print(table(("output", "largest difference", "relative error"), rows, left=(0,), caption="against torch"))
+        out.print(table(("output", "largest difference", "relative error"), rows, left=(0,), title="against torch"))
     print_notes(done.notes)
     megabytes = done.record["megabytes"]
     line = f"{megabytes['exported']:.2f} MB; compressed checkpoint {megabytes['compressed']:.2f} MB"

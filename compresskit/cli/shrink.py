@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compresskit.cli.common import KINDS_OF_TEXT, TEXT, err, out, prepare, print_notes, progress_bar, shared, trimming
+from compresskit.cli.common import (
+    KINDS_OF_TEXT,
+    TEXT,
+    err,
+    out,
+    prepare,
+    print_notes,
+    printable,
+    progress_bar,
+    shared,
+    trimming,
+)
 from compresskit.cli.train import neighbours, training_progress
 
 if TYPE_CHECKING:
@@ -51,8 +62,18 @@ def _names(_context: Any, _parameter: Any, value: str | None) -> tuple[str, ...]
     help="What ONNX exports are for. onnxruntime: faster there, unreadable elsewhere. Default: any.",
 )
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of trainings. Default: fp32.")
+@click.option(
+    "--epochs",
+    type=float,
+    help="Passes of the student over the rows or the text; a teacher that is fine-tuned keeps its own. "
+    "Default: by how many rows there are.",
+)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--overwrite", is_flag=True, help="Remove what an earlier run wrote for this output, and start again.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Start again: remove the output, its exports, and <output>.shrink with the teacher that was trained.",
+)
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 @click.option("--dry-run", is_flag=True, help="Print the choices and the single commands. Nothing is written.")
 @shared
@@ -71,8 +92,11 @@ def shrink(overwrite: bool, resume: bool, dry_run: bool, threads: int | None, de
     with err.status("reading model and data"):
         schedule = job.schedule()
     for choice in schedule.choices:
-        out.print(f"{'# ' * dry_run}{choice}", markup=False, highlight=False, soft_wrap=True)
+        style = "yellow" if choice.startswith("note: ") else None
+        line = printable(f"{'# ' * dry_run}{choice}")
+        out.print(line, markup=False, highlight=False, soft_wrap=True, style=style)
     if dry_run:  # a script
+        out.print(_OF_A_SCRIPT, markup=False, highlight=False, soft_wrap=True)
         for step in schedule.steps:
             out.print(_command(step, threads), markup=False, highlight=False, soft_wrap=True)
         return
@@ -84,6 +108,12 @@ def shrink(overwrite: bool, resume: bool, dry_run: bool, threads: int | None, de
             err.print(kept, markup=False, soft_wrap=True)
         raise
     _report(schedule, done)
+
+
+#: What is said in front of the commands of a dry run.
+_OF_A_SCRIPT = (
+    "# Each of these commands also names a next one; here the line below it is the next. None prints the closing table."
+)
 
 
 def _command(step: Step, threads: int | None) -> str:
@@ -112,8 +142,10 @@ def _report(schedule: Schedule, done: Shrunk) -> None:
     record = done.record
     columns = ("", f"{record['metric']}, %", "kept", "parameters", "MB", "ms", "speed-up")
     threads = f"{record['threads']} CPU thread{'s' * (record['threads'] > 1)}"
+    scored = " and ".join(f"{rows:,} rows of {name.replace('_', ' ')}" for name, rows in record["scored"].items())
     timed = (
-        f"ms: one text of {record['tokens']} tokens, {threads}, all models in turns; speed-up: median over the rounds"
+        f"{record['metric']}: on {scored}; ms: one text of {record['tokens']} tokens, {threads}, all models in turns; "
+        "speed-up: median over the rounds"
     )
     rows = [cells(Figures(**row)) for row in record["rows"]]
     out.print(table(columns, rows, left=(0,), caption=timed))

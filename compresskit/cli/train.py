@@ -312,12 +312,16 @@ def evaluate(
         for title, part in parts["tables"].items():
             columns, cells = table_of(part)
             shown = [[escape(printable(cell)) for cell in row] for row in cells]
-            out.print(table(columns, shown, left=(0,), caption=f"{split.replace('_', ' ')}, {title}"))
+            out.print(table(columns, shown, left=(0,), title=f"{split.replace('_', ' ')}, {title}"))
         if not parts["tables"]:
             out.print(f"{split}: this kind of task has no report beyond its metrics", markup=False)
     print_notes(result.notes)
     if result.folder is not None:
         out.print(f"Written to {result.folder}/ (report.json, README.md, pictures)", markup=False, soft_wrap=True)
+
+
+#: The kinds that most users look for, in this order; further ones follow.
+_FIRST = ("classification", "multi-label", "tags", "regression", "ranking", "spans", "similarity", "retrieval")
 
 
 @click.command()
@@ -328,21 +332,28 @@ def tasks(debug: bool) -> None:
     from compresskit.tasks.loading import load_task, shipped_tasks
     from compresskit.tasks.registry import KINDS
 
-    declared = [load_task(name) for name in sorted(shipped_tasks())]
+    first = [name for name in _FIRST if name in KINDS.all()]
+    order = [*first, *(name for name in KINDS.all() if name not in first)]
+    declared = sorted(
+        (load_task(name) for name in shipped_tasks()), key=lambda task: (order.index(task.kind), task.name)
+    )
     rows = [
         (
             task.name,
             task.kind,
             ", ".join(task.metrics),
-            "; ".join(", ".join(names) for names in (*task.files.values(), *task.tables.values())),
             task.description,
+            "; ".join(", ".join(names) for names in (*task.files.values(), *task.tables.values())),
         )
         for task in declared
     ]
-    out.print(table(("task", "kind", "metrics", "files below --data", "what it asks"), rows, left=(0, 1, 2, 3, 4)))
-    kinds = [(name, kind.summary, ", ".join(kind.metrics), KINDS.source(name)) for name, kind in KINDS.all().items()]
-    kinds += [(name, f"BROKEN: {reason}", "", "") for name, reason in KINDS.broken().items()]
-    out.print(table(("task kind", "what is predicted", "metrics", "package"), kinds, left=(0, 1, 2, 3)))
+    kinds = [(name, KINDS.get(name)) for name in order]
+    cells = [(name, kind.summary, ", ".join(kind.metrics), KINDS.source(name)) for name, kind in kinds]
+    cells += [(name, f"BROKEN: {reason}", "", "") for name, reason in KINDS.broken().items()]
+    columns = ("task kind", "what is predicted", "metrics", "package")
+    out.print(table(columns, cells, left=(0, 1, 2, 3), title="Kinds: kind and metrics of a YAML file of your own"))
+    headings = ("task", "kind", "metrics", "what it asks", "files below --data")
+    out.print(table(headings, rows, left=(0, 1, 2, 3, 4), title="Tasks that come with compresskit: --task NAME"))
 
 
 @contextmanager

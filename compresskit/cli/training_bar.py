@@ -13,10 +13,14 @@ from transformers import TrainerCallback
 
 #: Seconds between two lines where there is no terminal, and until the first one.
 INTERVAL, FIRST = 60.0, 15.0
+#: The first steps are slower: from those behind them, once they took so many seconds, the time of all is estimated.
+WARM, MEASURED = 5, 10.0
 
 
 class ProgressBar(TrainerCallback):
-    """Steps with the time left, the loss terms and real tokens per second."""
+    """Steps with the time left, the loss terms and real tokens per second; and a line that stays, with the time that
+    all steps will take, once that was measured.
+    """
 
     def __init__(self, console: Console, what: str) -> None:
         columns = (
@@ -31,6 +35,8 @@ class ProgressBar(TrainerCallback):
         self.console = console
         self.what = what
         self.task: Any = None
+        self.warm_since: float | None = None
+        self.time_said = False
         self.first_step = 0
         self.started = self.printed = time.monotonic()
         #: Called before the bar is drawn: two live displays cannot share a terminal.
@@ -50,6 +56,22 @@ class ProgressBar(TrainerCallback):
         """One step further."""
         if self.task is not None:
             self.bar.update(self.task, completed=state.global_step)
+            self._say_time(state.global_step - self.first_step, state.max_steps - self.first_step)
+
+    def _say_time(self, done: int, steps: int) -> None:
+        """Once, as soon as enough steps were measured: about how long all of them will take, unless most are done."""
+        now = time.monotonic()
+        if done == WARM:
+            self.warm_since = now
+        if self.time_said or self.warm_since is None or done <= WARM or now - self.warm_since < MEASURED:
+            return
+        self.time_said = True
+        if 2 * done > steps:
+            return
+        whole = (now - self.warm_since) / (done - WARM) * steps
+        says = f"{whole / 60:.0f} min" if whole >= 90 else f"{whole:.0f} s"
+        line = f"{self.what}: about {says} for {steps:,} steps, by steps {WARM + 1} to {done}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Show the newest terms."""

@@ -55,11 +55,14 @@ class SplitEntry(_View):
 
 
 class DataEntry(_View):
-    """What a stage was trained on: a task with its splits, or a text or data set by its name."""
+    """What a stage was trained on: a task with its splits, or a text or data set by its name, of which ``held_out``
+    sequences or texts are scored.
+    """
 
     task: TaskEntry | None = None
     splits: dict[str, SplitEntry] = {}
     source: str = ""
+    held_out: int = 0
 
 
 class ModelEntry(_View):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from compresskit.benchmark import latency
 from compresskit.errors import WorkError
 from compresskit.exporting.format import FORMATS
-from compresskit.folders.training import last_stage
+from compresskit.folders.training import StageRecord, last_stage
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.checkpoint import Checkpoint, weight_files
 from compresskit.model.sentence_vectors import bytes_behind, numbers_behind
@@ -56,7 +56,8 @@ class Figures:
 
 
 def figures(schedule: Schedule, progress: Progress) -> dict[str, Any]:
-    """Metric, tokens and threads of the timing, and a row for each model, as plain data.
+    """Metric, how many rows of which split it is of, tokens and threads of the timing, and a row for each model, as
+    plain data.
 
     Raises:
         InputError, WorkError: a folder that was made on the way is not there any more.
@@ -65,7 +66,10 @@ def figures(schedule: Schedule, progress: Progress) -> dict[str, Any]:
     exports = {step.settings["format"]: step.output for step in schedule.steps if isinstance(step, Export)}
     running = {form: run for form, folder in exports.items() if (run := FORMATS.get(form).load(folder)) is not None}
     models: dict[str, Runnable] = {TEACHER: _ready(teacher), STUDENT: _ready(student), **running}
-    metric, scores = _scores(schedule, student, running, progress)
+    stage = last_stage(schedule.output)
+    if stage is None:
+        raise WorkError(f"{schedule.output}: has no record of a training; --overwrite makes it again")
+    metric, scores = _scores(schedule, stage, student, running, progress)
     dense = dict.fromkeys(models, TEACHER)
     times = latency.time_models(models, dense, "shrink", ROUNDS, progress)
     rows = []
@@ -84,7 +88,10 @@ def figures(schedule: Schedule, progress: Progress) -> dict[str, Any]:
         )
         rows.append(asdict(row))
     first = times[STUDENT]
-    return {"metric": metric, "tokens": first.tokens, "threads": first.threads, "rows": rows}
+    splits = {} if schedule.data is None else schedule.data.splits
+    scored = {name: len(splits[name]) if name in splits else stage.data.held_out for name in scores[STUDENT]}
+    timing = {"tokens": first.tokens, "threads": first.threads}
+    return {"metric": metric, "scored": scored, **timing, "rows": rows}
 
 
 def _ready(read: Checkpoint) -> PreTrainedModel:
@@ -101,14 +108,11 @@ def _bytes(name: str, read: Checkpoint, exports: dict[str, Path]) -> int:
 
 
 def _scores(
-    schedule: Schedule, student: Checkpoint, running: dict[str, Runnable], progress: Progress
+    schedule: Schedule, stage: StageRecord, student: Checkpoint, running: dict[str, Runnable], progress: Progress
 ) -> tuple[str, dict[str, Scores]]:
     """The metric that counts, and the scores of teacher and student, which their training recorded, and of exports,
     which are computed here; of sentence vectors exports have none.
     """
-    stage = last_stage(schedule.output)
-    if stage is None:
-        raise WorkError(f"{schedule.output}: has no record of a training; --overwrite makes it again")
     found = {TEACHER: stage.scores["teacher"], STUDENT: stage.scores["student_after"]}
     if schedule.data is None:
         return METRICS[0], found

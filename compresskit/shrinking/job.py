@@ -22,14 +22,18 @@ from compresskit.model.positions import positions
 from compresskit.model.sentence_vectors import unsaid
 from compresskit.pipeline import Request
 from compresskit.planning.stage import DEFAULTS
+from compresskit.shrinking.rows import doubted, found_rows
 from compresskit.shrinking.steps import Cut, Distil, Export, FineTune, Step
 from compresskit.tasks.loading import load_data, load_task
 from compresskit.tasks.registry import KINDS
 from compresskit.tasks.rows import TRAIN, TaskData
 from compresskit.training import data as training_data
 from compresskit.training.reading import with_new_head
+from compresskit.training.settings import with_settings
 from compresskit.validation import read_json
 
+#: The pages that choices point to, as a checkout has them.
+_SEE, _BY_WORDS = "docs/results.md", "docs/algorithms.md#training"
 #: Training rows from which on a task has many, and the fewest of a task that was measured. Measured were 2,490 to
 #: 8,551 rows, and 67,349 (results, "Five GLUE tasks").
 MANY, FEWEST = 20_000, 2_490
@@ -55,11 +59,12 @@ class Schedule:
     Attributes:
         output: folder of the student.
         steps: in their order; the student's distillation comes before its exports.
-        choices: what was decided and why, a line each.
+        choices: what was found and decided, and why, a line each.
         decides: what decides the result, as plain data.
         teacher: the folder or hub id of the teacher; None for the embedded checkpoint.
         data: the task's rows; None for sentence vectors.
         max_length: tokens of a sequence where the task's own are too many for the model.
+        notes: what the user should know of the teacher before it is trained from; the choices have them too.
     """
 
     output: Path
@@ -69,6 +74,7 @@ class Schedule:
     teacher: str | Path | None
     data: TaskData | None
     max_length: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -83,7 +89,7 @@ class Job:
     Raises:
         InputError: neither or both of task and text, or of ratio and size; data without a task, an unknown method or
             format, a format whose packages are missing, a runtime that no format takes, outputs that are or hold the
-            model, how much to trim without a text for it.
+            model, how much to trim without a text for it, epochs that are no passes.
     """
 
     output: Path
@@ -98,6 +104,7 @@ class Job:
     runtime: str | None = None
     seed: int = 0
     precision: str | None = None
+    epochs: float | None = None
     trim_text: str | Path | None = None
     trim_keep: int | None = None
     trim_coverage: float | None = None
@@ -109,6 +116,8 @@ class Job:
         if self.text is not None and self.data is not None:
             raise InputError("data belongs to a task; leave it out with a text")
         Request(**self._smaller)  # refuses what needs no model
+        if self.epochs is not None:
+            with_settings(DEFAULTS["task"], {"epochs": self.epochs})
         if self.trim_text is not None:
             find_corpus(self.trim_text)
         for form in self.export:
@@ -161,7 +170,8 @@ class Job:
         vocabulary = self._checked(whole)
         task, rows, limit = data.task, len(data.splits[TRAIN]), positions(whole.model)
         length = limit if limit is not None and limit < task.max_length else None
-        teacher_epochs, epochs = _epochs(rows)
+        teacher_epochs, usual = _epochs(rows)
+        epochs = usual if self.epochs is None else self.epochs
         source = {"task": name, "data": self.data}
         how = {"max_length": length, "precision": self.precision}
         made = working_folder_of(self.output) / "teacher"
@@ -177,29 +187,31 @@ class Job:
         head = f"as it is: its head answers {task.name}"
         no_head = f"fine-tuned for {teacher_epochs} epochs: it has no head for {task.name}; {size}"
         losses = ", ".join(f"{term} {weight:g}" for term, weight in DEFAULTS["task"].losses.items())
-        by_words = "; word by word, without attention, as vocabularies differ (algorithms: two vocabularies)"
+        measured = f"{size}{unknown} ({_SEE}#five-glue-tasks-students-of-the-teacher)"
+        by_words = f"; word by word, without attention, as vocabularies differ ({_BY_WORDS})"
         says = f"as {task.name} says" if "max_length" in task.model_fields_set else "the default of a task's max_length"
         own = f"{task.max_length} tokens, {says}"
         short = f"{length} tokens, all positions of the model; {task.name} has {task.max_length}"
-        fit = KINDS.get(task.kind).match(data, whole.model) if given else None
+        notes = self._notes(whole, data, length or task.max_length) if given else ()
         choices = (
+            f"data: {found_rows(data)}",
             f"teacher: {whole.origin}, {head if given else no_head}",
-            *([] if fit is None else [f"note: {fit}"]),
-            "start: the teacher, cut down; no stage of general text (results: students of the teacher at 19x)",
+            *(f"note: {note}" for note in notes),
+            f"start: the teacher, cut down; no stage of general text ({_SEE}#students-of-the-teacher-at-19x)",
             *vocabulary,
             self._method(),
-            f"calibration: the training rows of {task.name} (results: what predictions depend on)",
-            f"losses: {losses}: what is inside of the teacher decides (results: what each idea is worth)"
+            f"calibration: the training rows of {task.name} ({_SEE}#what-predictions-depend-on)",
+            f"losses: {losses}: what is inside of the teacher decides ({_SEE}#what-each-idea-is-worth)"
             f"{by_words if vocabulary else ''}",
-            f"batches of {BATCH}: more steps from the same rows (results: students of the teacher at 19x)",
-            f"epochs of the student: {epochs}: {size}{unknown} (results: five GLUE tasks)",
+            f"batches of {BATCH}: more steps from the same rows ({_SEE}#students-of-the-teacher-at-19x)",
+            f"epochs of the student: {epochs:g}: {measured if self.epochs is None else 'as asked'}",
             f"length: {short if length else own}",
         )
         content: dict[str, Any] = {"task": task.model_dump(mode="json", exclude_defaults=True), "rows": data.record()}
         if task.labels is not None:  # equal mappings may have another order
             content["order of the labels"] = list(task.labels)
         steps = steps if given else (tuning, *steps)
-        return Schedule(self.output, steps, choices, self._decides(whole, content), teacher, data, length)
+        return Schedule(self.output, steps, choices, self._decides(whole, content), teacher, data, length, notes)
 
     def _of_text(self) -> Schedule:
         corpus = find_corpus(self.text)
@@ -207,19 +219,23 @@ class Job:
         vocabulary = self._checked(whole)
         terms = ", ".join(f"{name} {weight:g}" for name, weight in DEFAULTS["sentences"].losses.items())
         note = unsaid(whole.folder)
-        by_words = "; word by word, as vocabularies differ (algorithms: two vocabularies)"
+        by_words = f"; word by word, as vocabularies differ ({_BY_WORDS})"
         passes = _passes(corpus)
-        few = {"epochs": passes, "batch_size": FEW_BATCH} if passes > 1 else {}
+        few: dict[str, Any] = {"epochs": passes, "batch_size": FEW_BATCH} if passes > 1 else {}
+        how_often = f"epochs: 1, the default of distill --unit ({_SEE}#sentence-vectors-on-sts-b)"
+        if few:
+            why = f"as the text is short ({_SEE}#the-budget-of-a-benchmark)"
+            how_often = f"epochs: {passes}, in batches of {FEW_BATCH}, {why}"
+        if self.epochs is not None:
+            few["epochs"], how_often = self.epochs, f"epochs: {self.epochs:g}, as asked"
         choices = (
             f"teacher: {whole.origin} as it is{'' if note is None else f'; {note}'}",
             *vocabulary,
             self._method(),
-            "calibration: the text, so that outputs on it are kept (results: calibration, least error, auto)",
-            f"losses: {terms}, on each sentence of the text: the defaults of distill --unit (results: sentence vectors)"
-            f"{by_words if vocabulary else ''}",
-            f"epochs: {passes}, in batches of {FEW_BATCH}, as the text is short (results: the budget of a benchmark)"
-            if few
-            else "epochs: 1, the default of distill --unit (results: sentence vectors)",
+            f"calibration: the text, so that outputs on it are kept ({_SEE}#calibration-least-error-auto)",
+            f"losses: {terms}, on each sentence of the text: the defaults of distill --unit "
+            f"({_SEE}#sentence-vectors-on-sts-b){by_words if vocabulary else ''}",
+            how_often,
         )
         steps = self._steps(
             self.model,
@@ -251,9 +267,9 @@ class Job:
 
     def _method(self) -> str:
         if self.text is None:
-            best, why = AUTO, "keeps most, or as much as any (results: five GLUE tasks)"
+            best, why = AUTO, f"keeps most, or as much as any ({_SEE}#five-glue-tasks-students-of-the-teacher)"
         else:
-            best, why = _OF_VECTORS, f"keeps more than {AUTO} (results: sentence vectors)"
+            best, why = _OF_VECTORS, f"keeps more than {AUTO} ({_SEE}#sentence-vectors-on-sts-b)"
         return f"method: {best}: {why}" if self.chosen == best else f"method: {self.chosen}: as asked; {best} {why}"
 
     def _teacher(self, data: TaskData) -> tuple[Checkpoint, bool]:
@@ -278,6 +294,12 @@ class Job:
             raise InputError(f"model {read.origin}: {read.unused_head}; name its class there, under architectures")
         return whole, False
 
+    @staticmethod
+    def _notes(teacher: Checkpoint, data: TaskData, max_length: int) -> tuple[str, ...]:
+        """How classes of a given teacher are matched where names do not say it, and whether that seems to be wrong."""
+        fit = KINDS.get(data.task.kind).match(data, teacher.model)
+        return tuple(note for note in (fit, doubted(teacher, data, max_length)) if note is not None)
+
     def _checked(self, whole: Checkpoint) -> tuple[str, ...]:
         """Refuse a vocabulary that cannot be trimmed, a ratio or a size before hours of training; what is trimmed, if
         anything is. Raises InputError.
@@ -300,6 +322,8 @@ class Job:
         model = {"name": whole.origin, "content": identity.of_checkpoint(whole)}
         if self.runtime is not None:
             asked["runtime"] = self.runtime
+        if self.epochs is not None:
+            asked["epochs"] = self.epochs
         return {"model": model, **content, **asked, "export": sorted(self.outputs)}
 
 

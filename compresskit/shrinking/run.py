@@ -68,6 +68,7 @@ def shrink(
     runtime: str | None = None,
     seed: int = 0,
     precision: str | None = None,
+    epochs: float | None = None,
     trim_text: str | Path | None = None,
     trim_keep: int | None = None,
     trim_coverage: float | None = None,
@@ -92,6 +93,8 @@ def shrink(
         runtime: what ONNX exports are for, as for :func:`compresskit.export`: ``onnxruntime`` alone is faster.
         seed: of every random choice.
         precision: ``fp32`` (default) or ``bf16``, of trainings.
+        epochs: passes of the student over the rows or the text. Default: by how many there are. A teacher that is
+            fine-tuned here always takes as many as its rows ask for.
         trim_text: also trim the vocabulary, to the tokens that this text uses most; ratio and size then count against
             the model before that. The student learns word by word from a teacher that keeps its vocabulary.
         trim_keep: how many tokens to keep.
@@ -116,6 +119,7 @@ def shrink(
         runtime=runtime,
         seed=seed,
         precision=precision,
+        epochs=epochs,
         trim_text=trim_text,
         trim_keep=trim_keep,
         trim_coverage=trim_coverage,
@@ -173,8 +177,9 @@ def carry_out(schedule: Schedule, *, overwrite: bool = False, resume: bool = Fal
         work.close()
     exports = {step.settings["format"]: step.output for step in schedule.steps if step.command == "export"}
     said = (f"{doing}: {note}" for note, doing in notes.items())
+    before = (note for note in schedule.notes if not any(note in other for other in notes))
     doubts = (note for note in _doubts(schedule, record) if note not in notes)
-    return Shrunk(schedule.output, exports, schedule.folder, record, (*said, *doubts))
+    return Shrunk(schedule.output, exports, schedule.folder, record, (*before, *said, *doubts))
 
 
 def _doubts(schedule: Schedule, record: dict[str, Any]) -> Iterator[str]:

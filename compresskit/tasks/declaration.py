@@ -81,6 +81,17 @@ class Task(_Strict):
     transfer_of: tuple[str, ...] = ()
     map_labels: dict[str, str] = Field(default_factory=dict)
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        if isinstance(value, str | list):
+            wanted = "pairs of names and values, such as {negative: '0', positive: '1'}, or nothing"
+            column = (
+                f"; is {value} the column of the label? Then write label: {value}" if isinstance(value, str) else ""
+            )
+            raise ValueError(f"takes {wanted}{column}")
+        return value
+
     @field_validator("files", "tables", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:

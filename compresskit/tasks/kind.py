@@ -6,6 +6,7 @@ calibration, evaluation and the benchmark then work for it without a change else
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,12 @@ from compresskit.tasks.rows import Place, Split, Table, TaskData, placed
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+#: After so many refused rows of a file the others are not read.
+_MOST_REFUSED = 100
+#: Where an error begins to say what is allowed, and what to do.
+_HINT = re.compile(r": (?:did you mean|known:|fill) |; ")
 
 
 @dataclass(frozen=True)
@@ -171,12 +178,20 @@ class TaskKind(ABC):
             tables: the further tables that the declaration names.
 
         Raises:
-            InputError: a row that cannot be read.
+            InputError: rows that cannot be read; the first three of them are shown.
         """
         texts, targets = [], []
+        refused: list[tuple[Place, InputError]] = []
         for place, row in placed(rows, about.source):
-            texts.append(self.example(task, row, str(place)))
-            targets.append(self.target(task, row, str(place), labels))
+            try:
+                texts.append(self.example(task, row, str(place)))
+                targets.append(self.target(task, row, str(place), labels))
+            except InputError as error:
+                refused.append((place, error))
+                if len(refused) > _MOST_REFUSED:
+                    break
+        if refused:
+            raise _refused(refused)
         found = replace(about, texts=texts, targets=targets)
         return found, empty_note(
             about.source, [text for row in texts for text in row if isinstance(text, str)], "texts"
@@ -387,6 +402,18 @@ class TaskKind(ABC):
         columns = (list(column) for column in zip(*split.texts, strict=True))
         read = scoring.tokenizer(*columns, verbose=False)["input_ids"]
         return [max(0, len(ids) - scoring.max_length) for ids in read]
+
+
+def _refused(rows: Sequence[tuple[Place, InputError]]) -> InputError:
+    """The error of the first of some refused rows, with what the next two hold, and how many they are."""
+    (_, first), *others = rows
+    if not others:
+        return first
+    # What a row holds stands in front of what is allowed and what to do, which the first error says.
+    says = [_HINT.split(str(error).removeprefix(str(place)).lstrip(":, "))[0] for place, error in others]
+    shown = "; ".join(f"row {place.row}: {said}" for (place, _), said in zip(others[:2], says, strict=False))
+    count = len(others) if len(rows) <= _MOST_REFUSED else f"at least {_MOST_REFUSED}"
+    return InputError(f"{first} ({count} more refused: {shown}{'; ...' if len(others) > 2 else ''})")
 
 
 def empty_note(source: str, texts: Sequence[str], what: str) -> tuple[str, ...]:

@@ -202,8 +202,10 @@ class Tags(TaskKind):
         return answers
 
     def asked(self, task: Task, row: Mapping[str, Any], where: str) -> tuple[Any, ...]:
-        """Words, or a text that is split into words."""
+        """Words, or a text that is split into words; there may be none."""
         text = row.get(task.inputs[0])
+        if text == []:
+            return ([],)
         return (Words.of(text),) if isinstance(text, str) else self.example(task, row, where)
 
     def labels_of(self, task: Task, model: PreTrainedModel) -> tuple[str, ...]:
