@@ -27,9 +27,19 @@ def kept_over_splits(
         >>> kept_over_splits({"a": {"f1": 0.25}, "b": {"f1": 0.5}}, {"a": {"f1": 0.5}, "b": {"f1": 1.0}}, "f1")
         0.5
     """
-    if any(values[metric] <= 0 for values in teacher.values()):
+    if says_nothing(teacher, metric):
         return None
     return share_kept(mean_over_splits(student, metric), mean_over_splits(teacher, metric))
+
+
+def says_nothing(teacher: Mapping[str, Mapping[str, float]], metric: str) -> bool:
+    """Whether a teacher scores 0 or below on a split.
+
+    Example:
+        >>> says_nothing({"a": {"matthews": -0.1}, "b": {"matthews": 0.9}}, "matthews")
+        True
+    """
+    return any(values[metric] <= 0 for values in teacher.values())
 
 
 def share_kept(score: float, teacher: float) -> float | None:

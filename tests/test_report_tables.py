@@ -144,6 +144,20 @@ def test_kept_needs_a_teacher_that_says_something() -> None:
         assert comparison.over_tasks(frame(cells))["score_kept"].isna().all()
 
 
+def test_kept_needs_a_teacher_that_says_something_on_every_split() -> None:
+    """As after a training and in `shrink`: a split at -0.1 would lower both means. Exports have no share either."""
+    splits = {"dev": {"matthews": 0.5}, "hard": {"matthews": -0.1}}
+    more = {"metric": "matthews", "score_teacher": 0.2, "exports": {"onnx": {"score": 0.3, "megabytes": 1.0}}}
+    cells = [record("dense", None, "cola", 0, 0.2, scores=splits, **more), record("x", 4, "cola", 0, 0.3, **more)]
+    others = [record("dense", None, "sst2", 0, 0.8), record("x", 4, "sst2", 0, 0.4)]
+    found = frame([*cells, *others])
+    assert found[found["task"] == "cola"]["score_kept"].isna().all()
+    assert found[found["task"] == "sst2"]["score_kept"].tolist() == [1.0, 0.5]
+    together = comparison.by_seed(comparison.over_tasks(found))
+    assert together["score_kept"].isna().all()
+    assert "all tasks: kept is N/A, since the teacher scores 0 or below on cola" in comparison.problems(together)
+
+
 def test_a_task_without_a_share_leaves_none_over_tasks() -> None:
     """A teacher at -0.05 would lower both sums: a student that keeps 90 % of the other task would seem to keep 93 %."""
     cells = []

@@ -17,6 +17,7 @@ from transformers import BertTokenizer, DataCollatorWithPadding, PreTrainedModel
 
 import compresskit
 from compresskit import DistillationTrainer, InputError, Stage
+from compresskit.tasks.registry import predictions_of
 
 OURS = """
 train_sampling_strategy length_column_name seed data_seed dataloader_drop_last dataloader_num_workers
@@ -68,7 +69,7 @@ def collator(bench_folder: Path) -> DataCollatorWithPadding:
 def trainer(tmp_path: Path, collator: Any, **changes: Any) -> DistillationTrainer:
     """Of a tiny classifier; ``changes`` go to TrainingArguments or the constructor, wherever they belong."""
     own = {name: changes.pop(name) for name in list(changes) if name in inspect.signature(Trainer).parameters}
-    own |= {name: changes.pop(name) for name in ("teacher", "stage") if name in changes}
+    own |= {name: changes.pop(name) for name in ("teacher", "stage", "predictions") if name in changes}
     known = {"output_dir": str(tmp_path / "out"), "max_steps": 3, "per_device_train_batch_size": 4, "use_cpu": True}
     known |= {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "learning_rate": 1e-3}
     arguments: dict[str, Any] = {
@@ -94,6 +95,21 @@ def test_every_argument_has_a_place() -> None:
 def test_what_would_have_no_effect_is_refused(name: str, tmp_path: Path, collator: Any) -> None:
     with pytest.raises(InputError, match="is not supported"):
         trainer(tmp_path, collator, **{name: REFUSED[name]})
+
+
+def test_class_weights_of_a_stage_are_not_lost(tmp_path: Path, collator: Any) -> None:
+    """The commands find them in a task's rows; the trainer alone has no names of classes and takes numbers."""
+    weighing = Stage(losses={"supervised": 1}, class_weights={"LABEL_1": 9})
+    with pytest.raises(InputError, match="class_weights of the stage"):
+        trainer(tmp_path, collator, stage=weighing)
+    model = tiny_model("bert", "classifier")
+    predictions = predictions_of(model).weighing(torch.tensor([1.0, 9.0]))
+    own = trainer(tmp_path, collator, model=model, stage=weighing, predictions=predictions)
+    batch = collator([{k: v for k, v in rows()[i].items() if k != "length"} for i in range(4)])
+    with torch.no_grad():
+        losses = torch.nn.functional.cross_entropy(model(**batch).logits, batch["labels"], reduction="none")
+        got = own.compute_loss(model, dict(batch))
+    assert got.item() == pytest.approx((losses * (1 + 8 * batch["labels"])).mean().item(), rel=1e-5)
 
 
 def test_functions_of_the_constructor_are_refused(tmp_path: Path, collator: Any) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compresskit.benchmark.baselines.base import DENSE
 from compresskit.benchmark.provenance import MadeBy, digest
 from compresskit.errors import InputError
-from compresskit.scores import mean_over_splits, share_kept
+from compresskit.scores import mean_over_splits, says_nothing, share_kept
 from compresskit.storage.writing import write_text
 from compresskit.validation import validate
 
@@ -148,7 +149,7 @@ class Record(_Strict):
 
     @property
     def kept(self) -> float | None:
-        """Score / the teacher's."""
+        """Score / the teacher's, of the means over splits; see :func:`without_share`."""
         if self.score is None or self.score_teacher is None:
             return None
         return share_kept(self.score, self.score_teacher)
@@ -195,6 +196,17 @@ def read(path: Path) -> Record:
     return record
 
 
+def without_share(records: Iterable[Record]) -> set[tuple[str, str | None]]:
+    """(model, task) of the records of dense models that score 0 or below on a split: no share of that is kept, as
+    :func:`compresskit.scores.kept_over_splits` counts.
+    """
+    return {
+        (record.model, record.task)
+        for record in records
+        if record.method == DENSE and record.task and record.metric and says_nothing(record.scores, record.metric)
+    }
+
+
 #: Of a cell and of its exports alike.
 _OF_THE_CELL = (
     "model", "task", "seed", "ratio_asked", "ratio", "parameters", "metric", "score_teacher", "chance", "key",
@@ -204,7 +216,9 @@ _OF_THE_CELL = (
 def frame(records: Sequence[Record]) -> pd.DataFrame:
     """One row per cell, followed by one per export of it (kind ``export``); the columns of ``results.csv``."""
     rows = []
+    silent = without_share(records)
     for record in records:
+        has_share = (record.model, record.task) not in silent
         row: dict[str, Any] = {
             "model": record.model,
             "task": record.task or "",
@@ -230,7 +244,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
             "score": record.score,
             "score_before": record.score_before,
             "score_teacher": record.score_teacher,
-            "score_kept": record.kept,
+            "score_kept": record.kept if has_share else None,
             "chance": record.chance,
             "retrieval": record.scores.get("retrieval"),
             "hidden_error": record.scores.get("hidden error"),
@@ -242,6 +256,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
         rows.append(row)
         for form, exported in record.exports.items():
             score = exported.score
+            kept = None if score is None else share_kept(score, record.score_teacher or 0.0)
             # What was measured on the torch model alone stays with it.
             rows.append(
                 {name: row[name] for name in _OF_THE_CELL}
@@ -253,7 +268,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
                     "megabytes": exported.megabytes,
                     "peak_memory_mb": exported.peak_memory,
                     "score": score,
-                    "score_kept": None if score is None else share_kept(score, record.score_teacher or 0.0),
+                    "score_kept": kept if has_share else None,
                     "retrieval": exported.scores.get("retrieval"),
                     "message": exported.message,
                 }

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from transformers import TrainerCallback
 
-from compresskit.benchmark.records import Record
+from compresskit.benchmark.records import Record, without_share
 from compresskit.benchmark.rows import Cell
 from compresskit.benchmark.todo import Watcher
 
@@ -69,7 +69,8 @@ class Screen(Watcher):
         self.bar.update(self.all, completed=len(self.records))
         if began is not None and not self.console.is_terminal:
             seconds = time.monotonic() - began
-            self._line(f"[{len(self.records)}/{len(self.cells)}] {cell}: {_state(record)} ({seconds:.0f} s)")
+            state = self._state(record)
+            self._line(f"[{len(self.records)}/{len(self.cells)}] {cell}: {state} ({seconds:.0f} s)")
 
     def progress(self, what: str, done: int, total: int) -> None:
         if self.live.is_started:
@@ -80,6 +81,11 @@ class Screen(Watcher):
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def _state(self, record: Record) -> str:
+        if record.kept is None or (record.model, record.task) in without_share(self.records.values()):
+            return record.status
+        return f"{100 * record.kept:.1f} %"
+
     def _draw(self) -> Any:
         tasks = list(dict.fromkeys(cell.task_name for cell in self.cells))
         ratios = sorted({cell.ratio for cell in self.cells if cell.ratio is not None})
@@ -87,7 +93,7 @@ class Screen(Watcher):
         table = Table("method", *task_column, *(f"{ratio:g}x" for ratio in ratios), "own ratio")
         rows: dict[tuple[str, str], dict[float | None, list[str]]] = {}
         for cell in self.cells:
-            text = _state(self.records[cell]) if cell in self.records else "..." if cell in self.running else "-"
+            text = self._state(self.records[cell]) if cell in self.records else "..." if cell in self.running else "-"
             rows.setdefault((cell.method, cell.task_name), {}).setdefault(cell.ratio, []).append(text)
         for (method, task), states in rows.items():
             shown = [", ".join(states.get(ratio, [])) for ratio in (*ratios, None)]
@@ -101,9 +107,3 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.screen.steps(state.global_step, state.max_steps)
-
-
-def _state(record: Record) -> str:
-    if record.kept is None:
-        return record.status
-    return f"{100 * record.kept:.1f} %"

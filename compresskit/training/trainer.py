@@ -119,6 +119,11 @@ class DistillationTrainer(Trainer):
             raise InputError(
                 "logits loss margin: compares rows two by two, which must stay in one batch: give together=2"
             )
+        if stage.class_weights is not None and getattr(predictions, "class_weights", None) is None:
+            raise InputError(
+                "class_weights of the stage: are found in the rows of a task (finetune and distill with a task); here "
+                "give predictions that weigh, predictions_of(model).weighing(weights) in compresskit.tasks.registry"
+            )
         self.vectors, self.together = vectors, together
         self.loss = Objective(
             model,

@@ -160,11 +160,11 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
             row = cells.iloc[0].to_dict() | {"task": "all tasks", "metric": "mean over tasks", "seed": seed}
             whole = chosen["task"].nunique() == frame["task"].nunique() and (chosen["status"] == "finished").all()
             row["score_asymmetric"] = np.nan  # not every task has one
-            numbers = chosen[figures].apply(pd.to_numeric).groupby(chosen["task"]).mean()
+            numbers = chosen[[*figures, "score_kept"]].apply(pd.to_numeric).groupby(chosen["task"]).mean()
             for name in figures:
                 row[name] = numbers[name].mean() if whole else np.nan
             row["score_kept"] = share_kept(row["score"], row["score_teacher"]) if whole else np.nan
-            silent = [task for task, of_task in numbers.iterrows() if share_kept(1.0, of_task["score_teacher"]) is None]
+            silent = [task for task, of_task in numbers.iterrows() if pd.isna(of_task["score_kept"])]
             if whole and silent:
                 row["score_kept"] = np.nan
                 row["message"] = (
