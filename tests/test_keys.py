@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from compresskit.benchmark import keys
-from compresskit.benchmark.baselines.registry import row_name
+from compresskit.benchmark.baselines.registry import find, row_name
 from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.machine import host
 from compresskit.benchmark.provenance import digest
@@ -21,10 +21,11 @@ REPORTS = Path(__file__).resolve().parents[1] / "reports"
 
 
 @pytest.mark.parametrize("report", sorted(path.parent.name for path in REPORTS.glob("*/bench.json")))
-def test_committed_records_have_the_keys_of_today(report: str) -> None:
+def test_committed_records_have_the_keys_of_today(report: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else no committed benchmark could be continued, and no user's either: they would have to choose another folder.
 
-    Every key is computed from what the record says made it and from its folder's grid.
+    Every key is computed from what the record says made it and from its folder's grid; that of a baseline that was
+    trained at another learning rate than today's, from that rate.
     """
     grid = Grid.model_validate(json.loads((REPORTS / report / "bench.json").read_text(encoding="utf-8"))["grid"])
     entries = {row_name(entry): entry for entry in grid.baselines}
@@ -37,6 +38,11 @@ def test_committed_records_have_the_keys_of_today(report: str) -> None:
         variant = record.method.partition(" + ")[2]  # "METHOD + VARIANT"
         row = row._replace(baseline="" if recipe is not None else entries[record.method], variant=variant)
         machine = None if grid.any_machine else host(record.made_by.hardware)
+        if row.baseline and find(row.baseline)[0].trained:
+            what = "task" if made.get("task_stage") else "general"
+            usual = grid.of(row.task).stage(what)["learning_rate"]
+            rate = made["task_stage" if what == "task" else "general"]["learning_rate"]
+            monkeypatch.setattr(type(find(row.baseline)[0]), "pace", rate / usual)
         task, data = made.get("task"), made.get("data")
         ground = keys.Ground(made["model"], made["text"], made["versions"], machine, task, data)
         assert digest(keys.settings(row, grid, ground)) == record.key
