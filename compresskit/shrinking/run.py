@@ -163,7 +163,9 @@ def carry_out(schedule: Schedule, *, overwrite: bool = False, resume: bool = Fal
     notes: dict[str, str] = {}  # each once, with what was done when it came
     try:
         for step in schedule.steps:
-            if not step.output.exists():
+            if step.output.exists():
+                shutil.rmtree(working_folder(step.output), ignore_errors=True)  # of a run killed right at its end
+            else:
                 with watch(step) as tools:
                     for note in step.run(tools):
                         notes.setdefault(note, step.doing)
