@@ -14,10 +14,16 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from compresskit.benchmark.report.comparison import NOT_KNOWN, Column, pareto, row_name, used_columns
-from compresskit.benchmark.report.plots import FRONTS, GREY, MARKERS, styles, torch_row
+from compresskit.benchmark.report.plots import FRONTS, GREY, GREY_MARKERS, MARKERS, styles, torch_row
 
 _SYMBOLS = dict(
     zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
+) | dict(
+    zip(
+        GREY_MARKERS,
+        ("star", "pentagon", "hexagon2", "triangle-left", "triangle-right", "diamond-tall", "octagon", "hexagon"),
+        strict=True,
+    )
 )
 
 #: Beside those of the report's table.

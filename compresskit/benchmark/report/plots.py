@@ -17,7 +17,8 @@ from compresskit.decomposers.registry import METHODS
 #: Okabe and Ito's colours, which most eyes tell apart; baselines are grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREY = "#6b7280"
+#: Baselines have markers that no method has.
+GREY, GREY_MARKERS = "#6b7280", ("*", "p", "h", "<", ">", "d", "8", "H")
 #: What files and models are compared by, every row of a table taking part: figure, mark of its Pareto front, label.
 FRONTS = (("megabytes", "pareto_mb", "MB of files"), ("latency_ms", "pareto_ms", "ms, one sequence"))
 
@@ -29,7 +30,7 @@ def styles(table: pd.DataFrame) -> dict[str, tuple[str, str]]:
     looks = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(everyone)}
     found = {name: looks[name] for name in students}
     for i, name in enumerate(dict.fromkeys(table[table["kind"] == "baseline"]["method"])):
-        found[name] = (GREY, MARKERS[-1 - i % len(MARKERS)])
+        found[name] = (GREY, GREY_MARKERS[i % len(GREY_MARKERS)])
     return found
 
 
