@@ -17,6 +17,7 @@ from compresskit.benchmark.quality import Encoded, Passages, closeness, retrieva
 from compresskit.benchmark.records import Record, frame
 from compresskit.benchmark.report import comparison, plots
 from compresskit.benchmark.report.render import command
+from compresskit.benchmark.report.rivals import of_baselines
 
 MADE_BY = {
     "model": {"name": "bert", "sha256": {}},
@@ -192,6 +193,34 @@ def test_no_cell_counts_as_two_seeds_over_tasks(seeds: Any, kept: list[float], c
     assert row["score_kept"] == pytest.approx(np.mean(kept) / teacher)
     spread = np.std(kept, ddof=1) / teacher if count > 1 else np.nan
     assert row["kept_spread"] == pytest.approx(spread, nan_ok=True)
+
+
+def test_seeds_of_another_method_are_not_missing_over_tasks() -> None:
+    """A method with more seeds of its own (method_seeds) made others, which have all theirs, lack a task."""
+    cells = [record("dense", None, task, 0, 0.8) for task in ("sst2", "rte")]
+    cells += [record("y", 4, task, seed, 0.7) for task in ("sst2", "rte") for seed in (0, 1, 2)]
+    cells += [record("x", 4, "sst2", 0, 0.8), record("x", 4, "sst2", 1, 0.6), record("x", 4, "rte", 0, 0.4)]
+    table = comparison.by_seed(comparison.over_tasks(frame(cells)))
+    row = table[table["method"] == "x"].iloc[0]
+    assert (row["status"], row["seeds"], row["asked"]) == ("finished", 2, 2)
+    assert row["score_kept"] == pytest.approx((0.6 + 0.5) / 2 / 0.8)
+
+
+def test_a_baseline_says_its_rate_though_a_variant_has_it_too() -> None:
+    """The report's line on training is of the students without a variant, whose rate the baseline's would seem to be."""
+
+    def at(rate: float) -> dict[str, Any]:
+        stage = {"learning_rate": rate, "losses": {"logits": 1}, "max_steps": 1, "max_tokens": None, "precision": "fp32"}
+        return {"made_by": MADE_BY | {"task_stage": stage}}
+
+    grid = Grid(tasks=("sst2",), methods=("low-rank",), variants={"slow": {"task": {"learning_rate": 1e-4}}})
+    cells = [
+        record("half-layers", None, "sst2", 0, 0.7, **at(1e-4)),
+        record("low-rank", 4, "sst2", 0, 0.7, **at(5e-4)),
+        record("low-rank + slow", 4, "sst2", 0, 0.7, **at(1e-4)),
+    ]
+    assert "learning rate 0.0001 in stage 2" in dict(of_baselines(cells, grid))["half-layers"]
+    assert "learning rate" not in dict(of_baselines([cells[0], cells[2]], grid))["half-layers"]
 
 
 def test_an_unreachable_cell_stays_unreachable_over_tasks() -> None:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from transformers import AutoModel, TrainerCallback
 
 import compresskit
 from compresskit.errors import InputError
+from compresskit.model import checkpoint
 from compresskit.shrinking import job
 from compresskit.shrinking.job import Job
-from compresskit.shrinking.rows import found_rows
+from compresskit.shrinking.rows import doubted, found_rows
 from compresskit.shrinking.run import carry_out
 from compresskit.shrinking.steps import Step, Tools
 from compresskit.tasks.loading import load_task
@@ -197,6 +199,27 @@ def test_a_teacher_at_chance_is_doubted_before_it_teaches(
         r"\d+\.\d %: are its classes paired with the right labels",
         wrong.out,
     )
+
+
+@pytest.mark.parametrize("order", ["sorted", "in turns", "one class"])
+def test_a_good_teacher_is_not_doubted_for_the_order_of_the_rows(bench_folder: Path, order: str) -> None:
+    """Of 398 rows the first 200 were tried, of 400 every second one; one error among them was no better than chance."""
+    found = {label: [text for text, own in reviews(900, seed=5) if own == label][:200] for label in "01"}
+    rows = {label: [(text,) for text in texts] for label, texts in found.items()}
+    rows["0"][7], rows["1"][7] = rows["1"][7], rows["0"][7]  # labelled wrongly
+    both = {"0": "negative", "1": "positive"}
+    texts = rows["0"][:199] + rows["1"][:199]
+    labels = ["negative"] * 199 + ["positive"] * 199
+    if order == "in turns":
+        texts, labels = [row for pair in zip(*rows.values(), strict=True) for row in pair], [*both.values()] * 200
+    elif order == "one class":
+        texts, labels = rows["0"], ["negative"] * 200
+    dev = Split(texts, labels, "dev.tsv")
+    data = TaskData(load_task("sst2"), {"dev": dev}, ("negative", "positive"))
+    assert doubted(checkpoint.read(bench_folder / "teacher"), data, 32) is None
+    wrong = Split(texts, [next(name for name in both.values() if name != label) for label in labels], "dev.tsv")
+    note = doubted(checkpoint.read(bench_folder / "teacher"), replace(data, splits={"dev": wrong}), 32)
+    assert note is not None and "paired with the right labels" in note
 
 
 def test_a_task_without_its_ending_is_found(run: Run, sst2: list[Any]) -> None:

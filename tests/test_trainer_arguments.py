@@ -18,6 +18,7 @@ from transformers import BertTokenizer, DataCollatorWithPadding, PreTrainedModel
 import compresskit
 from compresskit import DistillationTrainer, InputError, Stage
 from compresskit.tasks.registry import predictions_of
+from compresskit.training.early_stopping import EarlyStopping
 
 OURS = """
 train_sampling_strategy length_column_name seed data_seed dataloader_drop_last dataloader_num_workers
@@ -110,6 +111,15 @@ def test_class_weights_of_a_stage_are_not_lost(tmp_path: Path, collator: Any) ->
         losses = torch.nn.functional.cross_entropy(model(**batch).logits, batch["labels"], reduction="none")
         got = own.compute_loss(model, dict(batch))
     assert got.item() == pytest.approx((losses * (1 + 8 * batch["labels"])).mean().item(), rel=1e-5)
+
+
+def test_early_stopping_of_a_stage_is_not_lost(tmp_path: Path, collator: Any) -> None:
+    """The commands score a task's dev rows for it; the trainer alone would have gone on to the end."""
+    for more in ({}, {"score_every": 1}):
+        stage = Stage(losses={"supervised": 1}, early_stopping=1, **more)
+        with pytest.raises(InputError, match="early_stopping of the stage"):
+            trainer(tmp_path, collator, stage=stage)
+    trainer(tmp_path, collator, stage=stage, callbacks=[EarlyStopping(lambda _: 0.0, 1, 1)])
 
 
 def test_functions_of_the_constructor_are_refused(tmp_path: Path, collator: Any) -> None:

@@ -194,7 +194,7 @@ def _read(folder: Path) -> Record:
     if not folder.name.endswith(f"-{found.key[:8]}"):
         raise InputError(
             f"record {folder / RECORD}: is of another cell ({found.method}, seed {found.seed}, key {found.key[:8]}); "
-            "remove it to compute this one again"
+            "remove the folder to compute its cell again: a model in it may be the other one's too"
         )
     return found
 

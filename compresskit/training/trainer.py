@@ -31,6 +31,7 @@ from compresskit.training.alignment import WordsOfBatch, is_by_words, pair_colum
 from compresskit.training.arguments import check_arguments, check_checkpointing, without_reentrance
 from compresskit.training.batches import LengthBatchSampler, MaskingCollator
 from compresskit.training.checkpoints import PART, put_in_place, state_of
+from compresskit.training.early_stopping import EarlyStopping
 from compresskit.training.meter import Meter
 from compresskit.training.objective import Objective, check_fit
 from compresskit.training.sentences import TEXT, VectorsOfBatch
@@ -115,15 +116,7 @@ class DistillationTrainer(Trainer):
         masked = isinstance(self.data_collator, MaskingCollator)
         columns = train_dataset.column_names
         own = None if teacher is None else twin(teacher).eval()
-        if stage.margins and together != 2:
-            raise InputError(
-                "logits loss margin: compares rows two by two, which must stay in one batch: give together=2"
-            )
-        if stage.class_weights is not None and getattr(predictions, "class_weights", None) is None:
-            raise InputError(
-                "class_weights of the stage: are found in the rows of a task (finetune and distill with a task); here "
-                "give predictions that weigh, predictions_of(model).weighing(weights) in compresskit.tasks.registry"
-            )
+        _check_stage(stage, predictions, callbacks, together)
         self.vectors, self.together = vectors, together
         self.loss = Objective(
             model,
@@ -383,6 +376,24 @@ class DistillationTrainer(Trainer):
         if self.is_world_process_zero():
             put_in_place(final, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
+
+
+def _check_stage(
+    stage: Stage, predictions: Predictions | None, callbacks: Sequence[TrainerCallback], together: int
+) -> None:
+    """Refuse what a stage asks for that only the commands can do, where the caller does not. Raises InputError."""
+    if stage.margins and together != 2:
+        raise InputError("logits loss margin: compares rows two by two, which must stay in one batch: give together=2")
+    if stage.class_weights is not None and getattr(predictions, "class_weights", None) is None:
+        raise InputError(
+            "class_weights of the stage: are found in the rows of a task (finetune and distill with a task); here "
+            "give predictions that weigh, predictions_of(model).weighing(weights) in compresskit.tasks.registry"
+        )
+    if stage.early_stopping is not None and not any(isinstance(one, EarlyStopping) for one in callbacks):
+        raise InputError(
+            "early_stopping of the stage: goes by scores of a task's dev rows (finetune and distill with a task); here "
+            "leave it out, and give an eval_dataset with transformers' EarlyStoppingCallback"
+        )
 
 
 def _own_rows(dataset: Any, model: PreTrainedModel) -> Any:

@@ -144,16 +144,19 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
     would take away from both sums. A task that has no such seed gives the mean over the seeds it has.
     """
     figures = [*(column.name for column in COLUMNS if column.over_tasks), "score_teacher"]
-    seeds = {task: set(cells["seed"]) for task, cells in frame[frame["kind"] == "student"].groupby("task")}
+    seeds = {row: set(cells["seed"]) for row, cells in frame.groupby(["task", "method"])}  # methods may have their own
     rows = []
     for _, cells in frame.groupby(["model", "method", "kind", "ratio_asked"], dropna=False, sort=False):
+        names = [cells["method"].iloc[0]]
+        names += [names[0].rpartition(" ")[0]] if cells["kind"].iloc[0] == "export" else []  # those whose export failed
+        own = {task: set().union(*(seeds.get((task, name), ()) for name in names)) for task in cells["task"]}
         # A teacher has one seed for each task, whichever it is.
         several = cells["kind"].iloc[0] == "student" or cells.groupby("task")["seed"].nunique().max() > 1
         # One for each seed of the task that has most of them: where seeds differ, more would count some cells twice.
         most = max((of_task["seed"].unique() for _, of_task in cells.groupby("task", sort=False)), key=len)
         for seed in most if several else most[:1]:
             mine = [
-                of_task if not several or seed not in seeds.get(task, {seed}) else of_task[of_task["seed"] == seed]
+                of_task if not several or seed not in own[task] else of_task[of_task["seed"] == seed]
                 for task, of_task in cells.groupby("task", sort=False)
             ]
             chosen = pd.concat(mine)
