@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from conftest import HEADS, Run, outputs, quick, refused, tiny_model
+from conftest import HEADS, Run, outputs, quick, refused, tiny_model, token_ids
 from transformers import AutoModel, PreTrainedModel
 
 import compresskit
@@ -121,6 +121,15 @@ def test_every_head_in_onnx(head: str, tmp_path: Path) -> None:
     assert all(found["largest difference"] < 1e-4 for found in record["agreement"].values())
     assert onnx_ir.load(tmp_path / "out" / "model.onnx").opset_imports[""] == record["opset"] == (opset or 20)
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_without_a_mask_every_token_is_real(small: Path, tmp_path: Path) -> None:
+    """As in torch. Tokenizers whose model_input_names lack the mask made batches in which no token was."""
+    compresskit.export(small, output=tmp_path / "out")
+    run, ids = FORMATS.get("onnx").load(tmp_path / "out"), token_ids()
+    bare, masked = run(input_ids=ids)["logits"], run(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
+    assert torch.equal(bare, masked)
+    torch.testing.assert_close(bare, outputs(student(), ids), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)

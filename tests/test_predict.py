@@ -87,7 +87,7 @@ def test_every_way_in_gives_the_same(
     assert answers("--file", tmp_path / "a.tsv", "--field", "review") == wanted
     monkeypatch.setattr(sys, "stdin", Piped(f"{GOOD}\r\n{BAD}\n"))
     assert answers("--file", "-") == wanted
-    monkeypatch.setattr(sys, "stdin", Piped((tmp_path / "a.jsonl").read_text()))
+    monkeypatch.setattr(sys, "stdin", Piped(f"\n \n{(tmp_path / 'a.jsonl').read_text()}\n"))  # empty lines are no texts
     assert answers("--file", "-") == wanted
     shown = run(*model[:-1], "--text", GOOD)
     assert GOOD in shown.out

@@ -82,7 +82,7 @@ def to_look_among(texts: Texts) -> Given:
 
 
 def from_standard_input() -> Given:
-    """JSON lines where the first line is a JSON object, else one text a line.
+    """JSON lines, as of a file, where the first line that is not empty is a JSON object; else one text a line.
 
     Raises:
         InputError: nothing is piped in; not UTF-8; a line that is not valid JSON.
@@ -94,12 +94,12 @@ def from_standard_input() -> Given:
     except UnicodeDecodeError as error:
         raise InputError(f"standard input: not UTF-8 text: {error.reason} at byte {error.start}") from None
     found = _of_lines((line.removesuffix("\r") for line in text.split("\n")), "standard input")
+    filled = [(str(line), place) for line, place in zip(found.rows, found.places, strict=True) if str(line).strip()]
     try:
-        files.json_row(str(found.rows[0]), "")
+        files.json_row(filled[0][0], "")
     except InputError:
         return found
-    rows = zip(map(str, found.rows), found.places, strict=True)
-    return Given([files.json_row(line, place) for line, place in rows], found.places)
+    return Given([files.json_row(line, place) for line, place in filled], [place for _, place in filled])
 
 
 def _from_file(path: Path) -> Given:

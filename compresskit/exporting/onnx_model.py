@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from compresskit.model.inputs import complete
+
 
 class OnnxModel:
     """A graph in a folder with ``config.json``, called like the transformers model it was made from.
 
-    It runs on as many CPU threads as torch has. Inputs that the graph does not read are left out; token types that it
-    reads and that are not given are zeros.
+    It runs on as many CPU threads as torch has. Inputs that the graph does not read are left out; where mask or token
+    types are not given, every token is real and of type 0.
     """
 
     device = torch.device("cpu")
@@ -30,6 +32,5 @@ class OnnxModel:
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        zeros = torch.zeros_like(inputs["input_ids"])
-        feeds = {name: inputs.get(name, zeros).numpy() for name in self._inputs}
+        feeds = {name: given.numpy() for name, given in complete(inputs, self._inputs).items()}
         return dict(zip(self._outputs, map(torch.from_numpy, self._session.run(None, feeds)), strict=True))

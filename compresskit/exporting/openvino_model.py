@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from compresskit.model.inputs import complete
+
 
 class OpenVinoModel:
     """A model in a folder with ``config.json``, called like the transformers model it was made from.
 
     It runs in float32 (OpenVINO would take bf16 where the CPU has it) on as many CPU threads as torch has. Inputs that
-    the model does not read are left out; token types that it reads and that are not given are zeros.
+    the model does not read are left out; where mask or token types are not given, every token is real and of type 0.
     """
 
     device = torch.device("cpu")
@@ -29,7 +31,6 @@ class OpenVinoModel:
         self._outputs = [value.any_name for value in self._compiled.outputs]
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        zeros = torch.zeros_like(inputs["input_ids"])
-        feeds = {name: inputs.get(name, zeros).contiguous().numpy() for name in self._inputs}
+        feeds = {name: given.contiguous().numpy() for name, given in complete(inputs, self._inputs).items()}
         found = self._request.infer(feeds)
         return {name: torch.from_numpy(found[name].copy()) for name in self._outputs}

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
+
+from compresskit.model.inputs import complete
 
 #: Products and look-ups hold the weights; sums, norms and softmax stay in float32, as ranges of theirs cost most.
 _OPERATORS = ["MatMul", "Gemm", "Gather"]
@@ -21,8 +22,7 @@ class _Batches(quantization.CalibrationDataReader):
 
     def __init__(self, batches: Sequence[Mapping[str, Tensor]], inputs: Sequence[str]) -> None:
         self._left: Iterator[dict[str, np.ndarray]] = (
-            {name: batch.get(name, torch.zeros_like(batch["input_ids"])).numpy() for name in inputs}
-            for batch in batches
+            {name: given.numpy() for name, given in complete(batch, inputs).items()} for batch in batches
         )
 
     def get_next(self) -> Any:
@@ -37,7 +37,7 @@ def quantise(graph: Path, target: Path, batches: Sequence[Mapping[str, Tensor]],
     Args:
         graph: in float32.
         target: where to write.
-        batches: of integers (B, T); what a batch lacks is zeros.
+        batches: of integers (B, T); what a batch lacks is as of :func:`compresskit.model.inputs.complete`.
         inputs: names of the graph's inputs.
     """
     prepared = target.with_suffix(".prepared.onnx")

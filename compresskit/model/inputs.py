@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from compresskit.model.tokenizer import MASK
 
 
 def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -37,6 +39,14 @@ def fitted(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "bbox" in accepted and "bbox" not in found:
         found["bbox"] = torch.zeros(*found["input_ids"].shape, 4, dtype=torch.long, device=found["input_ids"].device)
     return found
+
+
+def complete(batch: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The inputs that an exported model reads, by their ``names``: as in torch, every token is real where no mask says
+    otherwise, and of type 0.
+    """
+    ids = batch["input_ids"]
+    return {name: batch.get(name, torch.full_like(ids, int(name == MASK))) for name in names}
 
 
 def full_attention(model: Any) -> int | None:
