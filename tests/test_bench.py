@@ -95,6 +95,7 @@ def test_baselines(whole: BenchResult) -> None:
     student = find(whole, "low-rank", 3.0)  # dense matrices take smaller steps than factors
     assert half.made_by.general.learning_rate == pytest.approx(0.2 * student.made_by.general.learning_rate)
     text = (whole.folder / "README.md").read_text()
+    assert re.search(r"- Latency: 40 tokens, .*; GFLOPs at as many: all that a model takes", text)  # and not 128
     assert re.search(rf"- half-layers: .*learning rate {half.made_by.general.learning_rate:g} in stage 1", text)
 
 

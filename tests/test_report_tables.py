@@ -207,11 +207,11 @@ def test_seeds_of_another_method_are_not_missing_over_tasks() -> None:
 
 
 def test_a_baseline_says_its_rate_though_a_variant_has_it_too() -> None:
-    """The report's line on training is of the students without a variant, whose rate the baseline's would seem to be."""
+    """The report's line on training is of students without a variant, whose rate would seem to be the baseline's."""
 
     def at(rate: float) -> dict[str, Any]:
-        stage = {"learning_rate": rate, "losses": {"logits": 1}, "max_steps": 1, "max_tokens": None, "precision": "fp32"}
-        return {"made_by": MADE_BY | {"task_stage": stage}}
+        stage = {"learning_rate": rate, "losses": {"logits": 1}, "max_steps": 1, "max_tokens": None}
+        return {"made_by": MADE_BY | {"task_stage": stage | {"precision": "fp32"}}}
 
     grid = Grid(tasks=("sst2",), methods=("low-rank",), variants={"slow": {"task": {"learning_rate": 1e-4}}})
     cells = [

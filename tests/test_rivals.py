@@ -25,6 +25,8 @@ from compresskit.errors import UnreachableError
 from compresskit.model import checkpoint as checkpoints
 from compresskit.model.depth import stretches
 from compresskit.model.sentence_vectors import pool
+from compresskit.tasks.declaration import Task
+from compresskit.tasks.rows import Split, TaskData
 
 
 @pytest.fixture(scope="module")
@@ -354,6 +356,21 @@ def test_static_is_model2vec_s_table(bench_folder: Path) -> None:
     assert torch.equal(*(one(input_ids=token_ids())["last_hidden_state"] for one in (model, again)))
     with pytest.raises(UnreachableError, match=r"one number for each of 49\d tokens is larger"):
         Static().make(dense, Asked("", 1000.0))
+
+
+@with_static
+def test_static_ranks_by_one_number(bench_folder: Path) -> None:
+    """The head of kind ranking says of no problem that it is one of numbers; classes were fitted to it, in vain."""
+    dense = checkpoints.read(bench_folder / "model", "sequence-classification", num_labels=1, problem_type=None)
+    found = [(("films", text), 1.0 + (label == "1")) for text, label in reviews(60, seed=3)]
+    found[0] = (found[0][0], 0.0)
+    split = Split([texts for texts, _ in found], [target for _, target in found], "rows.tsv")
+    task = Task(version=1, name="rank", kind="ranking", inputs=("query", "text"), label="label", metrics=("map",))
+    made = Static().make(dense, Asked("", 4.0, rows=TaskData(task, {"train": split}, ()), max_length=32))
+    inputs = AutoTokenizer.from_pretrained(bench_folder / "model")([("films", "good"), ("films", "bad")])
+    good, bad = made.run(input_ids=torch.tensor(inputs["input_ids"]))["logits"].flatten().tolist()
+    assert good > 0.6
+    assert bad < good - 0.2
 
 
 @with_static

@@ -13,6 +13,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from conftest import Run, refused, reviews, same, tiny_bench, tiny_model, write_tsv
+from datasets import Dataset
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from transformers import AutoTokenizer, TrainerCallback
@@ -35,6 +36,40 @@ SETTINGS: dict[str, Any] = {"task": "sst2", "max_length": 32, "device": "cpu", "
 @pytest.fixture
 def settings(bench_folder: Path) -> dict[str, Any]:
     return SETTINGS | {"data": bench_folder / "data"}
+
+
+UNREAD = {"temperature": 4.0, "logits_loss": "mse", "mask_probability": 0.3, "dims": (8,), "pooled_loss": "mse"}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_fine_tuning_refuses_settings_of_distillation(name: str, bench_folder: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"settings: {name}: fine-tuning learns from labels alone"):
+        compresskit.finetune(bench_folder / "model", **settings, **{name: UNREAD[name]})
+
+
+def test_what_a_run_without_files_or_a_given_model_cannot_have(bench_folder: Path, settings: dict[str, Any]) -> None:
+    """A run was begun anew, a model answered as what it is; both without a word."""
+    with pytest.raises(InputError, match="resume: continues the run of an output"):
+        compresskit.finetune(bench_folder / "model", resume=True, **settings)
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    given: dict[str, Any] = {"tokenizer": tokenizer, "as_class": "masked-lm"}
+    with pytest.raises(InputError, match="as_class masked-lm: is for a folder"):
+        compresskit.predict(tiny_model(head="classifier"), "good", **given)
+    with pytest.raises(InputError, match="as_class masked-lm: is for a folder"):
+        compresskit.evaluate(tiny_model(head="classifier"), task="sst2", data=bench_folder / "data", **given)
+
+
+def test_distillation_refuses_what_neither_models_nor_data_make_use_of(bench_folder: Path) -> None:
+    """Nothing is hidden where rows have labels, and one number has no temperature: both were ignored."""
+    teacher = tiny_model(head="classifier", num_labels=1, problem_type="regression")
+    student = compresskit.compress(teacher, method="low-rank", ratio=2)
+    rows = Dataset.from_dict({"input_ids": [[2, 7, 8, 3]] * 4, "labels": [0.1, 0.2, 0.3, 0.4]})
+    given = {"dataset": rows, "tokenizer": AutoTokenizer.from_pretrained(bench_folder / "model"), "device": "cpu"}
+    with pytest.raises(InputError, match="mask_probability: no word is hidden here"):
+        compresskit.distill(student, teacher, mask_probability=0.3, **given)
+    with pytest.raises(InputError, match="temperature: is of the loss logits, which compares the one number"):
+        compresskit.distill(student, teacher, temperature=4.0, **given)
+    assert compresskit.distill(student, teacher, temperature=1.0, max_steps=1, **given).record["steps"] == 1
 
 
 # -- keys and records --------------------------------------------------------------------------------------------------

@@ -54,6 +54,8 @@ def read(model: ModelLike, as_class: str | None = None) -> Answering:
         if folder is not None and (folder / EXPORT).is_file():
             return _read_export(folder, as_class)
         return Answering(checkpoints.read(model, as_class, compressed=None))
+    if as_class is not None:
+        raise InputError(f"as_class {as_class}: is for a folder; this model is a {type(model).__name__} already")
     found = checkpoints.in_memory(model)
     if not is_compressed(model):
         check_supported(model)

@@ -29,7 +29,7 @@ def totals_table(plan: Plan, megabytes: tuple[float, float] | None = None) -> Ta
         ("total", "before", "after", "ratio"),
         total_rows(plan, megabytes),
         left=(0, 3),
-        caption="MB = 10^6 bytes; FLOPs = 2 x multiply-adds, one sequence of 128 tokens",
+        caption="MB = 10^6 bytes; FLOPs = 2 x multiply-adds, one sequence of 128 tokens, or all that the model takes",
     )
 
 

@@ -60,7 +60,7 @@ every factor is an ordinary trainable parameter.
 {rows}
 
 Error: ||W - W'||_F / ||W||_F, mean over the matrices, before any training. FLOPs: 2 x multiply-adds, one
-sequence of 128 tokens. MB: 10^6 bytes of weight files.
+sequence of 128 tokens, or all that the model takes. MB: 10^6 bytes of weight files.
 {notes}
 ## Recipe
 

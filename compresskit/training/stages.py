@@ -14,6 +14,7 @@ from compresskit.data.units import LANGUAGE, Texts, Unit, check_units, find_corp
 from compresskit.errors import InputError
 from compresskit.internals.datasets import fingerprint
 from compresskit.model import output as outputs
+from compresskit.model.heads import has_head
 from compresskit.model.tokenizer import find_tokenizer
 from compresskit.planning.stage import FINE_TUNING, LossName, Stage, StageName
 from compresskit.progress import Progress
@@ -75,7 +76,8 @@ def finetune(
         progress: ``(what, done, total)`` is called while predicting.
         callbacks: transformers callbacks, e.g. a progress bar.
         settings: any field of :class:`compresskit.planning.stage.Stage` and
-            :class:`compresskit.training.settings.Options`. Defaults: learning rate 5e-5, 3 epochs, batch size 32.
+            :class:`compresskit.training.settings.Options`, but those that losses of a teacher or of vectors alone read.
+            Defaults: learning rate 5e-5, 3 epochs, batch size 32.
 
     Raises:
         InputError: refused before training; says what is wrong with model, data or settings.
@@ -83,6 +85,8 @@ def finetune(
     """
     explicit, options = split_settings(settings)
     stage = with_settings(FINE_TUNING, explicit)
+    if unused := [name for name in (*_OF_SENTENCES, *_OF_HEADS) if name in _changed(explicit)]:
+        raise InputError(f"settings: {', '.join(unused)}: fine-tuning learns from labels alone; leave it out")
     declared = find_task(task)
     target = _check_output(output, overwrite, resume, model)
     start_processes(options)
@@ -192,6 +196,7 @@ def distill(
             found = training_data.from_text(corpus[0], models, stage, options)
         else:
             found = _from_python(dataset, models, stage, options)
+    _check_used_by(models, found, explicit)
     found = replace(found, notes=(*(note for one in corpus for note in one.notes), *found.notes))
     return Run(
         name=name,
@@ -219,7 +224,7 @@ def _check_lesson(units: Sequence[Unit], *, task: Any, data: Any, text: Any, dat
 
 def _check_used(explicit: Mapping[str, Any], stage: Stage, *, sentences: bool) -> None:
     """Refuse settings other than the defaults that were given and that no loss reads. Raises InputError."""
-    changed = {name for name, value in explicit.items() if value != Stage.model_fields[name].get_default()}
+    changed = _changed(explicit)
     if sentences and not stage.losses.get("similarity") and stage.dims and "dims" in changed:
         raise InputError("settings: dims: are prefixes that loss similarity compares; give it a weight")
     others = _OF_HEADS if sentences else _OF_SENTENCES
@@ -235,6 +240,24 @@ def _check_used(explicit: Mapping[str, Any], stage: Stage, *, sentences: bool) -
     ):
         if name in changed and form != "kl":
             raise InputError(f"settings: {name}: is that of {loss} loss kl, here it is {form}; leave it out")
+
+
+def _changed(explicit: Mapping[str, Any]) -> set[str]:
+    """The settings that were given and are not the defaults."""
+    return {name for name, value in explicit.items() if value != Stage.model_fields[name].get_default()}
+
+
+def _check_used_by(models: Models, data: TrainingData, explicit: Mapping[str, Any]) -> None:
+    """As :func:`_check_used`, for what models and data decide. Raises InputError."""
+    changed, head = _changed(explicit), models.student.model
+    if "mask_probability" in changed and not data.masked:
+        why = "words are hidden for a masked-LM model that reads text without labels, in one vocabulary"
+        raise InputError(f"settings: mask_probability: no word is hidden here: {why}; leave it out")
+    if "temperature" in changed and has_head(head, "sequence-classification") and head.config.num_labels == 1:
+        raise InputError(
+            "settings: temperature: is of the loss logits, which compares the one number of this head by mse; leave it "
+            "out"
+        )
 
 
 def _from_python(dataset: Any, models: Models, stage: Stage, options: Options) -> TrainingData:
@@ -271,6 +294,8 @@ def _check_teacher_outputs(given: str | Path | None, output: Output | None) -> P
 def _check_output(output: str | Path | None, overwrite: bool, resume: bool, *inputs: ModelLike) -> Output | None:
     if resume and overwrite:
         raise InputError("give --resume (continue a run) or --overwrite (start again), not both")
+    if output is None and resume:
+        raise InputError("resume: continues the run of an output; give the output")
     if output is None:
         return None
     target = Path(output)

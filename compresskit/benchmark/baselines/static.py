@@ -233,7 +233,7 @@ def _linear(features: np.ndarray, targets: np.ndarray, problem: str | None, made
     """Weights (answers, features) and biases of the best linear head by scikit-learn's defaults."""
     head: Any = made.head
     answers = head.out_features
-    if problem == "regression":
+    if problem == "regression" or (problem is None and answers == 1):  # of kind ranking, how relevant a text is
         ridge = Ridge().fit(features, targets)
         return np.reshape(ridge.coef_, (1, -1)), np.reshape(ridge.intercept_, 1)
     if problem == "multi_label_classification":

@@ -335,11 +335,12 @@ def _machines(records: Sequence[Record]) -> list[tuple[str, str]]:
     times = [latency for latency in every if latency is not None]
     if times:
         timed, phases = times[0], len({latency.phase for latency in times})
-        what = f"{timed.tokens} tokens, batch {' and '.join(timed.batches)}, {_threads(timed.threads)}, {timed.device}"
-        apart = f"; of {phases} phases, whose times do not compare: `compresskit bench` times all again"
-        lines.append(
-            ("Latency", f"{what}; {timed.rounds} rounds, every model once per round{apart if phases > 1 else ''}")
-        )
+        lengths = sorted({latency.tokens for latency in times})
+        batches = f"{' and '.join(map(str, lengths))} tokens, batch {' and '.join(timed.batches)}"
+        what = f"{batches}, {_threads(timed.threads)}, {timed.device}"
+        short = "; GFLOPs at as many: all that a model takes, where that is fewer than 128" * (lengths[0] < 128)
+        apart = f"; of {phases} phases, whose times do not compare: `compresskit bench` times all again" * (phases > 1)
+        lines.append(("Latency", f"{what}; {timed.rounds} rounds, every model once per round{short}{apart}"))
     lines += [("Machine", text) for text in sorted({_machine(r.made_by.hardware) for r in records})]
     lines += _export_lines(records)
     several = {", ".join(f"{name} {number}" for name, number in r.made_by.versions.items()) for r in records}
