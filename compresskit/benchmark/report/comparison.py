@@ -149,7 +149,7 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
     for _, cells in frame.groupby(["model", "method", "kind", "ratio_asked"], dropna=False, sort=False):
         names = [cells["method"].iloc[0]]
         names += [names[0].rpartition(" ")[0]] if cells["kind"].iloc[0] == "export" else []  # those whose export failed
-        own = {task: set().union(*(seeds.get((task, name), ()) for name in names)) for task in cells["task"]}
+        own = {task: {seed for name in names for seed in seeds.get((task, name), ())} for task in set(cells["task"])}
         # A teacher has one seed for each task, whichever it is.
         several = cells["kind"].iloc[0] == "student" or cells.groupby("task")["seed"].nunique().max() > 1
         # One for each seed of the task that has most of them: where seeds differ, more would count some cells twice.
