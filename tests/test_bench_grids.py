@@ -17,6 +17,7 @@ import compresskit
 from compresskit.benchmark.baselines.layers import with_fewer_layers
 from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.store import Store
+from compresskit.errors import InputError
 from compresskit.planning.recipe import for_method
 
 STAGE = {"max_length": 32, "learning_rate": 3e-3, "epochs": 2}
@@ -299,3 +300,11 @@ def test_variants_are_checked(bench_folder: Path, tmp_path: Path, variant: dict[
     with pytest.raises(compresskit.InputError, match=says):
         tiny_bench(bench_folder, tmp_path / "out", variants={"other": variant})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["task", "teacher"])
+def test_settings_of_tasks_need_one_that_is_trained_on(name: str, tmp_path: Path) -> None:
+    """They were taken without a task, as by --task-epochs, and changed nothing."""
+    for grid in (Grid(), Grid(tasks=("stsb-similarity",), unit=("sentence",))):
+        with pytest.raises(InputError, match=f"{name}: are settings of trainings on a task"):
+            compresskit.bench(grid, output=tmp_path / "out", **{name: {"epochs": 2}})

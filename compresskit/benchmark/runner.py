@@ -14,6 +14,7 @@ from compresskit.benchmark.closing import close
 from compresskit.benchmark.grid import Grid, load_grid
 from compresskit.benchmark.records import Record
 from compresskit.benchmark.report.render import render
+from compresskit.benchmark.rows import is_tuned
 from compresskit.benchmark.shared import Shared
 from compresskit.benchmark.store import Store
 from compresskit.benchmark.todo import Watcher, find_todo, run_all
@@ -136,4 +137,8 @@ def _find_grid(recipe: Grid | str | Path | None, changes: dict[str, Any]) -> Gri
         seeds = {method: own for method, own in start.method_seeds.items() if method in given["methods"]}
         given.setdefault("method_seeds", seeds)
     grid: Grid = validate(Grid, start.model_dump() | given, "bench")
-    return grid.checked()
+    grid.checked()
+    unread = [name for name in ("task", "teacher") if given.get(name)]
+    if unread and not any(map(is_tuned, grid.tasks)):
+        raise InputError(f"{unread[0]}: are settings of trainings on a task, and none is trained on: leave them out")
+    return grid
