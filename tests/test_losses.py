@@ -11,6 +11,7 @@ import torch
 from conftest import FAMILIES, tiny_model
 from torch.nn import functional as F
 
+from compresskit.errors import InputError
 from compresskit.planning.stage import LOSS_NAMES, Stage
 from compresskit.tasks import losses as answers
 from compresskit.tasks.predictions import count_items
@@ -229,6 +230,15 @@ def test_similarity_loss(form: Any) -> None:
     prefix = losses.similarity_loss(ours[:, :3], theirs, count, form=form, temperature=0.1)
     both = losses.similarity_loss(ours, theirs, count, form=form, temperature=0.1, dims=(3,))
     assert float(both) == pytest.approx((expected + float(prefix)) / 2, rel=1e-5)
+
+
+def test_prefixes_are_shorter_than_the_vector_and_count_once() -> None:
+    """A longer one was the whole vector once more, and one that was named twice weighed twice."""
+    ours, theirs = torch.randn(4, 6), torch.randn(4, 6)
+    with pytest.raises(InputError, match="dims 7: the student's vectors have 6 numbers"):
+        losses.similarity_loss(ours, theirs, 12, form="mse", dims=(3, 7))
+    with pytest.raises(ValueError, match="3 is there twice"):
+        Stage(losses={"similarity": 1}, dims=(3, 2, 3))
 
 
 def test_one_sentence_is_similar_to_nothing() -> None:

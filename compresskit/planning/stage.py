@@ -97,6 +97,13 @@ class Stage(BaseModel):
             raise ValueError("score_every: is for early_stopping; give both")
         return self
 
+    @field_validator("dims")
+    @classmethod
+    def _once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if twins := [size for size in value if value.count(size) > 1]:
+            raise ValueError(f"{twins[0]} is there twice, and would count twice")
+        return value
+
     @field_validator("losses")
     @classmethod
     def _weights(cls, value: dict[LossName, float]) -> dict[LossName, float]:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compresskit.errors import InputError
+
 
 def embedding_loss(student: Tensor, teacher: Tensor, mask: Tensor, count: Tensor | float) -> Tensor:
     """Mean squared error of the embedding layers' outputs (B, T, H); ``count``: valid tokens."""
@@ -75,6 +77,9 @@ def similarity_loss(
         temperature: of ``kl``.
         dims: prefixes of the student's vector that are compared too; the loss is the mean over the whole and these
             (arXiv 2205.13147).
+
+    Raises:
+        InputError: a prefix that is longer than the vector.
     """
     if len(student) < 2:
         return student.sum() * 0  # one sentence has nothing to be similar to
@@ -82,6 +87,8 @@ def similarity_loss(
     theirs = _cosines(teacher)[others].view(len(student), -1)
     found = []
     for size in (student.shape[1], *dims):
+        if size > student.shape[1]:  # a slice would be the whole vector once more
+            raise InputError(f"dims {size}: the student's vectors have {student.shape[1]} numbers; give fewer")
         ours = _cosines(student[:, :size])[others].view(len(student), -1)
         if form == "mse":
             found.append((ours - theirs).square().sum() / count)
