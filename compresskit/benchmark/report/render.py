@@ -281,17 +281,28 @@ def _training(shown: Sequence[Record], grid: Grid) -> list[tuple[str, str]]:
         lines.append(("Students made from", "the task's teacher"))
     fitted = [record for record in shown if record.made_by.calibration is not None]
     lines += _by_task("Calibration", fitted, lambda record: calibration_text(_plain_fit(record.made_by)))
-    pieces = f", vectors of {'s and '.join(made.unit)}s" if made.unit is not None else ""
-    texts = made.text if isinstance(made.text, tuple) else (made.text,)
-    sources = ", ".join(text.source for text in texts)
-    most = f", at most {made.max_texts:,} of them" if made.max_texts is not None else ""
-    general = f"{sources}{pieces}{most}: {_budget(made.general)}" if made.general is not None else "none"
-    lines.append(("Stage 1, every student", general))
+    general: dict[str, dict[str, None]] = {}  # which losses are possible depends on the model
+    for record in shown:
+        general.setdefault(_stage_1(record.made_by), {})[record.model] = None
+    lines += [
+        ("Stage 1, every student" if len(general) == 1 else f"Stage 1, every student of {', '.join(of)}", text)
+        for text, of in general.items()
+    ]
     if made.general is not None and grid.share_general:
         lines.append(("Stage 1, run", "once for every method and ratio, with the first seed"))
     if learnt := [record for record in shown if record.made_by.task_stage is not None]:
         lines += _by_task("Stage 2, every student", learnt, lambda record: _budget(record.made_by.task_stage))
     return lines
+
+
+def _stage_1(made: MadeBy) -> str:
+    """What students learn from in stage 1, and how."""
+    if made.general is None:
+        return "none"
+    pieces = f", vectors of {'s and '.join(made.unit)}s" if made.unit is not None else ""
+    texts = made.text if isinstance(made.text, tuple) else (made.text,)
+    most = f", at most {made.max_texts:,} of them" if made.max_texts is not None else ""
+    return f"{', '.join(text.source for text in texts)}{pieces}{most}: {_budget(made.general)}"
 
 
 def _plain_fit(made: MadeBy) -> dict[str, Any]:
