@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -305,6 +306,7 @@ def test_variants_are_checked(bench_folder: Path, tmp_path: Path, variant: dict[
 @pytest.mark.parametrize("name", ["task", "teacher"])
 def test_settings_of_tasks_need_one_that_is_trained_on(name: str, tmp_path: Path) -> None:
     """They were taken without a task, as by --task-epochs, and changed nothing."""
+    changes: dict[str, Any] = {name: {"epochs": 2}}
     for grid in (Grid(), Grid(tasks=("stsb-similarity",), unit=("sentence",))):
         with pytest.raises(InputError, match=f"{name}: are settings of trainings on a task"):
-            compresskit.bench(grid, output=tmp_path / "out", **{name: {"epochs": 2}})
+            compresskit.bench(grid, output=tmp_path / "out", **changes)

@@ -126,7 +126,8 @@ def test_every_head_in_onnx(head: str, tmp_path: Path) -> None:
 def test_without_a_mask_every_token_is_real(small: Path, tmp_path: Path) -> None:
     """As in torch. Tokenizers whose model_input_names lack the mask made batches in which no token was."""
     compresskit.export(small, output=tmp_path / "out")
-    run, ids = FORMATS.get("onnx").load(tmp_path / "out"), token_ids()
+    run: Any = FORMATS.get("onnx").load(tmp_path / "out")
+    ids = token_ids()
     bare, masked = run(input_ids=ids)["logits"], run(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
     assert torch.equal(bare, masked)
     torch.testing.assert_close(bare, outputs(student(), ids), rtol=1e-4, atol=1e-4)

@@ -366,7 +366,7 @@ def test_static_ranks_by_one_number(bench_folder: Path) -> None:
     found[0] = (found[0][0], 0.0)
     split = Split([texts for texts, _ in found], [target for _, target in found], "rows.tsv")
     task = Task(version=1, name="rank", kind="ranking", inputs=("query", "text"), label="label", metrics=("map",))
-    made = Static().make(dense, Asked("", 4.0, rows=TaskData(task, {"train": split}, ()), max_length=32))
+    made: Any = Static().make(dense, Asked("", 4.0, rows=TaskData(task, {"train": split}, ()), max_length=32))
     inputs = AutoTokenizer.from_pretrained(bench_folder / "model")([("films", "good"), ("films", "bad")])
     good, bad = made.run(input_ids=torch.tensor(inputs["input_ids"]))["logits"].flatten().tolist()
     assert good > 0.6

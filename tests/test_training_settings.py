@@ -38,7 +38,7 @@ def settings(bench_folder: Path) -> dict[str, Any]:
     return SETTINGS | {"data": bench_folder / "data"}
 
 
-UNREAD = {"temperature": 4.0, "logits_loss": "mse", "mask_probability": 0.3, "dims": (8,), "pooled_loss": "mse"}
+UNREAD: dict[str, Any] = {"temperature": 4.0, "logits_loss": "mse", "mask_probability": 0.3, "dims": (8,), "pooled_loss": "mse"}
 
 
 @pytest.mark.parametrize("name", UNREAD)
@@ -64,7 +64,8 @@ def test_distillation_refuses_what_neither_models_nor_data_make_use_of(bench_fol
     teacher = tiny_model(head="classifier", num_labels=1, problem_type="regression")
     student = compresskit.compress(teacher, method="low-rank", ratio=2)
     rows = Dataset.from_dict({"input_ids": [[2, 7, 8, 3]] * 4, "labels": [0.1, 0.2, 0.3, 0.4]})
-    given = {"dataset": rows, "tokenizer": AutoTokenizer.from_pretrained(bench_folder / "model"), "device": "cpu"}
+    tokenizer = AutoTokenizer.from_pretrained(bench_folder / "model")
+    given: dict[str, Any] = {"dataset": rows, "tokenizer": tokenizer, "device": "cpu"}
     with pytest.raises(InputError, match="mask_probability: no word is hidden here"):
         compresskit.distill(student, teacher, mask_probability=0.3, **given)
     with pytest.raises(InputError, match="temperature: is of the loss logits, which compares the one number"):
