@@ -38,7 +38,8 @@ def settings(bench_folder: Path) -> dict[str, Any]:
     return SETTINGS | {"data": bench_folder / "data"}
 
 
-UNREAD: dict[str, Any] = {"temperature": 4.0, "logits_loss": "mse", "mask_probability": 0.3, "dims": (8,), "pooled_loss": "mse"}
+UNREAD: dict[str, Any] = {"temperature": 4.0, "logits_loss": "mse", "mask_probability": 0.3, "pooled_loss": "mse"}
+UNREAD |= {"dims": (8,)}
 
 
 @pytest.mark.parametrize("name", UNREAD)
