@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ import torch
 from compresskit.benchmark import latency
 from compresskit.benchmark.grid import GENERAL, Grid
 from compresskit.benchmark.quality import Encoded, Passages, closeness, retrieval
-from compresskit.benchmark.records import Record, frame
+from compresskit.benchmark.records import RECORD, Record, frame, write
 from compresskit.benchmark.report import comparison, plots
-from compresskit.benchmark.report.render import command
+from compresskit.benchmark.report.render import command, web_page
 from compresskit.benchmark.report.rivals import of_baselines
 
 MADE_BY = {
@@ -221,6 +223,22 @@ def test_a_baseline_says_its_rate_though_a_variant_has_it_too() -> None:
     ]
     assert "learning rate 0.0001 in stage 2" in dict(of_baselines(cells, grid))["half-layers"]
     assert "learning rate" not in dict(of_baselines([cells[0], cells[2]], grid))["half-layers"]
+
+
+def test_stage_1_is_told_for_each_model_whose_losses_differ(tmp_path: Path) -> None:
+    """A model without a head has no logits to compare; the line of the first model stood for every student."""
+    limits = {"learning_rate": 1e-3, "max_steps": 1, "max_tokens": None, "precision": "fp32"}
+    for model, losses in (("bare", {"hidden": 1}), ("headed", {"hidden": 1, "logits": 1})):
+        made = {"made_by": MADE_BY | {"general": limits | {"losses": losses}}, "model": model}
+        for method, asked in (("dense", None), ("low-rank", 4.0)):
+            key = f"{model[:2]}-{method}"[:8].ljust(8, "0")
+            (tmp_path / "cells" / f"x-{key}").mkdir(parents=True)
+            write(record(method, asked, "sst2", 0, 0.7, key=key, **made), tmp_path / "cells" / f"x-{key}" / RECORD)
+    grid = Grid(models=("bare", "headed"), tasks=("sst2",), methods=("low-rank",), ratios=(4.0,))
+    (tmp_path / "bench.json").write_text(json.dumps({"format_version": 1, "grid": grid.model_dump(mode="json")}))
+    text = web_page(tmp_path, "plotly.js")
+    for model, losses in (("bare", "hidden"), ("headed", "hidden, logits")):
+        assert re.search(rf"Stage 1, every student of {model}\b[^§]{{0,200}}losses {losses}, fp32", text)
 
 
 def test_an_unreachable_cell_stays_unreachable_over_tasks() -> None:
