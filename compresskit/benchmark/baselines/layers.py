@@ -24,7 +24,7 @@ class _FewerLayers(Baseline):
     """Keeps some layers, as DistilBERT begins, and everything else as it is."""
 
     trained = True
-    pace = 0.2  # measured on STS-B: 1e-4 where factors take 5e-4 (docs/results.md)
+    pace = 0.2  # 1e-4 where factors take 5e-4 (reports/dense-rates)
 
     @abstractmethod
     def kept(self, model: PreTrainedModel, asked: Asked) -> int:
