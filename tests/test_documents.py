@@ -49,7 +49,7 @@ SMALLER = {
 }
 SIZES = {"hidden_size": 96, "intermediate_size": 384, "vocab_size": 3000, "max_position_embeddings": 128}
 #: The last flag of a name counts.
-SHORT_BENCH = shlex.split("--ratios 8 --seeds 0 --baselines dense --task-epochs 0.1 --general-tokens")
+SHORT_BENCH = shlex.split("--ratios 8 --seeds 0 --baselines dense --general-tokens")
 
 
 def name_of(document: Path) -> str:
@@ -179,6 +179,7 @@ class Reader:
     def command(self, arguments: list[str]) -> None:
         if arguments[0] == "bench":
             arguments += [*SHORT_BENCH, "0" if "--task" in arguments else "100"]
+            arguments += ["--task-epochs", "0.1"] if {"--task", "bench-glue"} & {*arguments} else []
             arguments += [] if "--methods" in arguments else ["--methods", "low-rank"]
         words = arguments[1:]
         result = push(self.hub, self.run, *words) if arguments[0] == "push" else self.run(*arguments)
