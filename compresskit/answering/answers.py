@@ -201,9 +201,8 @@ def _length(kind: TaskKind, task: Task, read: Checkpoint, tokenizer: Any) -> int
 
 def _empty_note(split: Split) -> str | None:
     """A note on texts without a character or a word, which are answered like others."""
-    texts = [text if isinstance(text, str) else "".join(text) for row in split.texts for text in row]
-    empty = sum(not text.strip() for text in texts)
-    return f"{empty} of {len(texts)} texts are empty; they are answered as they are" if empty else None
+    count = sum(map(len, split.texts))
+    return f"{split.empty} of {count} texts are empty; they are answered as they are" if split.empty else None
 
 
 def _cut_note(kind: TaskKind, scoring: Scoring, lost: Sequence[int], what: str) -> str | None:

@@ -37,9 +37,8 @@ def found_rows(data: TaskData) -> str:
 def _parts(split: Split) -> Iterator[str]:
     if classes := _classes(split.targets):
         yield classes
-    texts = [text if isinstance(text, str) else "".join(text) for row in split.texts for text in row]
-    if empty := sum(not text.strip() for text in texts):
-        yield f"{empty:,} texts are empty" if empty > 1 else "1 text is empty"
+    if split.empty:
+        yield f"{split.empty:,} texts are empty" if split.empty > 1 else "1 text is empty"
     if split.remark:
         yield split.remark
 

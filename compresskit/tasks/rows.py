@@ -51,6 +51,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def empty(self) -> int:
+        """How many inputs are texts without a character but white space, or lists without a word."""
+        inputs = [text if isinstance(text, str) else "".join(text) for row in self.texts for text in row]
+        return sum(not text.strip() for text in inputs)
+
     def take(self, indices: Sequence[int], remark: str) -> Split:
         """Some of the rows; the remark is added to the own one."""
         return replace(
