@@ -69,3 +69,15 @@ def test_what_students_learn_from_is_not_of_the_dense_model() -> None:
     taught = Grid(tasks=("sst2",), teacher={"epochs": 1})
     for row in (dense, student):
         assert keys.settings(row, usual, ground) != keys.settings(row, taught, ground)
+
+
+def test_what_a_baseline_is_made_of_is_in_the_name_of_what_its_cells_share() -> None:
+    """Else a cell with a new file would start from what another cell learned with the old one."""
+    grid = Grid(tasks=("sst2",), methods=("low-rank",), share_general=True, baselines=("dense", "half-layers"))
+    (row,) = (row for row in grid.rows() if row.baseline == "half-layers")
+
+    def name(content: dict[str, str]) -> str:
+        ground = keys.Ground({"name": "bert"}, {"source": "text"}, {}, None, {"name": "sst2"}, {}, content)
+        return keys.start(row, grid, keys.settings(row, grid, ground), "bert", "sst2")
+
+    assert name({"weights": "1"}) == name({"weights": "1"}) != name({"weights": "2"})

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer, DebertaV2Config, DebertaV2Mod
 import compresskit
 from compresskit import InputError
 from compresskit.model.positions import positions
-from compresskit.model.sentence_vectors import pool, read_sentence_model
+from compresskit.model.sentence_vectors import SentenceModel, pool, read_sentence_model
 from compresskit.tasks.loading import load_task
 from compresskit.tasks.registry import KINDS
 
@@ -209,3 +209,12 @@ def test_scores_are_those_of_the_package(change: dict[str, Any], bench_folder: P
     ranks = compresskit.evaluate(folder, task="stsb-similarity", data=tmp_path / "data", device="cpu").record["scores"]
     wanted = spearmanr(own.similarity_pairwise(first, second), [row[2] for row in ROWS])[0]
     assert ranks["dev"]["spearman"] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_distances_between_near_vectors_are_exact() -> None:
+    """Expanding the square, as torch does from 26 rows on, cancels where distances are far below lengths."""
+    torch.manual_seed(0)
+    vectors = 1 + 1e-3 * torch.randn(40, 48)
+    exact = -(vectors.double()[:, None] - vectors.double()).norm(dim=2)
+    found = SentenceModel(similarity="euclidean").likenesses(vectors, vectors)
+    assert torch.allclose(found.double(), exact, rtol=1e-4, atol=1e-7)

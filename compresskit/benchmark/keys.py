@@ -19,7 +19,7 @@ from compresskit.decomposers import registry
 from compresskit.model.classes import in_order
 
 #: Entries of :func:`settings` that decide what cells share: a student after stage 1, or the compressed teacher.
-_OF_BOTH = ("model", "baseline", "recipe", "packages", "ratio", "versions", "host")
+_OF_BOTH = ("model", "baseline", "content", "recipe", "packages", "ratio", "versions", "host")
 _OF_GENERAL = (*_OF_BOTH, "text", "unit", "language", "max_texts", "general", "general_seed")
 _OF_TEACHER = (*_OF_BOTH, "task", "label_order", "data", "teacher", "first_seed")
 

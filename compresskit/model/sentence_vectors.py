@@ -143,7 +143,9 @@ class SentenceModel:
             first, second = (nn.functional.normalize(vectors, dim=1) for vectors in (first, second))
         if self.similarity in ("cosine", "dot"):
             return first @ second.T
-        return -torch.cdist(first, second, p=1 if self.similarity == "manhattan" else 2)
+        # Not by expanding the square, which cancels where vectors are near each other.
+        power = 1.0 if self.similarity == "manhattan" else 2.0
+        return -torch.cdist(first, second, p=power, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def pool(hidden: Tensor, mask: Tensor, modes: Sequence[str], prompt_tokens: int = 0) -> Tensor:
