@@ -143,7 +143,7 @@ class SentenceModel:
             first, second = (nn.functional.normalize(vectors, dim=1) for vectors in (first, second))
         if self.similarity in ("cosine", "dot"):
             return first @ second.T
-        # Not by expanding the square, which cancels where vectors are near each other.
+        # torch's other way expands the square, which cancels where vectors are near each other.
         power = 1.0 if self.similarity == "manhattan" else 2.0
         return -torch.cdist(first, second, p=power, compute_mode="donot_use_mm_for_euclid_dist")
 
