@@ -25,13 +25,14 @@ from compresskit.tasks.predictions import Counts
 from compresskit.tasks.registry import KINDS, predictions_of
 from compresskit.tasks.rows import Split, TaskData
 
-TASK = """version: 1
+METRICS = "[macro_f1, micro_f1, average_precision, exact_match]"
+TASK = f"""version: 1
 name: feelings
 kind: multi-label
 inputs: [text]
 label: labels
-files: {train: train.FORMAT, dev: dev.FORMAT}
-metrics: [macro_f1, micro_f1, average_precision, exact_match]
+files: {{train: train.FORMAT, dev: dev.FORMAT}}
+metrics: {METRICS}
 """
 
 
@@ -94,6 +95,7 @@ def test_scores_count_labels_that_dev_lacks(tmp_path: Path) -> None:
         (("feelings.yaml", "label: labels", "label: labels\nlabels: {A: '1', B: '1'}"), ["have the same value '1'"]),
         (("feelings.yaml", "label: labels", "label: '*'"), ["needs labels"]),
         (("feelings.yaml", "macro_f1", "accuracy"), ["unknown metric 'accuracy'"]),
+        (("feelings.yaml", "metrics", "threshold: 30\nmetrics"), ["threshold", "less than 1"]),
     ],
 )
 def test_bad_input(
@@ -197,6 +199,30 @@ def test_scores_are_those_of_scikit_learn() -> None:
     assert found["macro_f1"] == pytest.approx(f1_score(wanted, scores >= 0.5, average="macro"))
     assert found["micro_f1"] == pytest.approx(f1_score(wanted, scores >= 0.5, average="micro"))
     assert found["average_precision"] == pytest.approx(average_precision_score(wanted, scores))
+
+
+def test_a_declared_threshold_decides_what_counts(tmp_path: Path) -> None:
+    chance = np.random.default_rng(2)
+    wanted, scores = chance.integers(0, 2, (30, 2)), chance.random((30, 2))
+    lines = [("x", ",".join(name for name, flag in zip("ab", row, strict=True) if flag)) for row in wanted]
+    path = write(tmp_path, lines, lines)
+    path.write_text(path.read_text() + "threshold: 0.3\n")
+    data = load_data(load_task(path), tmp_path)
+    names = dict(enumerate("ab"))
+    model = tiny_model(head="classifier", id2label=names, label2id={name: i for i, name in names.items()})
+    kind, scoring, dev = KINDS.get("multi-label"), Scoring(model, None, 8), data.splits["dev"]
+    found = kind.measure(scoring, data, dev, list(scores))
+    assert found["macro_f1"] == pytest.approx(f1_score(wanted, scores >= 0.3, average="macro"))
+    assert found["macro_f1"] != pytest.approx(f1_score(wanted, scores >= 0.5, average="macro"))
+    tables = kind.report(scoring, data, dev, list(scores)).tables
+    assert tables["by label"]["macro avg"]["f1"] == pytest.approx(found["macro_f1"])
+    assert tables["by threshold"]["from 0.3"]["macro_f1"] == pytest.approx(found["macro_f1"])
+    tried = tables["by threshold"]["from 0.7"]["micro_f1"]
+    assert tried == pytest.approx(f1_score(wanted, scores >= 0.7, average="micro"))
+    other = path.read_text().replace("multi-label", "classification").replace(METRICS, "[accuracy]")
+    path.write_text(other)
+    with pytest.raises(InputError, match="threshold is for kinds with several labels"):
+        load_task(path)
 
 
 def test_one_label_is_scored_by_itself() -> None:

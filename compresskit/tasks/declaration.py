@@ -57,6 +57,7 @@ class Task(_Strict):
         hub: where the task lies on the hub, for use without a data folder.
         metrics: names of metrics that the kind has; the first one is the primary metric.
         max_length: default length in tokens.
+        threshold: ``multi-label``: a label counts as predicted from this probability on. Default: 0.5.
         bad_lines: ``refuse`` (default) or ``skip`` lines with the wrong number of fields, with a note.
         holdout: the share of ``train`` that serves as ``dev`` where no such file is there (seed 0, stated in a note).
         transfer_of: tasks whose models this one scores; it is for evaluation only.
@@ -76,6 +77,7 @@ class Task(_Strict):
     hub: Hub | None = None
     metrics: tuple[str, ...] = Field(min_length=1)
     max_length: int = Field(default=128, ge=8)
+    threshold: float | None = Field(default=None, gt=0, lt=1)
     bad_lines: Literal["refuse", "skip"] = "refuse"
     holdout: float = Field(default=0.1, gt=0, lt=1)
     transfer_of: tuple[str, ...] = ()

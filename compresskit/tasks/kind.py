@@ -82,6 +82,7 @@ class TaskKind(ABC):
         predictions: what the head predicts and how it is learnt. Default: one tensor of logits.
         inputs: names of the two inputs where there must be two; empty: one or two are fine.
         takes_labels: whether a declaration may list labels.
+        takes_threshold: whether a declaration may say from which probability on a label counts.
         tables: the further tables that a declaration may name: all of them or none.
         has_documents: whether a second model may embed the documents (:attr:`Scoring.documents`).
         window: tokens of the windows that ``predict`` reads long texts in; None where it cuts them.
@@ -95,6 +96,7 @@ class TaskKind(ABC):
     predictions: ClassVar[Predictions] = PLAIN
     inputs: ClassVar[tuple[str, ...]] = ()
     takes_labels: ClassVar[bool] = False
+    takes_threshold: ClassVar[bool] = False
     tables: ClassVar[tuple[str, ...]] = ()
     has_documents: ClassVar[bool] = False
     window: ClassVar[int | None] = None
@@ -106,8 +108,8 @@ class TaskKind(ABC):
         """Refuse a declaration that does not fit the kind.
 
         Raises:
-            InputError: a metric that the kind does not have, labels where it has none, a wrong number of inputs, tables
-                that it does not read.
+            InputError: a metric that the kind does not have, labels or a threshold where it has none, a wrong number of
+                inputs, tables that it does not read.
         """
         for metric in task.metrics:
             if metric not in self.metrics:
@@ -116,6 +118,10 @@ class TaskKind(ABC):
             if not self.takes_labels:
                 raise InputError(f"labels are for kinds with classes, such as classification, not for {self.name}")
             check_declared(task.labels)
+        if task.threshold is not None and not self.takes_threshold:
+            raise InputError(
+                f"threshold is for kinds with several labels for a text (multi-label), not for {self.name}"
+            )
         for what, names in (("inputs and label", (*task.inputs, task.label)), ("columns", task.columns or ())):
             if twice := [name for name in names if names.count(name) > 1]:
                 raise InputError(f"{what}: {twice[0]!r} comes twice")

@@ -27,8 +27,8 @@ from compresskit.tasks.predictions import Counts, Form, Output, Predictions
 from compresskit.tasks.registry import register
 from compresskit.tasks.rows import Place, Split, TaskData, absent_notes
 
-#: A label counts as predicted where its probability is at least this.
-THRESHOLD = 0.5
+#: Thresholds of a report: from them on a label counts.
+_TRIED = tuple(tenth / 10 for tenth in range(1, 10))
 #: What separates several labels in one cell.
 _SEPARATORS = (",", ";", "|")
 
@@ -81,7 +81,8 @@ class MultiLabel(TaskKind):
     """Targets are tuples of label names, also empty ones.
 
     The column of labels holds lists, or texts with one of ``,``, ``;`` and ``|`` between the labels; or there is a
-    column of 0 and 1 for every label: then the declaration lists the labels, and ``label`` is ``*``.
+    column of 0 and 1 for every label: then the declaration lists the labels, and ``label`` is ``*``. A label counts as
+    predicted from the declared threshold on.
     """
 
     name = "multi-label"
@@ -90,6 +91,7 @@ class MultiLabel(TaskKind):
     metrics = ("macro_f1", "micro_f1", "average_precision", "exact_match")
     predictions = SeveralLabels()
     takes_labels = True
+    takes_threshold = True
 
     def check(self, task: Task) -> None:
         super().check(task)
@@ -195,28 +197,24 @@ class MultiLabel(TaskKind):
         for probabilities in self.answers(scoring, data, split):
             order = np.argsort(-probabilities, kind="stable")
             told = {names[i]: float(probabilities[i]) for i in order}
-            given = [name for name, share in told.items() if share >= THRESHOLD]
+            given = [name for name, share in told.items() if share >= _threshold(data.task)]
             told = dict(list(told.items())[: max(most, len(given))])
             line = ", ".join(with_score(name, told[name]) for name in given) or "none of the labels"
             found.append(Answer(line, {"labels": given, "probabilities": told}))
         return found
 
     def measure(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> dict[str, float]:
-        """At the threshold 0.5, over all labels of the model, whichever of them these rows have. ``average_precision``
-        is the mean over the labels that occur; it needs no threshold.
+        """At the task's threshold, over all labels of the model, whichever of them these rows have.
+        ``average_precision`` is the mean over the labels that occur; it needs no threshold.
         """
-        from sklearn.metrics import average_precision_score, f1_score
+        from sklearn.metrics import average_precision_score
 
         order = map_labels(data.task, data.labels, scoring.model, data.sources).single
         wanted = np.array([[name in names for name in order] for names in split.targets])
         probabilities = np.stack(answers)
-        given = probabilities >= THRESHOLD
-        # Label by label: scikit-learn takes one column for two classes, of which it would give the mean.
-        labels = list(zip(wanted.T, given.T, probabilities.T, strict=True))
-        precisions = [average_precision_score(y, p) for y, _, p in labels if y.any()]
-        return {
-            "macro_f1": float(np.mean([f1_score(y, g, zero_division=0) for y, g, _ in labels])),
-            "micro_f1": float(f1_score(wanted.ravel(), given.ravel(), zero_division=0)),
+        given = probabilities >= _threshold(data.task)
+        precisions = [average_precision_score(y, p) for y, p in zip(wanted.T, probabilities.T, strict=True) if y.any()]
+        return _f1(wanted, given) | {
             "average_precision": min(float(np.mean(precisions)), 1.0) if precisions else 0.0,
             "exact_match": float((wanted == given).all(axis=1).mean()),
         }
@@ -224,7 +222,26 @@ class MultiLabel(TaskKind):
     def report(self, scoring: Scoring, data: TaskData, split: Split, answers: Sequence[Any]) -> reports.Report:
         order = list(map_labels(data.task, data.labels, scoring.model, data.sources).single)
         wanted = np.array([[name in names for name in order] for names in split.targets])
-        return reports.of_labels(wanted, np.stack(answers) >= THRESHOLD, order)
+        probabilities = np.stack(answers)
+        by_label = reports.of_labels(wanted, probabilities >= _threshold(data.task), order)
+        tried: reports.Rows = {f"from {at:.1f}": _f1(wanted, probabilities >= at) for at in _TRIED}
+        return reports.Report({**by_label.tables, "by threshold": tried})
+
+
+def _threshold(task: Task) -> float:
+    return 0.5 if task.threshold is None else task.threshold
+
+
+def _f1(wanted: np.ndarray, given: np.ndarray) -> dict[str, float]:
+    """Of two tables of flags, (rows, labels)."""
+    # Label by label: scikit-learn takes one column for two classes, of which it would give the mean.
+    from sklearn.metrics import f1_score
+
+    labels = zip(wanted.T, given.T, strict=True)
+    return {
+        "macro_f1": float(np.mean([f1_score(y, g, zero_division=0) for y, g in labels])),
+        "micro_f1": float(f1_score(wanted.ravel(), given.ravel(), zero_division=0)),
+    }
 
 
 def _cells(value: Any) -> list[Any] | None:
