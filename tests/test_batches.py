@@ -43,12 +43,28 @@ def test_the_same_sequences_meet_in_a_step(world: int, accumulation: int) -> Non
         assert sorted(i for part in parts for i in part) == sorted(batch)
 
 
-def test_a_remainder_too_small_to_share_changes_nothing_else() -> None:
+def test_a_remainder_too_small_to_share_is_left_out_whatever_its_length() -> None:
+    """What was cut off behind the sort by length was always the shortest sequence, in every epoch."""
     lengths = LENGTHS[: 24 * 10 + 1]  # the last batch has one sequence
     one = list(LengthBatchSampler(lengths, 24))
-    two = [list(LengthBatchSampler(lengths, 24, world=2, rank=rank)) for rank in range(2)]
-    joined = [sorted([*a, *b]) for a, b in zip(*two, strict=True)]
-    assert joined == [sorted(batch) for batch in one if len(batch) > 1]
+    ranks = [LengthBatchSampler(lengths, 24, world=2, rank=rank) for rank in range(2)]
+    missed = set()
+    for epoch in range(30):
+        for sampler in ranks:
+            sampler.set_epoch(epoch)
+        joined = [[*a, *b] for a, b in zip(*ranks, strict=True)]
+        assert all(len(batch) == 24 for batch in joined)
+        missed |= set(range(len(lengths))) - {i for batch in joined for i in batch}
+    assert len(missed) > 20
+    short = LengthBatchSampler(np.arange(1, 28), 24, drop_last=True)  # one pool alone
+    seen = set()
+    for epoch in range(40):
+        short.set_epoch(epoch)
+        seen |= {i for batch in short for i in batch}
+    assert len(seen) == 27
+    pairs = LengthBatchSampler(LENGTHS[:28], 8, drop_last=True, together=2)
+    assert [len(batch) for batch in pairs] == [8] * 3
+    assert all(a + 1 == b and a % 2 == 0 for batch in pairs for a, b in zip(batch[::2], batch[1::2], strict=True))
     assert [LengthBatchSampler(lengths, 24, world=world).left_out for world in (1, 2)] == [0, 1]
     assert LengthBatchSampler(LENGTHS, 16, world=4).left_out == 0  # 11 are enough for 4
     assert len(one) == len(joined) + 1

@@ -54,6 +54,20 @@ def test_classes_are_reported_as_by_scikit_learn() -> None:
     same(reports.of_labels(*labels, CLASSES).tables["by label"], theirs)
 
 
+def test_classes_that_are_called_like_a_mean_keep_their_row() -> None:
+    names = ["accuracy", "price", "macro avg"]
+    targets = ["accuracy", "price", "price", "accuracy", "macro avg"]
+    answers = ["accuracy", "accuracy", "price", "price", "macro avg"]
+    found = reports.of_classes(targets, answers, names).tables["by class"]
+    assert found["accuracy (class)"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    assert found["accuracy"] == {"f1": pytest.approx(0.6), "support": 5}
+    assert found["macro avg (class)"]["f1"] == 1
+    assert found["macro avg"]["f1"] == pytest.approx(2 / 3)
+    flags = np.array([[1, 0], [0, 1]])
+    by_label = reports.of_labels(flags, flags[::-1], ["micro avg", "b"]).tables["by label"]
+    assert by_label["micro avg (class)"]["support"] == 1
+
+
 def test_entities_are_reported_as_by_seqeval() -> None:
     targets = [["B-x", "I-x", "O"], ["B-y", "O", "B-x"]]
     answers = [["B-x", "O", "O"], ["B-y", "O", "B-y"]]

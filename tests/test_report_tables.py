@@ -208,6 +208,18 @@ def test_seeds_of_another_method_are_not_missing_over_tasks() -> None:
     assert row["score_kept"] == pytest.approx((0.6 + 0.5) / 2 / 0.8)
 
 
+def test_a_failed_first_cell_takes_no_seed_with_it_over_tasks() -> None:
+    """The row over tasks took its status from the first cell of all, so that every seed counted as failed."""
+    cells = [record("dense", None, task, 0, 0.8) for task in ("sst2", "rte")]
+    for task in ("sst2", "rte"):
+        cells += [record("x", 4, task, seed, score) for seed, score in ((0, None), (1, 0.6), (2, 0.4))]
+    table = comparison.by_seed(comparison.over_tasks(frame(cells)))
+    row = table[table["method"] == "x"].iloc[0]
+    assert (row["status"], row["seeds"], row["asked"]) == ("finished in part", 2, 3)
+    assert row["score_kept"] == pytest.approx(0.5 / 0.8)
+    assert row["megabytes"] > 0
+
+
 def test_a_baseline_says_its_rate_though_a_variant_has_it_too() -> None:
     """The report's line on training is of students without a variant, whose rate would seem to be the baseline's."""
 

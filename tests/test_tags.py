@@ -202,6 +202,17 @@ def test_labels_of_bilou_are_those_of_the_model(tmp_path: Path, bench_folder: Pa
         columns(tmp_path, text, labels.replace("O: O", "S-x: S-x"), "entity_f1")
 
 
+def test_a_word_that_was_cut_off_is_wrong_where_no_tag_is_outside(bench_folder: Path, tmp_path: Path) -> None:
+    names = ("B-x", "I-x")
+    labels = f"labels: {{{', '.join(f'{name}: {name}' for name in names)}}}\n"
+    data = columns(tmp_path, "good B-x\nbad I-x\nthe B-x\n", labels, "entity_recall, accuracy")
+    model = tiny_model(head="tokens", id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    kind, scoring, split = KINDS.get("tags"), Scoring(model, None, 32), data.splits["dev"]
+    found = kind.measure(scoring, data, split, [["B-x", "I-x", ""]])
+    assert found == {"entity_recall": 0.5, "accuracy": pytest.approx(2 / 3)} | found
+    assert kind.report(scoring, data, split, [["B-x", "I-x", ""]]).tables["by type"]["x"]["recall"] == 0.5
+
+
 def test_evaluation_says_what_was_cut(bench_folder: Path, tmp_path: Path) -> None:
     rows = [(["the", "x"] * 5, ["O", "B-x"] * 5)]
     task = write(tmp_path, rows, rows)

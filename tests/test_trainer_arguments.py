@@ -13,11 +13,20 @@ import torch
 import transformers
 from conftest import tiny_model
 from datasets import Dataset
-from transformers import BertTokenizer, DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments
+from transformers import (
+    BertTokenizer,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
 
 import compresskit
 from compresskit import DistillationTrainer, InputError, Stage
+from compresskit.tasks.ranking import Relevance
 from compresskit.tasks.registry import predictions_of
+from compresskit.training.batches import MaskingCollator
 from compresskit.training.early_stopping import EarlyStopping
 
 OURS = """
@@ -70,7 +79,7 @@ def collator(bench_folder: Path) -> DataCollatorWithPadding:
 def trainer(tmp_path: Path, collator: Any, **changes: Any) -> DistillationTrainer:
     """Of a tiny classifier; ``changes`` go to TrainingArguments or the constructor, wherever they belong."""
     own = {name: changes.pop(name) for name in list(changes) if name in inspect.signature(Trainer).parameters}
-    own |= {name: changes.pop(name) for name in ("teacher", "stage", "predictions") if name in changes}
+    own |= {name: changes.pop(name) for name in ("teacher", "stage", "predictions", "together") if name in changes}
     known = {"output_dir": str(tmp_path / "out"), "max_steps": 3, "per_device_train_batch_size": 4, "use_cpu": True}
     known |= {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "learning_rate": 1e-3}
     arguments: dict[str, Any] = {
@@ -170,6 +179,44 @@ def test_order_and_last_batch_follow_their_arguments(tmp_path: Path, collator: A
     own = trainer(tmp_path, collator, train_dataset=long, length_column_name="size")
     own.get_train_dataloader()
     assert list(own.sampler) == first
+
+
+def test_lengths_do_not_reorder_what_is_evaluated(tmp_path: Path, collator: Any) -> None:
+    held = rows(10)
+    plain, by_length = (
+        trainer(tmp_path, collator, train_sampling_strategy=how, eval_dataset=held).predict(held).predictions
+        for how in ("random", "group_by_length")
+    )
+    assert np.allclose(plain, by_length, atol=1e-6)
+
+
+def test_pairs_are_not_parted(tmp_path: Path, collator: Any) -> None:
+    model = {"model": tiny_model("bert", "classifier", num_labels=1), "teacher": None}
+    relevance = {"predictions": Relevance(), "together": 2, "train_dataset": rows().remove_columns("labels")}
+    stage = Stage(losses={"logits": 1}, logits_loss="margin")
+    fits = {**model, **relevance, "stage": stage} | {"teacher": tiny_model("bert", "classifier", seed=3, num_labels=1)}
+    trainer(tmp_path, collator, **fits).train()
+    for changes, what in (
+        ({"per_device_train_batch_size": 3}, "per_device_train_batch_size"),
+        ({"train_dataset": rows(13).remove_columns("labels")}, "train_dataset"),
+        ({"eval_dataset": rows(4), "per_device_eval_batch_size": 3}, "per_device_eval_batch_size"),
+        ({"eval_dataset": {"a": rows(4), "b": rows(5)}}, "eval_dataset"),
+    ):
+        with pytest.raises(InputError, match=f"{what}.*must be a multiple of 2"):
+            trainer(tmp_path, collator, **{**fits, **changes})
+
+
+def test_masks_are_other_ones_in_every_epoch(tmp_path: Path, collator: Any) -> None:
+    model = tiny_model("bert", "masked-lm")
+    own = {"model": model, "train_dataset": rows().remove_columns("labels")}
+    masking = MaskingCollator(collator.tokenizer, 0.3, 0)
+    with pytest.raises(InputError, match="dataloader_persistent_workers=True: is not supported where words are masked"):
+        trainer(tmp_path, masking, **own, dataloader_num_workers=1, dataloader_persistent_workers=True, max_steps=1)
+    # The labels that transformers' own collator makes count as labels too.
+    theirs = DataCollatorForLanguageModeling(collator.tokenizer, mlm_probability=0.3)
+    found = trainer(tmp_path, theirs, **own)
+    assert found.loss.weights == {"supervised": 1}
+    found.train()
 
 
 def test_columns_reach_the_collator_as_asked(tmp_path: Path, collator: Any) -> None:

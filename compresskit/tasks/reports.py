@@ -12,6 +12,8 @@ from compresskit.tasks.metrics import OF_NUMBERS
 
 #: Row -> column -> number; whole numbers count rows, others are fractions or in the unit of the targets.
 Rows = dict[str, dict[str, float]]
+#: Rows of scikit-learn's and seqeval's reports that are of no class.
+_MEANS = ("accuracy", "micro avg", "macro avg", "weighted avg", "samples avg")
 #: How many parts numbers are cut into, by their size.
 PARTS = 5
 
@@ -55,7 +57,8 @@ def of_classes(targets: Sequence[str], answers: Sequence[str], classes: Sequence
     from sklearn.metrics import classification_report, confusion_matrix
 
     order = list(classes)
-    found = classification_report(targets, answers, labels=order, output_dict=True, zero_division=0)
+    names = _unlike_means(order)
+    found = classification_report(targets, answers, labels=order, target_names=names, output_dict=True, zero_division=0)
     confusion = confusion_matrix(targets, answers, labels=order)
     return Report({"by class": _rows(found, len(targets))}, tuple(order), confusion.tolist())
 
@@ -73,7 +76,7 @@ def of_labels(targets: np.ndarray, answers: np.ndarray, labels: Sequence[str]) -
     if len(labels) == 1:  # one column would be two classes
         wanted, given, numbers = wanted.ravel(), given.ravel(), range(1, 2)
     found = classification_report(
-        wanted, given, labels=list(numbers), target_names=list(labels), output_dict=True, zero_division=0
+        wanted, given, labels=list(numbers), target_names=_unlike_means(labels), output_dict=True, zero_division=0
     )
     return Report({"by label": _rows(found, len(targets))})
 
@@ -87,6 +90,11 @@ def of_entities(targets: Sequence[Sequence[str]], answers: Sequence[Sequence[str
     if not get_entities(wanted) and not get_entities(given):
         return Report()
     return Report({"by type": _rows(classification_report(wanted, given, output_dict=True, zero_division=0), 0)})
+
+
+def _unlike_means(names: Sequence[str]) -> list[str]:
+    """The names; those that scikit-learn and seqeval give to means over all are marked, or one would hide the other."""
+    return [f"{name} (class)" if name in _MEANS else name for name in names]
 
 
 def _rows(found: dict[str, Any], total: int) -> Rows:

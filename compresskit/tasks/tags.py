@@ -294,7 +294,9 @@ def _respell(task: Task, row: dict[str, Any], place: Place) -> int:
 
 
 def _spelt(tag: str, prefixes: Mapping[str, str]) -> str:
-    """A tag with another prefix, where ``prefixes`` have its own."""
+    """A tag with another prefix, where ``prefixes`` have its own; a word without a tag is outside of every entity."""
+    if not tag:
+        return OUTSIDE
     prefix, dash, kind = tag.partition("-")
     return f"{prefixes.get(prefix, prefix)}-{kind}" if dash else tag
 

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from compresskit.errors import InputError
 from compresskit.internals.transformers import checkpointing_of, set_checkpointing
+from compresskit.training.batches import MaskingCollator
 
 _BATCHES = "batches hold sequences of similar length, in an order of (seed, epoch)"
 _LOSSES = "the loss is that of the stage"
@@ -73,6 +74,30 @@ def check_arguments(args: TrainingArguments, targets: tuple[str, ...], rest: Map
     ):
         if rest.get(name) is not None:
             raise InputError(f"{name}: is not supported: {reason}")
+
+
+def check_together(together: int, args: TrainingArguments, rows: Any, held_out: Any) -> None:
+    """Refuse batches and data sets that would part rows which stay together. Raises InputError."""
+    counts = {
+        "per_device_train_batch_size": args.per_device_train_batch_size,
+        "train_dataset: its number of rows": len(rows),
+    }
+    if held_out is not None:
+        sets = held_out.values() if isinstance(held_out, dict) else [held_out]
+        counts["per_device_eval_batch_size"] = args.per_device_eval_batch_size
+        counts["eval_dataset: its number of rows"] = next((len(each) for each in sets if len(each) % together), 0)
+    for name, count in counts.items():
+        if count % together:
+            raise InputError(f"{name} ({count}): must be a multiple of {together}, for so many rows stay together")
+
+
+def check_workers(args: TrainingArguments, collator: Any) -> None:
+    """Refuse workers that would keep the masks of the first epoch. Raises InputError."""
+    if args.dataloader_persistent_workers and isinstance(collator, MaskingCollator):
+        raise InputError(
+            "dataloader_persistent_workers=True: is not supported where words are masked anew in every epoch: workers "
+            "would keep the masks of the first one"
+        )
 
 
 def without_reentrance(args: TrainingArguments) -> None:

@@ -26,9 +26,9 @@ class LengthBatchSampler(Sampler[list[int]]):
     """Micro-batches of this process, of sequences of similar length.
 
     One optimizer step takes ``batch_size`` sequences, cut into ``parts`` micro-batches (devices x accumulation steps)
-    in a fixed way: the same sequences meet in the same step however many processes share it (a last batch with fewer
-    sequences than micro-batches is left out). The order is a function of (seed, epoch) alone, so that a resumed run
-    continues exactly.
+    in a fixed way: the same sequences meet in the same step however many processes share it. A rest with fewer
+    sequences than micro-batches is left out: others in every epoch, of any length. The order is a function of
+    (seed, epoch) alone, so that a resumed run continues exactly.
 
     Args:
         lengths: tokens of each sequence.
@@ -86,14 +86,15 @@ class LengthBatchSampler(Sampler[list[int]]):
         generator = np.random.default_rng((self.seed, epoch))
         groups = np.arange(len(self.lengths)).reshape(-1, self.together)
         longest = self.lengths[groups].max(axis=1, initial=0)
-        order, size = generator.permutation(len(groups)), self.batch_size // self.together
+        size = self.batch_size // self.together
+        # What is left out goes before the pools are sorted: after that it would always be the shortest.
+        order = generator.permutation(len(groups))[: len(groups) - self.left_out // self.together]
         batches = []
         for start in range(0, len(order), size * _POOL):
             chunk = order[start : start + size * _POOL]
             chunk = chunk[np.argsort(-longest[chunk], kind="stable")]
             batches += [groups[chunk[i : i + size]].ravel() for i in range(0, len(chunk), size)]
-        shuffled = [batches[i] for i in generator.permutation(len(batches))]
-        return [batch for batch in shuffled if len(batch) >= self.least]
+        return [batches[i] for i in generator.permutation(len(batches))]
 
     def steps_for_tokens(self, tokens: int) -> int:
         """Optimizer steps until at least ``tokens`` real (non-padding) tokens were seen."""
@@ -140,6 +141,11 @@ class _TokenColumns:
                 place[start : start + len(value)] = value
             batch[name] = padded
         return batch
+
+
+def is_masking(collator: Any) -> bool:
+    """Whether a collator hides words, other ones in every epoch, and gives labels for them."""
+    return isinstance(collator, DataCollatorForLanguageModeling) and bool(collator.mlm)
 
 
 class PaddingCollator(_TokenColumns, DataCollatorWithPadding):

@@ -28,8 +28,14 @@ from compresskit.planning.stage import Stage
 from compresskit.tasks.predictions import Predictions, count_items
 from compresskit.tasks.registry import predictions_of
 from compresskit.training.alignment import WordsOfBatch, is_by_words, pair_columns, teacher_inputs, words_of
-from compresskit.training.arguments import check_arguments, check_checkpointing, without_reentrance
-from compresskit.training.batches import LengthBatchSampler, MaskingCollator
+from compresskit.training.arguments import (
+    check_arguments,
+    check_checkpointing,
+    check_together,
+    check_workers,
+    without_reentrance,
+)
+from compresskit.training.batches import LengthBatchSampler, MaskingCollator, is_masking
 from compresskit.training.checkpoints import PART, put_in_place, state_of
 from compresskit.training.early_stopping import EarlyStopping
 from compresskit.training.meter import Meter
@@ -108,15 +114,18 @@ class DistillationTrainer(Trainer):
         self.every_column = not args.remove_unused_columns
         args.remove_unused_columns = False  # columns are chosen below
         args.logging_nan_inf_filter = False  # a loss that is not finite stops the run
+        args.train_sampling_strategy = "random"  # our batches are by length; by_length would reorder evaluation as well
         super().__init__(model=model, args=args, train_dataset=train_dataset, callbacks=list(callbacks), **rest)
         self.data_collator = _padding(self.data_collator, model)
         self.add_callback(_SetEpoch(self))
         # Says that compute_loss divides by the counts of the whole step, so that Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
-        masked = isinstance(self.data_collator, MaskingCollator)
+        check_workers(args, self.data_collator)
+        masked = is_masking(self.data_collator)
         columns = train_dataset.column_names
         own = None if teacher is None else twin(teacher).eval()
         _check_stage(stage, predictions, callbacks, together)
+        check_together(together, args, train_dataset, rest.get("eval_dataset"))
         self.vectors, self.together = vectors, together
         self.loss = Objective(
             model,
@@ -302,7 +311,7 @@ class DistillationTrainer(Trainer):
             (self.loss.by_words, "it has another vocabulary than the student"),
             (self.args.world_size > 1, "one of several processes would keep the others waiting"),
             (self.args.device.type != "cpu", "a GPU computes them faster than files are read"),
-            (isinstance(self.data_collator, MaskingCollator), "other words are masked in every epoch"),
+            (is_masking(self.data_collator), "other words are masked in every epoch"),
         )
         return next((reason for holds, reason in reasons if holds), None)
 

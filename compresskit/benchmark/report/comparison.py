@@ -160,7 +160,7 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
                 for task, of_task in cells.groupby("task", sort=False)
             ]
             chosen = pd.concat(mine)
-            row = cells.iloc[0].to_dict() | {"task": "all tasks", "metric": "mean over tasks", "seed": seed}
+            row = chosen.iloc[0].to_dict() | {"task": "all tasks", "metric": "mean over tasks", "seed": seed}
             whole = chosen["task"].nunique() == frame["task"].nunique() and (chosen["status"] == "finished").all()
             row["score_asymmetric"] = np.nan  # not every task has one
             numbers = chosen[[*figures, "score_kept"]].apply(pd.to_numeric).groupby(chosen["task"]).mean()
