@@ -220,6 +220,15 @@ def test_a_failed_first_cell_takes_no_seed_with_it_over_tasks() -> None:
     assert row["megabytes"] > 0
 
 
+def test_a_failed_seed_of_a_task_with_seeds_of_its_own_hides_no_other() -> None:
+    cells = [record("dense", None, task, 0, 0.8) for task in ("sst2", "rte")]
+    cells += [record("x", 4, "sst2", seed, 0.6) for seed in (0, 1, 2)]
+    cells += [record("x", 4, "rte", 5, None), record("x", 4, "rte", 6, 0.4)]
+    row = comparison.by_seed(comparison.over_tasks(frame(cells))).set_index("method").loc["x"]
+    assert (row["status"], row["seeds"]) == ("finished", 3)
+    assert row["score_kept"] == pytest.approx(0.5 / 0.8)
+
+
 def test_a_baseline_says_its_rate_though_a_variant_has_it_too() -> None:
     """The report's line on training is of students without a variant, whose rate would seem to be the baseline's."""
 

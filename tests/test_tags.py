@@ -209,7 +209,8 @@ def test_a_word_that_was_cut_off_is_wrong_where_no_tag_is_outside(bench_folder: 
     model = tiny_model(head="tokens", id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     kind, scoring, split = KINDS.get("tags"), Scoring(model, None, 32), data.splits["dev"]
     found = kind.measure(scoring, data, split, [["B-x", "I-x", ""]])
-    assert found == {"entity_recall": 0.5, "accuracy": pytest.approx(2 / 3)} | found
+    assert found["entity_recall"] == 0.5
+    assert found["accuracy"] == pytest.approx(2 / 3)
     assert kind.report(scoring, data, split, [["B-x", "I-x", ""]]).tables["by type"]["x"]["recall"] == 0.5
 
 

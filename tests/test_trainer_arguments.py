@@ -204,9 +204,11 @@ def test_pairs_are_not_parted(tmp_path: Path, collator: Any) -> None:
     ):
         with pytest.raises(InputError, match=f"{what}.*must be a multiple of 2"):
             trainer(tmp_path, collator, **{**fits, **changes})
+    with pytest.raises(InputError, match=r"eval_dataset.*must be a multiple of 2"):
+        trainer(tmp_path, collator, **fits).evaluate(rows(5))
 
 
-def test_masks_are_other_ones_in_every_epoch(tmp_path: Path, collator: Any) -> None:
+def test_masking_is_known_and_takes_no_persistent_workers(tmp_path: Path, collator: Any) -> None:
     model = tiny_model("bert", "masked-lm")
     own = {"model": model, "train_dataset": rows().remove_columns("labels")}
     masking = MaskingCollator(collator.tokenizer, 0.3, 0)

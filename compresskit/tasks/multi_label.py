@@ -224,8 +224,9 @@ class MultiLabel(TaskKind):
         wanted = np.array([[name in names for name in order] for names in split.targets])
         probabilities = np.stack(answers)
         by_label = reports.of_labels(wanted, probabilities >= _threshold(data.task), order)
-        tried: reports.Rows = {f"from {at:.1f}": _f1(wanted, probabilities >= at) for at in _TRIED}
-        return reports.Report({**by_label.tables, "by threshold": tried})
+        tried = sorted({*_TRIED, _threshold(data.task)})
+        by_threshold: reports.Rows = {f"from {at:g}": _f1(wanted, probabilities >= at) for at in tried}
+        return reports.Report({**by_label.tables, "by threshold": by_threshold})
 
 
 def _threshold(task: Task) -> float:

@@ -12,7 +12,7 @@ from compresskit.tasks.metrics import OF_NUMBERS
 
 #: Row -> column -> number; whole numbers count rows, others are fractions or in the unit of the targets.
 Rows = dict[str, dict[str, float]]
-#: Rows of scikit-learn's and seqeval's reports that are of no class.
+#: Rows of scikit-learn's reports that are of no class.
 _MEANS = ("accuracy", "micro avg", "macro avg", "weighted avg", "samples avg")
 #: How many parts numbers are cut into, by their size.
 PARTS = 5
@@ -93,7 +93,7 @@ def of_entities(targets: Sequence[Sequence[str]], answers: Sequence[Sequence[str
 
 
 def _unlike_means(names: Sequence[str]) -> list[str]:
-    """The names; those that scikit-learn and seqeval give to means over all are marked, or one would hide the other."""
+    """The names; those that scikit-learn gives to means over all are marked, or one would hide the other."""
     return [f"{name} (class)" if name in _MEANS else name for name in names]
 
 

@@ -76,7 +76,7 @@ def check_arguments(args: TrainingArguments, targets: tuple[str, ...], rest: Map
             raise InputError(f"{name}: is not supported: {reason}")
 
 
-def check_together(together: int, args: TrainingArguments, rows: Any, held_out: Any) -> None:
+def check_together(together: int, args: TrainingArguments, rows: Any = (), held_out: Any = None) -> None:
     """Refuse batches and data sets that would part rows which stay together. Raises InputError."""
     counts = {
         "per_device_train_batch_size": args.per_device_train_batch_size,

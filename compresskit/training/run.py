@@ -281,7 +281,7 @@ class Run:
             notes = self._drive(trainer, work.last_checkpoint if work is not None else None, steps, stopping)
         if lost := sampler.left_out:
             every = f"{lost} of {len(sampler.lengths)} sequences are left out of every pass over the data"
-            notes.append(f"{every}, others each time: they are fewer than the {sampler.world} parts of a batch")
+            notes.append(f"{every}, others each time: they are too few for the {sampler.world} parts of a batch")
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
         steps = trainer.state.global_step  # of all that were planned, where it did not stop before
         found = {} if stopping is None else self._stopped(trainer.state)

@@ -197,6 +197,7 @@ class DistillationTrainer(Trainer):
             raise InputError(f"eval_dataset: has no column {targets[0]}, which the loss supervised reads")
         if self.loss.by_words and not is_by_words(found):
             raise InputError("eval_dataset: lacks the teacher's own tokens, which the rows of the training have")
+        check_together(self.together, self.args, held_out=chosen)
         return super().get_eval_dataloader(chosen.select_columns(self._columns(chosen)))
 
     def prediction_step(

@@ -156,7 +156,7 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
         most = max((of_task["seed"].unique() for _, of_task in cells.groupby("task", sort=False)), key=len)
         for seed in most if several else most[:1]:
             mine = [
-                of_task if not several or seed not in own[task] else of_task[of_task["seed"] == seed]
+                _finished(of_task) if not several or seed not in own[task] else of_task[of_task["seed"] == seed]
                 for task, of_task in cells.groupby("task", sort=False)
             ]
             chosen = pd.concat(mine)
@@ -180,6 +180,12 @@ def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
                     row["status"], row["message"] = bad[["status", "message"]].iloc[0]
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _finished(cells: pd.DataFrame) -> pd.DataFrame:
+    """The finished ones; all where none is."""
+    found = cells[cells["status"] == "finished"]
+    return cells if found.empty else found
 
 
 def summary(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
