@@ -18,6 +18,7 @@ from test_export import Box, Lacking
 from transformers import AutoModel
 
 from compresskit import InputError
+from compresskit.benchmark.cells import clear
 from compresskit.benchmark.grid import Grid
 from compresskit.benchmark.quality import find_passages
 from compresskit.benchmark.report.render import command
@@ -249,3 +250,10 @@ def test_models_without_token_types_run_in_onnx_runtime(tmp_path: Path) -> None:
         with torch.no_grad():
             expected = model(**given).last_hidden_state
         torch.testing.assert_close(onnx(**given, **extra)["last_hidden_state"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_killed_export_leaves_no_folder_behind(tmp_path: Path) -> None:
+    for name in (".onnx-int8.part-x", ".model.part-y", "model", "onnx-int8"):
+        (tmp_path / name).mkdir()
+    clear(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "onnx-int8"}

@@ -371,7 +371,7 @@ def _last_stage(folder: Path) -> dict[str, Any]:
 
 def clear(folder: Path) -> None:
     """Remove what a finished cell was made from; only once its record is written, so that a kill costs nothing."""
-    # Names with a dot are outputs of which a kill left the temporary folder.
+    # Names with a dot: a kill leaves the temporary folders of models and exports.
     for path in (folder / WORK, working_folder(folder / MODEL), *folder.glob(f".{MODEL}.*"), *folder.glob(".*.part-*")):
         shutil.rmtree(path, ignore_errors=True)
     (folder / ERROR).unlink(missing_ok=True)

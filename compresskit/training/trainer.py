@@ -114,7 +114,7 @@ class DistillationTrainer(Trainer):
         self.every_column = not args.remove_unused_columns
         args.remove_unused_columns = False  # columns are chosen below
         args.logging_nan_inf_filter = False  # a loss that is not finite stops the run
-        args.train_sampling_strategy = "random"  # our batches are by length; by_length would reorder evaluation as well
+        args.train_sampling_strategy = "random"  # by length Trainer would reorder what it evaluates too
         super().__init__(model=model, args=args, train_dataset=train_dataset, callbacks=list(callbacks), **rest)
         self.data_collator = _padding(self.data_collator, model)
         self.add_callback(_SetEpoch(self))

@@ -141,7 +141,7 @@ def pareto(first: pd.Series, second: pd.Series) -> list[Any]:
 def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
     """Cells whose score is the mean over all tasks, of those that finished every task: kept is the mean of the scores
     over the mean of the teacher's, and N/A with a message where the teacher scores 0 or below on a task: such a score
-    would take away from both sums. A task that has no such seed gives the mean over the seeds it has.
+    would take away from both sums. A task that has no such seed gives the mean over its finished seeds.
     """
     figures = [*(column.name for column in COLUMNS if column.over_tasks), "score_teacher"]
     seeds = {row: set(cells["seed"]) for row, cells in frame.groupby(["task", "method"])}  # methods may have their own
